@@ -1,0 +1,94 @@
+"""The nouns that every room shares: views, rows, targets and batches."""
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+IGNORE = 255  # the mask value that no loss and no metric counts
+KEY = re.compile(r"[A-Za-z0-9_=/-]+")  # what a picture's key may look like
+
+Kind = Literal["logits", "features"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """How a picture was looked at: a crop box in source pixels, mirrored or not. Stored, never drawn again."""
+
+    number: int = 0
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    mirrored: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.number >= 0 and 0 <= self.x0 < self.x1 and 0 <= self.y0 < self.y1):
+            raise ValueError(f"no such view: {self}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One (key, region, view): the unit that is encoded, checksummed and read."""
+
+    key: str
+    region: int | None = None  # None, or the number of the box
+    view: View
+
+
+class ShardId(NamedTuple):
+    """Which shard: the split's name and a number; the same for pictures and for teachers."""
+
+    split: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.split}-{self.number:06d}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSpec:
+    """A named array that a teacher said about a row.
+
+    `shape` is (c, y, x) without the batch axis; `stride` is picture pixels per cell; `codec` is the codec's text form
+    (`float16`).
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    stride: int
+    kind: Kind
+    codec: str = "float16"
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """Pictures with what is known of them; every tensor on one device.
+
+    `image` is RGB in [0, 1]; `mask` has class indices with 255 = ignore; `inside` is False on padding.
+    """
+
+    keys: tuple[str, ...]
+    image: Float[Tensor, "b 3 h w"]
+    mask: Int[Tensor, "b h w"]
+    inside: Bool[Tensor, "b h w"]
+    targets: dict[str, Float[Tensor, "b c y x"]] = field(default_factory=dict)
+    boxes: Float[Tensor, "b 4"] | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy every tensor to a device (without waiting, where the memory is pinned)."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            image=move(self.image),
+            mask=move(self.mask),
+            inside=move(self.inside),
+            targets={name: move(target) for name, target in self.targets.items()},
+            boxes=None if self.boxes is None else move(self.boxes),
+        )
