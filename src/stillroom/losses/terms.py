@@ -1,0 +1,240 @@
+"""The terms of a training objective: each is a sum and a count, so that parts add up.
+
+`count(batch)` needs no forward pass; `total(outputs, batch, progress)` is an fp32 sum of the same
+things. The trainer divides by the global count. Labels are compared on labelled pixels (neither
+void nor padding), what a teacher said on every pixel that is no padding, so pictures without labels
+are distilled too.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stillroom.errors import UserError
+from stillroom.losses import functions
+from stillroom.losses.schedules import Temperature
+from stillroom.types import Batch
+
+Outputs = dict[str, Float[Tensor, "b _ _ _"]]
+Sum = Float[Tensor, ""]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossEntropy:
+    """Cross entropy of several classes with the labels; pixels count with their class's weight."""
+
+    label: ClassVar[str] = "ce"
+    output: ClassVar[str] = "logits"
+    target: ClassVar[None] = None
+
+    weight: float = 1.0  # of this term
+    class_weights: tuple[float, ...] = ()  # one per class; none: all 1
+
+    def __post_init__(self) -> None:
+        _require_weight(self.weight)
+        if any(weight < 0 for weight in self.class_weights):
+            raise UserError("class weights are not negative", found=self.class_weights)
+
+    def count(self, batch: Batch) -> Float[Tensor, ""]:
+        """Labelled pixels, each counted with the weight of its class."""
+        valid = functions.labelled(batch.mask, batch.inside)
+        if not self.class_weights:
+            return valid.sum(dtype=torch.float64)
+        weights = torch.tensor(self.class_weights, dtype=torch.float64, device=batch.mask.device)
+        return weights[batch.mask.masked_fill(~valid, 0)].masked_fill(~valid, 0.0).sum()
+
+    def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
+        """Sum over labelled pixels."""
+        logits = outputs[self.output]
+        weights = (
+            torch.tensor(self.class_weights, device=logits.device) if self.class_weights else None
+        )
+        valid = functions.labelled(batch.mask, batch.inside)
+        return functions.cross_entropy(logits, batch.mask, valid, weights)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BinaryCrossEntropy:
+    """Cross entropy of one logit with the labels; mask 1 is positive."""
+
+    label: ClassVar[str] = "bce"
+    output: ClassVar[str] = "logits"
+    target: ClassVar[None] = None
+
+    weight: float = 1.0  # of this term
+    pos_weight: float = 1.0  # of a positive pixel; the count does not know it, as in torch
+
+    def __post_init__(self) -> None:
+        _require_weight(self.weight)
+        if not 0 < self.pos_weight < float("inf"):
+            raise UserError("the weight of positive pixels is positive", found=self.pos_weight)
+
+    def count(self, batch: Batch) -> Float[Tensor, ""]:
+        """Labelled pixels."""
+        return functions.labelled(batch.mask, batch.inside).sum(dtype=torch.float64)
+
+    def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
+        """Sum over labelled pixels."""
+        valid = functions.labelled(batch.mask, batch.inside)
+        return functions.binary_cross_entropy(
+            outputs[self.output], batch.mask, valid, self.pos_weight
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dice:
+    """Dice of each picture: of the foreground, or the mean over the classes present in its mask."""
+
+    label: ClassVar[str] = "dice"
+    output: ClassVar[str] = "logits"
+    target: ClassVar[None] = None
+
+    weight: float = 1.0  # of this term
+    smooth: float = 1e-5  # pixels added above and below the line
+
+    def __post_init__(self) -> None:
+        _require_weight(self.weight)
+        if not 0 < self.smooth < float("inf"):
+            raise UserError("the smoothing of Dice is positive", found=self.smooth)
+
+    def count(self, batch: Batch) -> Float[Tensor, ""]:
+        """Pictures with at least one labelled pixel."""
+        valid = functions.labelled(batch.mask, batch.inside)
+        return valid.flatten(1).any(1).sum(dtype=torch.float64)
+
+    def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
+        """Sum over pictures."""
+        valid = functions.labelled(batch.mask, batch.inside)
+        return functions.dice(outputs[self.output], batch.mask, valid, self.smooth)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftKL:
+    """KL divergence of the student's logits from the teacher's at a temperature T, times T^2."""
+
+    label: ClassVar[str] = "kl"
+    output: ClassVar[str] = "logits"
+
+    target: str  # name of the teacher's logits
+    weight: float = 1.0  # of this term
+    temperature: Temperature = field(default_factory=Temperature)  # softens both
+
+    def __post_init__(self) -> None:
+        _require_weight(self.weight)
+
+    def count(self, batch: Batch) -> Float[Tensor, ""]:
+        """Pixels that are no padding."""
+        return _cells(batch, self.target).sum(dtype=torch.float64)
+
+    def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
+        """Sum over pixels; `progress` from 0 to 1 sets the temperature."""
+        return functions.soft_kl(
+            outputs[self.output],
+            batch.targets[self.target],
+            _cells(batch, self.target),
+            self.temperature.at(progress),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitMSE:
+    """Squared difference of the student's logits from the teacher's."""
+
+    label: ClassVar[str] = "logit_mse"
+    output: ClassVar[str] = "logits"
+
+    target: str  # name of the teacher's logits
+    weight: float = 1.0  # of this term
+
+    def __post_init__(self) -> None:
+        _require_weight(self.weight)
+
+    def count(self, batch: Batch) -> Float[Tensor, ""]:
+        """Pixels that are no padding."""
+        return _cells(batch, self.target).sum(dtype=torch.float64)
+
+    def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
+        """Sum over pixels of the mean over channels."""
+        return functions.squared_error(
+            outputs[self.output], batch.targets[self.target], _cells(batch, self.target)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureMSE:
+    """Squared difference of a projected feature of the student from a feature of the teacher."""
+
+    label: ClassVar[str] = "feature_mse"
+
+    target: str  # name of the teacher's feature
+    tap: str  # where the student's feature is taken: encoder.3, decoder.1
+    weight: float = 1.0  # of this term
+    hidden: int | None = 768  # channels between the projection's two layers; none: one layer
+
+    def __post_init__(self) -> None:
+        _require_weight(self.weight)
+        _require_hidden(self.hidden)
+
+    @property
+    def output(self) -> str:
+        """The name of the projected feature among the distiller's outputs."""
+        return f"{self.tap}>{self.target}"
+
+    def count(self, batch: Batch) -> Float[Tensor, ""]:
+        """Cells whose centre is no padding."""
+        return _cells(batch, self.target).sum(dtype=torch.float64)
+
+    def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
+        """Sum over cells of the mean over channels."""
+        return functions.squared_error(
+            outputs[self.output], batch.targets[self.target], _cells(batch, self.target)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureCosine:
+    """One minus the cosine of a projected feature of the student and a feature of the teacher."""
+
+    label: ClassVar[str] = "feature_cosine"
+
+    target: str  # name of the teacher's feature
+    tap: str  # where the student's feature is taken: encoder.3, decoder.1
+    weight: float = 1.0  # of this term
+    hidden: int | None = 768  # channels between the projection's two layers; none: one layer
+
+    def __post_init__(self) -> None:
+        _require_weight(self.weight)
+        _require_hidden(self.hidden)
+
+    @property
+    def output(self) -> str:
+        """The name of the projected feature among the distiller's outputs."""
+        return f"{self.tap}>{self.target}"
+
+    def count(self, batch: Batch) -> Float[Tensor, ""]:
+        """Cells whose centre is no padding."""
+        return _cells(batch, self.target).sum(dtype=torch.float64)
+
+    def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
+        """Sum over cells."""
+        return functions.cosine_distance(
+            outputs[self.output], batch.targets[self.target], _cells(batch, self.target)
+        )
+
+
+def _cells(batch: Batch, target: str) -> Tensor:
+    y, x = batch.targets[target].shape[2:]
+    return functions.inside_at(batch.inside, y, x)
+
+
+def _require_weight(weight: float) -> None:
+    if not 0 <= weight < float("inf"):
+        raise UserError("the weight of a term is not negative", found=weight)
+
+
+def _require_hidden(hidden: int | None) -> None:
+    if hidden is not None and hidden < 1:
+        raise UserError("a projection needs at least one hidden channel", found=hidden)

@@ -1,0 +1,150 @@
+"""Any network of segmentation_models_pytorch (smp), with taps, behind its own door.
+
+The encoder's string is recorded as it stands, because it decides class, parameter names and weights
+(smp 0.6): `timm-efficientnet-b3` is smp's own EfficientNet (U-Net 13.16 M parameters),
+`tu-efficientnet_b3` is timm's feature extractor (12.56 M, first feature 24 instead of 40 channels).
+The weights of one do not fit the other.
+"""
+
+import warnings
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stillroom.errors import UserError
+from stillroom.networks.normalise import Normalise
+from stillroom.networks.taps import require_size, require_taps
+
+
+class SmpNetwork(nn.Module):
+    """smp's encoder, decoder and segmentation head; parameters have smp's own names.
+
+    Taps: `encoder.N` is the encoder's N-th feature (`encoder.0` the normalised picture, `encoder.3`
+    stride 8); `decoder.N` the output of the decoder's N-th block, where the decoder has blocks. Of
+    UNet++ the blocks have names (`decoder.x_0_1`).
+    """
+
+    def __init__(
+        self,
+        arch: str,
+        encoder: str,
+        classes: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        decoder_channels: tuple[int, ...] | None = None,
+        encoder_weights: str | None = None,
+    ) -> None:
+        """`encoder_weights` is None (random) or "imagenet" (downloaded, or from the local cache)."""
+        super().__init__()
+        model = _create(arch, encoder, classes, decoder_channels)
+        self.door = Normalise(mean, std)
+        self.encoder = model.encoder
+        self.decoder = model.decoder
+        self.segmentation_head = model.segmentation_head
+        self.stride = int(model.encoder.output_stride)
+        self.taps = _encoder_taps(model.encoder) + tuple(self._decoder_blocks())
+        if encoder_weights is not None:
+            pretrained = _pretrained_encoder(encoder, encoder_weights)
+            self.encoder.load_state_dict(pretrained.state_dict())
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
+        """Return logits; height and width must be multiples of `stride` (UserError)."""
+        return self.forward_taps(image, ())[0]
+
+    def forward_taps(
+        self, image: Float[Tensor, "b 3 h w"], taps: tuple[str, ...]
+    ) -> tuple[Float[Tensor, "b k h w"], dict[str, Float[Tensor, "b _ _ _"]]]:
+        """Return logits and the named features; an unknown tap is a UserError."""
+        require_taps(taps, self.taps)
+        require_size(image.shape[2], image.shape[3], self.stride)
+        features = self.encoder(self.door(image))
+        named = {f"encoder.{level}": feature for level, feature in enumerate(features)}
+        x = self._decode(features, taps, named)
+        return self.segmentation_head(x), {tap: named[tap] for tap in taps}
+
+    def _decode(
+        self, features: list[Tensor], taps: tuple[str, ...], named: dict[str, Tensor]
+    ) -> Tensor:
+        """Run the decoder; hooks that live for this call only put tapped outputs into `named`."""
+        blocks = self._decoder_blocks()
+
+        def keeper(tap: str) -> Any:
+            def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+                named[tap] = output
+
+            return keep
+
+        hooks = [blocks[tap].register_forward_hook(keeper(tap)) for tap in set(taps) & set(blocks)]
+        try:
+            return self.decoder(features)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _decoder_blocks(self) -> dict[str, nn.Module]:
+        blocks = getattr(self.decoder, "blocks", nn.ModuleList())
+        return {f"decoder.{name}": block for name, block in blocks.named_children()}
+
+
+def prefetch(encoder: str, weights: str = "imagenet") -> None:
+    """Fetch an encoder's weights into the local cache; call it on one rank before the others build.
+
+    UserError when there are none, or when they cannot be fetched.
+    """
+    _pretrained_encoder(encoder, weights)
+
+
+def _encoder_taps(encoder: nn.Module) -> tuple[str, ...]:
+    """Name the encoder's features, but for the empty one that some have at stride 2."""
+    channels: Any = encoder.out_channels
+    return tuple(f"encoder.{level}" for level, c in enumerate(channels) if c > 0)
+
+
+def _create(arch: str, encoder: str, classes: int, decoder_channels: tuple[int, ...] | None) -> Any:
+    """Return smp's model with random weights; UserError for names that smp does not know."""
+    import segmentation_models_pytorch as smp
+    from segmentation_models_pytorch.base import SegmentationModel
+
+    architectures = smp.MODEL_ARCHITECTURES_MAPPING
+    legal = tuple(
+        name for name, model in architectures.items() if model.forward is SegmentationModel.forward
+    )
+    if arch.lower() not in legal:
+        raise UserError("no such smp architecture", found=arch, wanted="one of " + ", ".join(legal))
+    options: dict[str, Any] = (
+        {} if decoder_channels is None else {"decoder_channels": decoder_channels}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # `timm-` names: pinned on purpose
+        try:
+            return smp.create_model(arch, encoder, None, classes=classes, **options)
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise UserError(
+                "smp cannot build this network",
+                found=f"{arch}, encoder {encoder}, {classes} classes, decoder {decoder_channels}",
+                wanted=f"{error}",
+            ) from error
+
+
+def _pretrained_encoder(encoder: str, weights: str) -> Any:
+    """Return smp's encoder with downloaded weights."""
+    from segmentation_models_pytorch import encoders
+
+    universal = encoder.startswith("tu-") or encoders.is_equivalent_to_timm_universal(encoder)
+    fix = "name a weights file of this encoder instead, or none for random weights"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            return encoders.get_encoder(encoder, weights=True if universal else weights)
+        except OSError as error:
+            raise UserError(
+                f"the {weights} weights of {encoder} could not be downloaded",
+                found=f"{type(error).__name__}: {error}",
+                wanted="a connection, or the file in the local cache from an earlier run",
+                fix=fix,
+            ) from error
+        except (KeyError, RuntimeError) as error:
+            raise UserError(
+                f"there are no {weights} weights of {encoder}", found=f"{error}", fix=fix
+            ) from error

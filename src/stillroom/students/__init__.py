@@ -1,0 +1,1 @@
+"""What is trained: student configurations and the distiller around a student."""

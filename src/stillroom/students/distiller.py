@@ -1,0 +1,209 @@
+"""A student and the projections of its features to a teacher's width: what DDP wraps."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stillroom.errors import UserError
+from stillroom.losses import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    FeatureCosine,
+    FeatureMSE,
+    LogitMSE,
+    SoftKL,
+    Term,
+)
+from stillroom.networks.build import Network
+from stillroom.networks.taps import require_taps
+from stillroom.students.configs import Student
+from stillroom.types import TargetSpec
+
+Shape = tuple[int, int, int]
+
+
+class Projection(nn.Sequential):
+    """1x1 -> BatchNorm -> ReLU -> 1x1, or one 1x1 for no `hidden`; dropped after training."""
+
+    def __init__(self, c_in: int, hidden: int | None, c_out: int) -> None:
+        """Kaiming normal weights (fan-out), biases 0."""
+        if hidden is None:
+            super().__init__(nn.Conv2d(c_in, c_out, 1))
+        else:
+            super().__init__(
+                nn.Conv2d(c_in, hidden, 1),
+                nn.BatchNorm2d(hidden),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(hidden, c_out, 1),
+            )
+        for layer in self:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+
+
+class Distiller(nn.Module):
+    """A student and its projections, named `tap>target`; what is exported is `student`."""
+
+    def __init__(self, student: Network, projections: dict[str, Projection]) -> None:
+        super().__init__()
+        self.student = student
+        self.outputs = tuple(projections)  # names of the projected features
+        self.projections = nn.ModuleDict(
+            {_module_name(name): projection for name, projection in projections.items()}
+        )
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _ _ _"]]:
+        """Return `logits` and every `tap>target`; `image` is RGB in [0, 1]."""
+        taps = tuple(dict.fromkeys(_tap(name) for name in self.outputs))
+        logits, features = self.student.forward_taps(image, taps)
+        outputs = {"logits": logits}
+        for name in self.outputs:
+            outputs[name] = self.projections[_module_name(name)](features[_tap(name)])
+        return outputs
+
+
+def build_distiller(
+    student: Student,
+    terms: tuple[Term, ...],
+    specs: dict[str, TargetSpec],
+    size: tuple[int, int],
+) -> Distiller:
+    """Build the student, look once at its features at `size` (h, w), and add the projections.
+
+    UserError when a term finds no target or tap, or when shapes do not fit.
+    """
+    network = student.build()
+    logits, features = _dry_run(network, size)
+    projections: dict[str, Projection] = {}
+    hidden: dict[str, int | None] = {}
+    for term in terms:
+        spec = _spec_of(term, specs)
+        if isinstance(term, FeatureMSE | FeatureCosine):
+            assert spec is not None
+            require_taps((term.tap,), network.taps)
+            _require_grid(term, spec, features)
+            if hidden.setdefault(term.output, term.hidden) != term.hidden:
+                raise UserError(
+                    f"two terms share the projection {term.output} but not its hidden channels",
+                    found=f"{hidden[term.output]} and {term.hidden}",
+                    fix="give both terms the same hidden",
+                )
+            if term.output not in projections:
+                c_in, c_out = features[term.tap][0], spec.shape[0]
+                projections[term.output] = Projection(c_in, term.hidden, c_out)
+        else:
+            _require_logits(term, spec, logits)
+    return Distiller(network, projections)
+
+
+def upstream_parameters(distiller: Distiller, tap: str) -> int:
+    """Return how many numbers of the student can be trained and lie upstream of a tap.
+
+    0 means that a feature loss there trains only a projection that is thrown away. Found by
+    autograd on a blank picture; BatchNorm's statistics stay as they are. UserError for an unknown
+    tap.
+    """
+    student = distiller.student
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    if not parameters:
+        require_taps((tap,), student.taps)
+        return 0
+    image = torch.full((1, 3, student.stride, student.stride), 0.5, device=parameters[0].device)
+    with _evaluating(student), torch.enable_grad():
+        feature = student.forward_taps(image, (tap,))[1][tap]
+        if not feature.requires_grad:
+            return 0
+        gradients = torch.autograd.grad(feature.sum(), parameters, allow_unused=True)
+    return sum(p.numel() for p, g in zip(parameters, gradients, strict=True) if g is not None)
+
+
+def _tap(name: str) -> str:
+    return name.split(">")[0]
+
+
+def _module_name(name: str) -> str:
+    """torch allows no dot in a module's name; neither taps nor targets hold a minus sign."""
+    return name.replace(".", "-")
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode and each back into its own mode afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _dry_run(network: Network, size: tuple[int, int]) -> tuple[Shape, dict[str, Shape]]:
+    """Return the shapes (c, y, x) of the logits and of every tap; the network stays as it was."""
+    with _evaluating(network), torch.no_grad():
+        logits, features = network.forward_taps(torch.zeros(1, 3, *size), network.taps)
+    return _shape(logits), {tap: _shape(feature) for tap, feature in features.items()}
+
+
+def _shape(value: Tensor) -> Shape:
+    _, c, y, x = value.shape
+    return c, y, x
+
+
+def _spec_of(term: Term, specs: dict[str, TargetSpec]) -> TargetSpec | None:
+    if term.target is None:
+        return None
+    if term.target not in specs:
+        raise UserError(
+            f"the term {term.label} needs a target that is not there",
+            found="targets " + (", ".join(specs) or "none"),
+            wanted=term.target,
+            fix="name one of these targets in the term, or let a teacher of the recipe make it",
+        )
+    return specs[term.target]
+
+
+def _require_grid(
+    term: FeatureMSE | FeatureCosine, spec: TargetSpec, features: dict[str, Shape]
+) -> None:
+    """Refuse a tap whose cells are not those of the target."""
+    found = features[term.tap]
+    if found[1:] == spec.shape[1:]:
+        return
+    fitting = [tap for tap, shape in features.items() if shape[1:] == spec.shape[1:]]
+    raise UserError(
+        f"the tap {term.tap} and the target {spec.name} have different grids",
+        found=f"{term.tap} is {_axes(found)}",
+        wanted=f"{spec.name} is {_axes(spec.shape)}",
+        fix="taps with this grid: " + (", ".join(fitting) or "none; cache the target at this size"),
+    )
+
+
+def _require_logits(term: Term, spec: TargetSpec | None, logits: Shape) -> None:
+    """Refuse a term on logits that the student's logits do not fit."""
+    wanted: str | None = None
+    if isinstance(term, SoftKL | LogitMSE):
+        assert spec is not None
+        if spec.kind != "logits" or spec.shape != logits:
+            wanted = f"{spec.kind} {spec.name} are {_axes(spec.shape)}"
+    elif isinstance(term, BinaryCrossEntropy) and logits[0] != 1:
+        wanted = "one channel"
+    elif isinstance(term, CrossEntropy) and logits[0] == 1:
+        wanted = "two channels or more; for one channel use BinaryCrossEntropy"
+    elif isinstance(term, CrossEntropy) and len(term.class_weights) not in (0, logits[0]):
+        wanted = f"{len(term.class_weights)} channels, one per class weight"
+    if wanted is not None:
+        raise UserError(
+            f"the term {term.label} does not fit the student's logits",
+            found=f"the student's logits are {_axes(logits)}",
+            wanted=wanted,
+        )
+
+
+def _axes(shape: Shape) -> str:
+    return f"{shape[0]} channels on {shape[1]} x {shape[2]} cells"
