@@ -1,0 +1,19 @@
+"""Where what a teacher said is kept (docs/format.md, section 3)."""
+
+from stillroom.cache.identity import Cache, claim_cache, find_caches, match_cache, open_cache
+from stillroom.cache.identity_json import make_identity
+from stillroom.cache.reader import ShardReader
+from stillroom.cache.scrub import scrub_shard
+from stillroom.cache.writer import ShardWriter
+
+__all__ = [
+    "Cache",
+    "ShardReader",
+    "ShardWriter",
+    "claim_cache",
+    "find_caches",
+    "make_identity",
+    "match_cache",
+    "open_cache",
+    "scrub_shard",
+]

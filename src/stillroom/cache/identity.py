@@ -1,0 +1,362 @@
+"""A cache folder: claiming one, opening it, finding those that fit, and what lies in it.
+
+Opening reads `identity.json` only; nothing is listed and no shard is touched.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from stillroom.cache.body import Body, Part
+from stillroom.cache.faults import reach
+from stillroom.cache.identity_json import (
+    FORMAT,
+    both_sides,
+    check_identity,
+    differences,
+    fingerprint,
+    make_identity,
+    plain,
+    target_specs,
+)
+from stillroom.cache.reader import ShardReader
+from stillroom.cache.record import Plan, Record, check_files, read_record
+from stillroom.cache.writer import ShardWriter
+from stillroom.cache.zarr_body import ZarrBody
+from stillroom.codecs import Codec, parse_codec
+from stillroom.errors import DamageError, UserError
+from stillroom.jsonfile import encode_json, read_json, sync_folder, write_bytes, write_json
+from stillroom.types import ShardId, TargetSpec
+
+__all__ = [
+    "BODIES",
+    "Cache",
+    "claim_cache",
+    "find_caches",
+    "make_identity",
+    "match_cache",
+    "open_cache",
+]
+
+BODIES: dict[str, Body] = {"zarr": ZarrBody()}
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_IDENTITY, _CODECS, _MANIFEST = "identity.json", "codecs.safetensors", "manifest.json"
+_MAX_CODECS_BYTES = 1 << 30
+
+
+class Cache:
+    """One cache folder with a checked identity; `open_cache` and `claim_cache` make it."""
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path, self.identity = path, identity
+        self.fingerprint = fingerprint(identity)
+        self.specs: dict[str, TargetSpec] = target_specs(identity)
+        self.codecs: dict[str, Codec] = {n: parse_codec(s.codec) for n, s in self.specs.items()}
+        geometry = identity["geometry"]
+        self.geometry: tuple[int, int] = (geometry["height"], geometry["width"])
+        self.body = BODIES[identity["body"]]
+
+    def __repr__(self) -> str:
+        return f"Cache({str(self.path)!r})"
+
+    # what must be there
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """Every stored array, in the order of a row."""
+        return tuple(
+            Part(name=f"{name}.{part}", dtype=dtype, shape=shape)
+            for name, spec in self.specs.items()
+            for part, (dtype, shape) in self.codecs[name].parts(spec.shape).items()
+        )
+
+    @cached_property
+    def _rows(self) -> dict[ShardId, int]:
+        shards = self.identity["pictures"]["shards"]
+        return {ShardId(shard["split"], shard["number"]): shard["rows"] for shard in shards}
+
+    def shard_ids(self, split: str | None = None) -> tuple[ShardId, ...]:
+        """Return all shards, or those of a split, in order, whether published or not."""
+        return tuple(id_ for id_ in self._rows if split is None or id_.split == split)
+
+    def num_views(self, split: str) -> int:
+        """Return the number of views per picture."""
+        return self.identity["views"][split]["count"]
+
+    def shard_rows(self, shard_id: ShardId) -> int:
+        """Return the number of rows of a shard: pictures times views."""
+        return self._rows[shard_id] * self.num_views(shard_id.split)
+
+    def plan(self, shard_id: ShardId) -> Plan:
+        """Return what a shard must be; needs the fitted values."""
+        return Plan(
+            shard_id=shard_id,
+            fingerprint=self.fingerprint,
+            codecs_sha256=self.codecs_sha256,
+            num_rows=self.shard_rows(shard_id),
+            num_views=self.num_views(shard_id.split),
+            parts=self.parts,
+            body=self.body,
+        )
+
+    # fitted values of the codecs
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the codecs' fitted values are published; without them no shard is written."""
+        return (self.path / _CODECS).exists()
+
+    def publish_fitted(self, fitted: dict[str, dict[str, Tensor]]) -> None:
+        """Publish fitted values per target and name; the first wins, and all use theirs."""
+        assert fitted.keys() <= self.specs.keys(), sorted(fitted)
+        tensors = {
+            f"{target}/{name}": value.detach().cpu().contiguous()
+            for target, values in sorted(fitted.items())
+            for name, value in sorted(values.items())
+        }
+        write_bytes(self.path / _CODECS, safetensors.torch.save(tensors), replace=False)
+        reach("codecs-published")
+
+    @property
+    def fitted(self) -> dict[str, dict[str, Tensor]]:
+        """Fitted values per target (an empty dict where the codec needs none)."""
+        return self._fitted[0]
+
+    @property
+    def codecs_sha256(self) -> str:
+        """The sha256 of `codecs.safetensors`, which every shard repeats."""
+        return self._fitted[1]
+
+    @cached_property
+    def _fitted(self) -> tuple[dict[str, dict[str, Tensor]], str]:
+        path = self.path / _CODECS
+        if not path.exists():
+            raise UserError(
+                f"{path} is missing: the codecs of this cache were never fitted",
+                fix="python tools/cache_teacher.py RECIPE",
+            )
+        if path.stat().st_size > _MAX_CODECS_BYTES:
+            raise DamageError(f"{path} is too large", found=path.stat().st_size)
+        data = path.read_bytes()
+        fitted: dict[str, dict[str, Tensor]] = {name: {} for name in self.specs}
+        try:
+            for name, value in safetensors.torch.load(data).items():
+                target, _, member = name.partition("/")
+                fitted[target][member] = value
+        except (SafetensorError, KeyError) as error:
+            raise DamageError(f"{path} is damaged: {error!r}") from None
+        return fitted, hashlib.sha256(data).hexdigest()
+
+    # shards
+
+    def is_published(self, shard_id: ShardId) -> bool:
+        """Whether a shard is there; raises DamageError on a bad `shard.json` or file size."""
+        if not self._folder(shard_id).exists():
+            return False
+        self._record(shard_id)
+        return True
+
+    def missing(self) -> tuple[ShardId, ...]:
+        """Return the shards without a published folder, from one listing."""
+        present = {entry.name for entry in os.scandir(self.path)}
+        return tuple(id_ for id_ in self._rows if self._folder(id_).name not in present)
+
+    def writer(self, shard_id: ShardId, *, level: int = 1) -> ShardWriter:
+        """Return a writer (a context manager) of one shard; `level` is zstd's."""
+        return ShardWriter(self.path, self.plan(shard_id), level=level)
+
+    def reader(self, shard_id: ShardId, *, check: bool = True) -> ShardReader:
+        """Open a published shard; raises DamageError if it is absent or bad."""
+        return ShardReader(self._folder(shard_id), self.plan(shard_id), check=check)
+
+    def quarantine(self, shard_id: ShardId, why: object) -> Path | None:
+        """Move a bad shard away, the reason beside it; None if another process has done so."""
+        folder = self._folder(shard_id)
+        place = self.path / "quarantine" / f"{folder.name}-{os.urandom(4).hex()}"
+        place.parent.mkdir(exist_ok=True)
+        (self.path / _MANIFEST).unlink(missing_ok=True)
+        try:
+            folder.rename(place)
+        except FileNotFoundError:
+            return None
+        reach("quarantined")
+        sync_folder(self.path)
+        write_json(place.with_name(f"{place.name}.json"), {"shard": str(shard_id), "why": str(why)})
+        return place
+
+    def quarantine_bad(self) -> tuple[Path, ...]:
+        """Quarantine every published shard that `is_published` finds bad; returns where they lie now."""
+        places = []
+        for shard_id in self._rows:
+            try:
+                self.is_published(shard_id)
+            except DamageError as error:
+                places.append(self.quarantine(shard_id, error))
+        return tuple(place for place in places if place is not None)
+
+    # completion
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether a manifest of this cache lies there and no shard is missing."""
+        path = self.path / _MANIFEST
+        if not path.exists():
+            return False
+        return read_json(path).get("fingerprint") == self.fingerprint and not self.missing()
+
+    def finalize(self) -> bool:
+        """Write the manifest if every shard is published; raises DamageError if one is bad."""
+        if self.missing():
+            return False
+        reach("manifest-next")
+        records = {shard_id: self._record(shard_id) for shard_id in self._rows}
+        manifest = {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "codecs_sha256": self.codecs_sha256,
+            "rows": sum(map(self.shard_rows, self._rows)),
+            "shards": [
+                {
+                    "split": shard_id.split,
+                    "number": shard_id.number,
+                    "rows": self.shard_rows(shard_id),
+                    "sha256": record.sha256,
+                }
+                for shard_id, record in records.items()
+            ],
+        }
+        path, data = self.path / _MANIFEST, encode_json(manifest)
+        if not path.exists() or path.read_bytes() != data:
+            write_bytes(path, data)
+        return True
+
+    def _folder(self, shard_id: ShardId) -> Path:
+        assert shard_id in self._rows, shard_id
+        return self.path / f"{shard_id}{self.body.suffix}"
+
+    def _record(self, shard_id: ShardId) -> Record:
+        plan, folder = self.plan(shard_id), self._folder(shard_id)
+        record = read_record(folder, plan)
+        check_files(folder, plan, record)
+        return record
+
+
+def open_cache(path: Path) -> Cache:
+    """Open a cache folder. Raises UserError if there is none, DamageError if it is damaged."""
+    try:
+        identity = read_json(path / _IDENTITY)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{path} is not a cache: it has no {_IDENTITY}",
+            fix="python tools/cache_teacher.py RECIPE",
+        ) from None
+    check_identity(identity)
+    if identity["body"] not in BODIES:
+        raise UserError("no such body", found=identity["body"], wanted=" or ".join(BODIES))
+    return Cache(path, identity)
+
+
+def claim_cache(root: Path, name: str, identity: dict[str, Any]) -> Cache:
+    """Make or join `root/<name>-<fingerprint8>`; of several processes one makes it and all open it.
+
+    Raises UserError, with both sides, where that folder has another identity.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError("not a name for a cache", found=repr(name), wanted="letters, digits, _ . -")
+    check_identity(identity)
+    path = root / f"{name}-{fingerprint(identity)[:8]}"
+    for folder in (path, path / "tmp", path / "quarantine"):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_json(path / _IDENTITY, identity, replace=False)
+    reach("identity-linked")
+    sync_folder(root)
+    cache = open_cache(path)
+    if different := differences(cache.identity, identity):
+        found, wanted = both_sides(different)
+        raise UserError(
+            f"{path} was made for something else",
+            found=found,
+            wanted=wanted,
+            fix="give the cache another name, or move that folder away",
+        )
+    return cache
+
+
+def find_caches(root: Path) -> tuple[Cache, ...]:
+    """Return the caches directly below a folder, by name, or the folder itself where it is one."""
+    if (root / _IDENTITY).exists():
+        return (open_cache(root),)
+    return tuple(open_cache(path.parent) for path in sorted(root.glob(f"*/{_IDENTITY}")))
+
+
+def match_cache(
+    root: Path,
+    pictures_digest: str,
+    geometry: Sequence[int] | None,
+    teachers: dict[str, dict[str, Any]],
+) -> Cache:
+    """Return the one cache of these pictures that holds every target of these teachers.
+
+    Codecs are the cache's own affair. `geometry` is (h, w) in pixels, or None for any; `teachers`
+    has, per needed target, the items of its teacher's identity that must be equal. Raises UserError
+    where none fits (with the nearest one's differences) or several do.
+    """
+    caches = find_caches(root)
+    if not caches:
+        raise UserError(
+            f"there is no cache in {root}",
+            wanted=f"one with {', '.join(sorted(teachers))}",
+            fix="python tools/cache_teacher.py RECIPE",
+        )
+    misfits = [(_misfit(cache, pictures_digest, geometry, teachers), cache) for cache in caches]
+    fitting = [cache for misfit, cache in misfits if not misfit]
+    if len(fitting) > 1:
+        raise UserError(
+            f"{len(fitting)} caches fit",
+            found=", ".join(str(cache.path) for cache in fitting),
+            wanted="one",
+            fix=f"name it: --run.cache {fitting[0].path}",
+        )
+    if not fitting:
+        misfit, nearest = min(misfits, key=lambda pair: len(pair[0]))
+        found, wanted = both_sides(misfit)
+        raise UserError(
+            f"none of the {len(caches)} caches in {root} fits; the nearest is {nearest.path}",
+            found=found,
+            wanted=wanted,
+            fix="python tools/cache_teacher.py RECIPE",
+        )
+    return fitting[0]
+
+
+def _misfit(
+    cache: Cache,
+    pictures_digest: str,
+    geometry: Sequence[int] | None,
+    teachers: dict[str, dict[str, Any]],
+) -> list[tuple[str, Any, Any]]:
+    """(name, found, wanted) of everything that keeps a cache from being used."""
+    found: dict[str, Any] = {"pictures digest": cache.identity["pictures"]["digest"]}
+    wanted: dict[str, Any] = {"pictures digest": pictures_digest}
+    if geometry is not None:
+        found["height and width"], wanted["height and width"] = (
+            list(cache.geometry),
+            list(geometry),
+        )
+    for target, teacher in teachers.items():
+        recorded = cache.identity["targets"].get(target)
+        name = f"teacher of {target}"
+        wanted[name] = plain(teacher)
+        if recorded is None:
+            found[name] = "no such target"
+        else:
+            found[name] = {member: recorded["teacher"].get(member) for member in teacher}
+    return differences(found, wanted)

@@ -1,0 +1,147 @@
+"""Reads rows of one published shard by offset, checks every one, and never maps a file.
+
+A 13.1 MB float16 row takes one `preadv` into a buffer that the thread keeps, one crc32c, one
+decompression straight into the result. Figures: `benchmarks/read_rows.py`.
+"""
+
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillroom.cache.body import Part
+from stillroom.cache.frames import crc32c, decode_frame
+from stillroom.cache.record import Plan, check_files, read_record
+from stillroom.errors import DamageError, FailureError, UserError
+from stillroom.types import Row
+
+_scratch = threading.local()  # one growing buffer per thread, for compressed frames
+
+
+class ShardReader:
+    """Rows of one shard; safe to share between threads.
+
+    `check=False` is for benchmarks and the test of the tests only. Opening raises DamageError if
+    `shard.json` does not verify, belongs elsewhere, or does not fit the files' sizes.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, *, check: bool = True) -> None:
+        record = read_record(folder, plan)
+        check_files(folder, plan, record)
+        self.shard_id = plan.shard_id
+        self.rows: tuple[Row, ...] = record.rows
+        self.statistics = record.statistics
+        self.provenance: dict[str, Any] = record.provenance
+        self._folder, self._body, self._spans, self._check = folder, plan.body, record.spans, check
+        self._parts = {part.name: part for part in plan.parts}
+        self._descriptors: dict[str, int] = {}
+        self._finalizer = weakref.finalize(self, _close_all, self._descriptors)
+        for part in plan.parts:
+            path = plan.body.file_of(part)
+            if path not in self._descriptors:
+                self._descriptors[path] = os.open(folder / path, os.O_RDONLY | os.O_CLOEXEC)
+        self._numbers = {
+            (row.key, row.region, row.view.number): i for i, row in enumerate(self.rows)
+        }
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def index(self, key: str, region: int | None = None, view: int = 0) -> int:
+        """Return the number of a row. Raises UserError where the shard has no such row."""
+        try:
+            return self._numbers[key, region, view]
+        except KeyError:
+            raise UserError(
+                f"shard {self.shard_id} has no row for key {key!r}, region {region}, view {view}"
+            ) from None
+
+    def read(
+        self,
+        i: int,
+        parts: Sequence[str] | None = None,
+        out: dict[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Return parts (default: all) of row i: `<target>.<part>` -> array without a batch axis.
+
+        `out` may hold contiguous arrays of the right dtype and shape to decode into. Raises
+        DamageError, which names shard, key, part, file and offset, where the stored bytes are not
+        those that were written.
+        """
+        names = self._parts if parts is None else parts
+        assert 0 <= i < len(self.rows), i
+        values = {}
+        for name in names:
+            part = self._parts[name]
+            value = np.empty(part.shape, part.stored) if out is None else out[name]
+            assert value.shape == part.shape and value.dtype == part.stored
+            assert value.flags.c_contiguous
+            self._read(i, part, value)
+            values[name] = value
+        return values
+
+    def close(self) -> None:
+        """Close the files; also done when the reader is collected."""
+        self._finalizer()
+
+    def __enter__(self) -> "ShardReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self, i: int, part: Part, out: np.ndarray) -> None:
+        spans = self._spans[part.name]
+        offset, size, crc = spans.offset[i], spans.size[i], spans.crc32c[i]
+        path = self._body.file_of(part)
+        if path not in self._descriptors:
+            raise FailureError(f"the reader of shard {self.shard_id} is closed")
+        frame = _buffer(size)
+        num_read = _pread(self._descriptors[path], frame, offset)
+        if num_read != size:
+            raise self._damage(i, part, "the file ends early", num_read, size)
+        if self._check and (found := crc32c(frame)) != crc:
+            raise self._damage(i, part, "its crc32c differs", f"{found:08x}", f"{crc:08x}")
+        try:
+            decode_frame(frame, out)
+        except DamageError as error:
+            raise self._damage(i, part, error.what, error.found, error.wanted) from None
+
+    def _damage(self, i: int, part: Part, what: str, found: object, wanted: object) -> DamageError:
+        path = self._folder / self._body.file_of(part)
+        offset = self._spans[part.name].offset[i]
+        return DamageError(
+            f"shard {self.shard_id}, key {self.rows[i].key} (row {i}), part {part.name} is damaged"
+            f" in {path} at offset {offset}: {what}",
+            found=found,
+            wanted=wanted,
+            fix=f"python tools/check_cache.py {self._folder.parent} --repair",
+        )
+
+
+def _buffer(size: int) -> np.ndarray:
+    """Return `size` bytes of this thread's buffer."""
+    buffer = getattr(_scratch, "buffer", None)
+    if buffer is None or buffer.size < size:
+        buffer = _scratch.buffer = np.empty(size + size // 4, np.uint8)
+    return buffer[:size]
+
+
+def _pread(descriptor: int, buffer: np.ndarray, offset: int) -> int:
+    """Fill the buffer from a file; returns how much there was."""
+    view, done = memoryview(buffer), 0  # pyright: ignore[reportArgumentType]  (an array is one)
+    while done < len(view):
+        num_read = os.preadv(descriptor, [view[done:]], offset + done)
+        if num_read == 0:
+            break
+        done += num_read
+    return done
+
+
+def _close_all(descriptors: dict[str, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])

@@ -1,0 +1,235 @@
+"""`shard.json`: what a shard must be, what its file says, and the check of one against the other.
+
+Everything that a reader later allocates or seeks to passes through here.
+"""
+
+import re
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from stillroom.cache.body import Body, Part, Spans
+from stillroom.cache.identity_json import FORMAT
+from stillroom.errors import DamageError
+from stillroom.jsonfile import digest, read_json
+from stillroom.types import KEY, Row, ShardId, View
+
+FILE = "shard.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LARGEST = 1 << 62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the identity says of one shard, before anything of it is read."""
+
+    shard_id: ShardId
+    fingerprint: str
+    codecs_sha256: str
+    num_rows: int
+    num_views: int
+    parts: tuple[Part, ...]
+    body: Body
+
+    @property
+    def folder(self) -> str:
+        """The name of the published folder."""
+        return f"{self.shard_id}{self.body.suffix}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The checked content of a `shard.json`."""
+
+    rows: tuple[Row, ...]
+    spans: dict[str, Spans]  # per part
+    files: dict[str, tuple[int, str]]  # size and sha256
+    statistics: dict[str, dict[str, list[float]]]  # per target: min, max, finite
+    provenance: dict[str, Any]
+    sha256: str  # of shard.json
+
+
+def row_order(row: Row) -> tuple[str, int, int]:
+    """Rows are ordered by key, region (None first), view number."""
+    return row.key, -1 if row.region is None else row.region, row.view.number
+
+
+def record_body(plan: Plan, record: Record) -> dict[str, Any]:
+    """Return the body of `shard.json`."""
+    views = [row.view for row in record.rows]
+    return {
+        "format": FORMAT,
+        "fingerprint": plan.fingerprint,
+        "codecs_sha256": plan.codecs_sha256,
+        "split": plan.shard_id.split,
+        "number": plan.shard_id.number,
+        "rows": {
+            "key": [row.key for row in record.rows],
+            "region": [row.region for row in record.rows],
+            "view": [[v.number, v.x0, v.y0, v.x1, v.y1, int(v.mirrored)] for v in views],
+        },
+        "parts": {
+            name: {"offset": span.offset, "size": span.size, "crc32c": span.crc32c}
+            for name, span in record.spans.items()
+        },
+        "files": {
+            name: {"size": size, "sha256": sha256} for name, (size, sha256) in record.files.items()
+        },
+        "statistics": record.statistics,
+        "provenance": record.provenance,
+    }
+
+
+def read_record(folder: Path, plan: Plan) -> Record:
+    """Read and check a shard's `shard.json`; whatever is wrong with it is a DamageError."""
+    path = folder / FILE
+    try:
+        body = read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DamageError(f"shard {plan.shard_id}: there is no {path}") from None
+    stated = {
+        "format": FORMAT,
+        "fingerprint": plan.fingerprint,
+        "codecs_sha256": plan.codecs_sha256,
+        "split": plan.shard_id.split,
+        "number": plan.shard_id.number,
+    }
+    for name, wanted in stated.items():
+        if body.get(name) != wanted:
+            raise DamageError(
+                f"{path} belongs to another shard or another cache: {name} differs",
+                found=body.get(name),
+                wanted=wanted,
+            )
+    try:
+        return _checked(body, plan)
+    except (_Bad, KeyError, TypeError, AttributeError) as error:
+        raise DamageError(f"{path} is not what this cache needs: {error!r}") from None
+
+
+def check_files(folder: Path, plan: Plan, record: Record) -> None:
+    """Compare the size of every file with `shard.json`; raises DamageError."""
+    for name, (size, _) in record.files.items():
+        path = folder / name
+        try:
+            found = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise DamageError(f"shard {plan.shard_id}: {path} is missing") from None
+        if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            raise DamageError(
+                f"shard {plan.shard_id}: {path} has another size than was written",
+                found=f"{found.st_size} bytes" if stat.S_ISREG(found.st_mode) else "no file",
+                wanted=f"{size} bytes",
+            )
+
+
+class _Bad(Exception):
+    pass
+
+
+def _checked(body: dict[str, Any], plan: Plan) -> Record:
+    rows = _rows(body["rows"], plan)
+    files = {name: _file(entry) for name, entry in body["files"].items()}
+    if files.keys() != plan.body.files(plan.parts):
+        raise _Bad(f"files are {sorted(files)}")
+    if body["parts"].keys() != {part.name for part in plan.parts}:
+        raise _Bad(f"parts are {sorted(body['parts'])}")
+    spans = {}
+    for part in plan.parts:
+        spans[part.name] = _spans(body["parts"][part.name], len(rows), part)
+        problem = plan.body.check_spans(part, spans[part.name], files[plan.body.file_of(part)][0])
+        if problem is not None:
+            raise _Bad(f"part {part.name}: {problem}")
+    statistics = {name: _statistics(entry, len(rows)) for name, entry in body["statistics"].items()}
+    if statistics.keys() != {part.name.partition(".")[0] for part in plan.parts}:
+        raise _Bad(f"statistics are of {sorted(statistics)}")
+    if not isinstance(body["provenance"], dict):
+        raise _Bad("provenance is no object")
+    return Record(
+        rows=rows,
+        spans=spans,
+        files=files,
+        statistics=statistics,
+        provenance=body["provenance"],
+        sha256=digest(body),
+    )
+
+
+def _rows(columns: dict[str, Any], plan: Plan) -> tuple[Row, ...]:
+    num_rows = plan.num_rows
+    keys = _column(columns["key"], num_rows, _is_key)
+    regions = _column(columns["region"], num_rows, lambda value: value is None or _is_count(value))
+    views = _column(columns["view"], num_rows, _is_view)
+    rows = tuple(
+        Row(key=key, region=region, view=_view(view))
+        for key, region, view in zip(keys, regions, views, strict=True)
+    )
+    for before, after in pairwise(rows):
+        if row_order(before) >= row_order(after):
+            raise _Bad(f"rows {before.key} and {after.key} are not in order")
+    if any(row.view.number >= plan.num_views for row in rows):
+        raise _Bad(f"a view's number is not below {plan.num_views}")
+    return rows
+
+
+def _spans(columns: dict[str, Any], num_rows: int, part: Part) -> Spans:
+    spans = Spans(
+        offset=_column(columns["offset"], num_rows, _is_count),
+        size=_column(columns["size"], num_rows, _is_count),
+        crc32c=_column(columns["crc32c"], num_rows, _is_crc),
+    )
+    largest = part.num_bytes + part.num_bytes // 128 + 1024  # zstd adds less to what it cannot pack
+    if max(spans.size) > largest:
+        raise _Bad(f"part {part.name}: a frame of {max(spans.size)} bytes, above {largest}")
+    return spans
+
+
+def _statistics(columns: dict[str, Any], num_rows: int) -> dict[str, list[float]]:
+    return {name: _column(columns[name], num_rows, _is_number) for name in ("min", "max", "finite")}
+
+
+def _file(entry: dict[str, Any]) -> tuple[int, str]:
+    if not _is_count(entry["size"]) or not _SHA256.fullmatch(entry["sha256"]):
+        raise _Bad(f"no size and sha256: {entry}")
+    return entry["size"], entry["sha256"]
+
+
+def _column(values: Any, num_rows: int, is_good: Callable[[Any], bool]) -> list[Any]:
+    if not isinstance(values, list) or len(values) != num_rows:
+        found = len(values) if isinstance(values, list) else type(values).__name__
+        raise _Bad(f"a column of {num_rows} values, found {found}")
+    for row, value in enumerate(values):
+        if not is_good(value):
+            raise _Bad(f"row {row} of a column: {value!r:.80}")
+    return values
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST
+
+
+def _is_crc(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 32
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_key(value: Any) -> bool:
+    return type(value) is str and len(value) <= 200 and KEY.fullmatch(value) is not None
+
+
+def _is_view(value: Any) -> bool:
+    if not (isinstance(value, list) and len(value) == 6 and all(map(_is_count, value))):
+        return False
+    _, x0, y0, x1, y1, mirrored = value
+    return x0 < x1 and y0 < y1 and mirrored <= 1
+
+
+def _view(value: list[int]) -> View:
+    number, x0, y0, x1, y1, mirrored = value
+    return View(number=number, x0=x0, y0=y0, x1=x1, y1=y1, mirrored=bool(mirrored))

@@ -1,0 +1,169 @@
+"""Writes one shard aside, row by row, and publishes it whole.
+
+The folder's final name means that it is finished. Body, fsync of files, `shard.json`, fsync of
+every folder, read-back of everything, rename, fsync of the parent. The first writer wins. Memory:
+one row and its compressed frame. A killed writer leaves a folder in `tmp/`, which nobody reads.
+"""
+
+import errno
+import os
+import re
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillroom.cache.body import Spans
+from stillroom.cache.faults import reach
+from stillroom.cache.frames import crc32c, encode_frame, sync_file
+from stillroom.cache.record import FILE, Plan, Record, record_body, row_order
+from stillroom.cache.scrub import scrub_folder
+from stillroom.errors import DamageError, FailureError, UserError
+from stillroom.jsonfile import sync_folder, write_json
+from stillroom.types import Row
+
+
+class ShardWriter:
+    """A context manager: `append` all rows in order, then `publish`; otherwise nothing remains."""
+
+    def __init__(self, cache_path: Path, plan: Plan, *, level: int = 1) -> None:
+        self._plan, self._cache_path, self._level = plan, cache_path, level
+        self._parts = {part.name: part for part in plan.parts}
+        self._rows: list[Row] = []
+        self._spans = {name: Spans(offset=[], size=[], crc32c=[]) for name in self._parts}
+        self._raw_crcs: dict[str, list[int]] = {name: [] for name in self._parts}
+        targets = dict.fromkeys(name.partition(".")[0] for name in self._parts)
+        self._statistics: dict[str, dict[str, list[float]]] = {
+            name: {"min": [], "max": [], "finite": []} for name in targets
+        }
+        self._folder = cache_path / "tmp" / f"{plan.folder}-{_unique()}"
+
+    def __enter__(self) -> "ShardWriter":
+        self._folder.mkdir(parents=True)
+        reach("folder-made")
+        try:
+            plan = self._plan
+            self._body = plan.body.create(self._folder, plan.parts, plan.num_rows)
+        except BaseException:
+            shutil.rmtree(self._folder)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._body.abort()
+        if self._folder.exists():
+            shutil.rmtree(self._folder)
+
+    def append(
+        self,
+        row: Row,
+        parts: dict[str, np.ndarray],
+        statistics: dict[str, tuple[float, float, float]],
+    ) -> None:
+        """Compress and write one row; `parts` and `statistics` have no batch axis.
+
+        `parts` is `<target>.<part>` -> array, `statistics` target -> (min, max, finite share).
+        Raises UserError for values that are not finite.
+        """
+        assert not self._rows or row_order(self._rows[-1]) < row_order(row), "rows come in order"
+        assert len(self._rows) < self._plan.num_rows, "more rows than the identity says"
+        assert parts.keys() == self._parts.keys(), sorted(parts)
+        assert statistics.keys() == self._statistics.keys(), sorted(statistics)
+        for name, figures in statistics.items():
+            _check_figures(row, name, figures)
+            for column, figure in zip(("min", "max", "finite"), figures, strict=True):
+                self._statistics[name][column].append(float(figure))
+        for name in self._parts:
+            self._append_part(row, name, parts[name])
+        self._rows.append(row)
+        reach("row-appended")
+
+    def publish(self, provenance: dict[str, Any]) -> bool:
+        """Make the shard durable, read it back, name it; False where another writer was first.
+
+        Raises FailureError if rows are missing, DamageError if it is read back differently.
+        """
+        if len(self._rows) != self._plan.num_rows:
+            raise FailureError(
+                f"shard {self._plan.shard_id} is not whole",
+                found=f"{len(self._rows)} rows",
+                wanted=f"{self._plan.num_rows} rows",
+            )
+        files = self._body.finish()
+        reach("index-written")
+        for name in files:
+            sync_file(self._folder / name)
+        reach("files-synced")
+        self._write_record(files, provenance)
+        reach("shard-json-written")
+        for folder, _, _ in os.walk(self._folder, topdown=False):
+            sync_folder(Path(folder))
+        reach("folders-synced")
+        problems = scrub_folder(self._folder, self._plan, self._raw_crcs)
+        if problems:
+            raise DamageError(
+                f"shard {self._plan.shard_id} was not read back as it was written: {problems[0]}",
+                found=f"{len(problems)} problems",
+                fix="check the disk and its free space",
+            )
+        reach("read-back")
+        return self._rename()
+
+    def _append_part(self, row: Row, name: str, value: np.ndarray) -> None:
+        part = self._parts[name]
+        assert value.shape == part.shape and value.dtype == np.dtype(part.dtype), name
+        value = np.ascontiguousarray(value, part.stored)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise _not_finite(row, name, "NaN or infinity")
+        frame = encode_frame(value, self._level)
+        crc, spans = crc32c(frame), self._spans[name]
+        spans.offset.append(self._body.append(row, name, frame, crc))
+        spans.size.append(len(frame))
+        spans.crc32c.append(crc)
+        self._raw_crcs[name].append(crc32c(value))
+
+    def _write_record(self, files: dict[str, tuple[int, str]], provenance: dict[str, Any]) -> None:
+        record = Record(
+            rows=tuple(self._rows),
+            spans=self._spans,
+            files=files,
+            statistics=self._statistics,
+            provenance=provenance,
+            sha256="",
+        )
+        write_json(self._folder / FILE, record_body(self._plan, record))
+
+    def _rename(self) -> bool:
+        published = self._cache_path / self._plan.folder
+        try:
+            os.rename(self._folder, published)  # noqa: PTH104  (Path.rename is documented as replacing)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        reach("renamed")
+        sync_folder(self._cache_path)
+        reach("parent-synced")
+        return True
+
+
+def _check_figures(row: Row, name: str, figures: tuple[float, float, float]) -> None:
+    if not (np.isfinite(figures).all() and figures[2] == 1.0):
+        raise _not_finite(row, name, f"min, max, finite share {figures}")
+
+
+def _not_finite(row: Row, name: str, found: str) -> UserError:
+    return UserError(
+        f"what the teacher said of {row.key} as {name} is not finite",
+        found=found,
+        wanted="finite values only",
+        fix="check the teacher's weights and preprocessing",
+    )
+
+
+def _unique() -> str:
+    """A name that no other writer has, and that tells whose it is."""
+    host = re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())
+    return f"{host}-{os.getpid()}-{os.urandom(4).hex()}"

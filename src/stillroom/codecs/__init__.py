@@ -1,0 +1,55 @@
+"""What is kept of what a teacher said. A codec's text (`float16`) is its whole configuration.
+
+A codec is a frozen dataclass equal to its text; fitted values (steps, bases) live apart, in
+`codecs.safetensors`. A new one is one module here and one line in `CODECS`.
+"""
+
+from collections.abc import Iterable
+from typing import ClassVar, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from stillroom.codecs.float16 import Float16
+from stillroom.errors import UserError
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """What stage 1 encodes and stage 2 decodes with, on whatever device the tensors are on."""
+
+    needs_fit: ClassVar[bool]  # whether `fit` must see calibration rows before the first `encode`
+
+    @property
+    def text(self) -> str:
+        """The text form that `parse_codec` reads."""
+        ...
+
+    def parts(self, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Return numpy's dtype name and the shape of one row per part; `shape` is (c, y, x)."""
+        ...
+
+    def fit(self, values: Iterable[Tensor]) -> dict[str, Tensor]:
+        """Return fitted values from calibration batches (b c y x)."""
+        ...
+
+    def encode(
+        self, target: Float[Tensor, "b ..."], fitted: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the parts, batch axis first; raises UserError on values that it cannot hold."""
+        ...
+
+    def decode(self, parts: dict[str, Tensor], fitted: dict[str, Tensor]) -> Float[Tensor, "b ..."]:
+        """Return the target as fp32."""
+        ...
+
+
+CODECS: dict[str, type[Float16]] = {"float16": Float16}
+
+
+def parse_codec(text: str) -> Codec:
+    """Return the codec that a text form names: `name` or `name:argument`. Raises UserError."""
+    name, _, argument = text.partition(":")
+    if name not in CODECS:
+        raise UserError("no such codec", found=repr(text), wanted=" or ".join(CODECS))
+    return CODECS[name].parse(argument)

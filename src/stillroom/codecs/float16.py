@@ -1,0 +1,60 @@
+"""Half precision: two bytes a value, relative error at most 2^-11 for normal numbers."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from stillroom.errors import UserError
+
+_LARGEST = 65504.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Float16:
+    """The value rounded to half precision. Text form: `float16`."""
+
+    needs_fit: ClassVar[bool] = False
+
+    @classmethod
+    def parse(cls, argument: str) -> "Float16":
+        """Read what follows `float16:`, which must be nothing."""
+        if argument:
+            raise UserError("float16 takes no argument", found=argument, wanted="float16")
+        return cls()
+
+    @property
+    def text(self) -> str:
+        """The text form."""
+        return "float16"
+
+    def __str__(self) -> str:
+        return self.text
+
+    def parts(self, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """One part, of the target's own shape."""
+        return {"value": ("float16", shape)}
+
+    def fit(self, values: Iterable[Tensor]) -> dict[str, Tensor]:
+        """Nothing is fitted."""
+        return {}
+
+    def encode(
+        self, target: Float[Tensor, "b ..."], fitted: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Round to half precision; raises UserError on NaN, infinity and magnitudes above 65504."""
+        largest = float(target.abs().amax())
+        if not largest <= _LARGEST:  # NaN compares false
+            raise UserError(
+                "a teacher's output does not fit into float16",
+                found=f"largest magnitude {largest}",
+                wanted=f"finite values up to {_LARGEST:.0f}",
+                fix="check the teacher's weights and preprocessing",
+            )
+        return {"value": target.half()}
+
+    def decode(self, parts: dict[str, Tensor], fitted: dict[str, Tensor]) -> Float[Tensor, "b ..."]:
+        """Widen to fp32: exact."""
+        return parts["value"].float()

@@ -1,0 +1,92 @@
+"""A small cache of two targets and three shards, and the parts to make others."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stillroom.cache import Cache, claim_cache, make_identity
+from stillroom.types import Row, ShardId, View
+
+SHARDS = (("train", 0, 5), ("train", 1, 5), ("val", 0, 3))
+Values = dict[str, np.ndarray]
+
+
+def identity_of(**changes: Any) -> dict[str, Any]:
+    """The identity of the small cache, with some arguments of `make_identity` changed."""
+
+    def target(shape: tuple[int, int, int], kind: str) -> dict[str, Any]:
+        teacher = {"class": "Fake", "weights_sha256": "ab" * 32, "mean": [0.5, 0.5, 0.5]}
+        return {"teacher": teacher, "shape": shape, "stride": 8, "kind": kind, "codec": "float16"}
+
+    shards = [{"split": s, "number": n, "rows": r, "pictures": "cd" * 32} for s, n, r in SHARDS]
+    arguments: dict[str, Any] = {
+        "pictures": {"digest": "ef" * 32, "shards": shards},
+        "geometry": (32, 40),
+        "views": {"train": {"count": 1, "kind": "whole"}, "val": {"count": 1, "kind": "whole"}},
+        "targets": {"detector": target((3, 4, 5), "features"), "mask": target((1, 4, 5), "logits")},
+        "calibration": [],
+    }
+    return make_identity(**(arguments | changes))
+
+
+def row_of(shard_id: ShardId, i: int) -> Row:
+    return Row(key=f"{shard_id}/{i:03d}", view=View(x0=0, y0=0, x1=40, y1=32))
+
+
+def values_of(cache: Cache, shard_id: ShardId, i: int) -> Values:
+    """What the fake teacher says: random, a function of cache, shard and row."""
+    seed = [int(cache.fingerprint[:8], 16), shard_id.split == "val", shard_id.number, i]
+    generator = np.random.default_rng(seed)
+    return {
+        part.name: generator.standard_normal(part.shape).astype(part.dtype) for part in cache.parts
+    }
+
+
+def statistics_of(values: Values) -> dict[str, tuple[float, float, float]]:
+    return {
+        name.partition(".")[0]: (float(value.min()), float(value.max()), 1.0)
+        for name, value in values.items()
+    }
+
+
+def fill_shard(
+    cache: Cache, shard_id: ShardId, values: Callable[[Cache, ShardId, int], Values] = values_of
+) -> bool:
+    with cache.writer(shard_id) as writer:
+        for i in range(cache.shard_rows(shard_id)):
+            said = values(cache, shard_id, i)
+            writer.append(row_of(shard_id, i), said, statistics_of(said))
+        return writer.publish({"device": "none"})
+
+
+def fill_cache(root: Path, name: str = "small", **changes: Any) -> Cache:
+    cache = claim_cache(root, name, identity_of(**changes))
+    cache.publish_fitted({})
+    for shard_id in cache.shard_ids():
+        assert fill_shard(cache, shard_id)
+    return cache
+
+
+class Make:
+    """The functions above, for tests (test folders are no packages)."""
+
+    identity = staticmethod(identity_of)
+    row = staticmethod(row_of)
+    values = staticmethod(values_of)
+    statistics = staticmethod(statistics_of)
+    shard = staticmethod(fill_shard)
+    cache = staticmethod(fill_cache)
+
+
+@pytest.fixture
+def make() -> type[Make]:
+    return Make
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    """The small cache, all shards published."""
+    return fill_cache(tmp_path / "cache")

@@ -1,0 +1,226 @@
+"""What is appended is what is read, by our reader and by plain zarr."""
+
+import hashlib
+import json
+import threading
+import tracemalloc
+from pathlib import Path
+
+import numcodecs
+import numpy as np
+import pytest
+import zarr
+
+from stillroom.cache import Cache, claim_cache, open_cache, scrub_shard
+from stillroom.cache.frames import content_size, crc32c, encode_frame
+from stillroom.errors import DamageError, FailureError, UserError
+from stillroom.types import Row, ShardId, View
+
+TRAIN = ShardId("train", 0)
+
+
+def test_every_row_is_read_as_it_was_written(cache: Cache, make):
+    for shard_id in cache.shard_ids():
+        with cache.reader(shard_id) as reader:
+            assert reader.provenance == {"device": "none"}
+            assert reader.rows == tuple(make.row(shard_id, i) for i in range(len(reader)))
+            for i, row in enumerate(reader.rows):
+                assert reader.index(row.key) == i
+                said, read = make.values(cache, shard_id, i), reader.read(i)
+                assert read.keys() == said.keys()
+                for name, value in said.items():
+                    assert read[name].dtype == value.dtype
+                    assert np.array_equal(read[name], value)
+                    assert reader.statistics["mask"]["max"][i] == said["mask.value"].max()
+
+
+def test_plain_zarr_reads_equal_arrays(cache: Cache):
+    for shard_id in cache.shard_ids():
+        group = zarr.open_group(cache.path / f"{shard_id}.zarr", mode="r")
+        with cache.reader(shard_id) as reader:
+            for part in cache.parts:
+                array = group[part.name]
+                assert isinstance(array, zarr.Array) and np.isnan(array.fill_value)
+                ours = np.stack([reader.read(i)[part.name] for i in range(len(reader))])
+                assert np.array_equal(np.asarray(array[:]), ours)
+
+
+def test_only_wanted_parts_are_read_and_into_given_arrays(cache: Cache, make):
+    reader = cache.reader(TRAIN)
+    out = {"mask.value": np.empty((1, 4, 5), np.float16)}
+    read = reader.read(2, ["mask.value"], out)
+    assert read.keys() == {"mask.value"} and read["mask.value"] is out["mask.value"]
+    assert np.array_equal(out["mask.value"], make.values(cache, TRAIN, 2)["mask.value"])
+
+
+def test_a_row_of_zeros_is_stored_and_read(tmp_path: Path, make):
+    def zeros(cache, shard_id, i):
+        said = make.values(cache, shard_id, i)
+        return {name: value * 0 if i == 1 else value for name, value in said.items()}
+
+    cache = make.cache(tmp_path)
+    cache.quarantine(TRAIN, "to be made of zeros")
+    assert make.shard(cache, TRAIN, zeros)
+    assert not scrub_shard(cache, TRAIN)
+    assert not cache.reader(TRAIN).read(1)["detector.value"].any()
+    group = zarr.open_group(cache.path / f"{TRAIN}.zarr", mode="r")
+    array = group["detector.value"]
+    assert isinstance(array, zarr.Array) and not np.asarray(array[1]).any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, make, bad: float):
+    cache = make.cache(tmp_path)
+    said = make.values(cache, TRAIN, 0)
+    figures = make.statistics(said)
+    said["mask.value"][0, 1, 2] = bad
+    cache.quarantine(TRAIN, "to be made again")
+    with cache.writer(TRAIN) as writer, pytest.raises(UserError, match="not finite"):
+        writer.append(make.row(TRAIN, 0), said, figures)
+    said = make.values(cache, TRAIN, 0)
+    with cache.writer(TRAIN) as writer, pytest.raises(UserError, match="not finite"):
+        writer.append(make.row(TRAIN, 0), said, figures | {"mask": (0.0, 1.0, 0.5)})
+    assert cache.missing() == (TRAIN,) and not list((cache.path / "tmp").iterdir())
+
+
+def test_a_shard_without_all_its_rows_is_not_published(tmp_path: Path, make):
+    cache = make.cache(tmp_path)
+    cache.quarantine(TRAIN, "to be made again")
+    with cache.writer(TRAIN) as writer:
+        said = make.values(cache, TRAIN, 0)
+        writer.append(make.row(TRAIN, 0), said, make.statistics(said))
+        with pytest.raises(FailureError, match="not whole"):
+            writer.publish({})
+    assert cache.missing() == (TRAIN,) and not list((cache.path / "tmp").iterdir())
+
+
+def test_rows_out_of_order_are_a_fault_of_ours(tmp_path: Path, make):
+    cache = make.cache(tmp_path)
+    said = make.values(cache, TRAIN, 0)
+    with cache.writer(TRAIN) as writer:
+        writer.append(make.row(TRAIN, 1), said, make.statistics(said))
+        for i in (0, 1):
+            with pytest.raises(AssertionError, match="order"):
+                writer.append(make.row(TRAIN, i), said, make.statistics(said))
+
+
+def test_several_views_of_a_key_are_several_rows(tmp_path: Path, make):
+    shards = [{"split": "train", "number": 7, "rows": 2, "pictures": "cd" * 32}]
+    changes = {
+        "pictures": {"digest": "ef" * 32, "shards": shards},
+        "views": {"train": {"count": 2, "kind": "whole"}},
+    }
+    shard_id = ShardId("train", 7)
+    cache = claim_cache(tmp_path, "views", make.identity(**changes))
+    cache.publish_fitted({})
+    assert cache.shard_rows(shard_id) == 4
+    views = [View(number=n, x0=n, y0=0, x1=40, y1=32, mirrored=n == 1) for n in (0, 1)]
+    rows = [Row(key=key, view=view) for key in ("a", "b") for view in views]
+    with cache.writer(shard_id) as writer:
+        for i, row in enumerate(rows):
+            said = make.values(cache, shard_id, i)
+            writer.append(row, said, make.statistics(said))
+        assert writer.publish({})
+    reader = cache.reader(shard_id)
+    assert reader.rows == tuple(rows)
+    assert [reader.index(row.key, view=row.view.number) for row in rows] == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="no row for key 'c'"):
+        reader.index("c")
+
+
+def test_threads_share_a_reader(cache: Cache, make):
+    reader, wrong = cache.reader(TRAIN), []
+
+    def read(seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        for i in generator.integers(0, 5, 200):
+            read = reader.read(int(i))
+            if not np.array_equal(read["mask.value"], said[i]["mask.value"]):
+                wrong.append(i)
+
+    said = [make.values(cache, TRAIN, i) for i in range(5)]
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_closed_reader_says_so_and_an_absent_shard_is_named(cache: Cache):
+    reader = cache.reader(TRAIN)
+    reader.close()
+    with pytest.raises(FailureError, match="closed"):
+        reader.read(0)
+    cache.quarantine(TRAIN, "gone")
+    with pytest.raises(DamageError, match="train-000000"):
+        cache.reader(TRAIN)
+
+
+def test_the_writer_keeps_one_row_in_memory(tmp_path: Path, make):
+    row_bytes = 64 * 64 * 64 * 2
+    target = make.identity()["targets"]["detector"] | {"shape": [64, 64, 64]}
+    shards = [{"split": "train", "number": 0, "rows": 24, "pictures": "cd" * 32}]
+    cache_of = {
+        "targets": {"detector": target},
+        "pictures": {"digest": "ef" * 32, "shards": shards},
+    }
+    cache = claim_cache(tmp_path, "large", make.identity(**cache_of))
+    cache.publish_fitted({})
+    make.shard(cache, TRAIN)  # imports and first allocations
+    cache.quarantine(TRAIN, "once more")
+    tracemalloc.start()
+    assert make.shard(cache, TRAIN)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # one row as float64 and float16 from the fake teacher, one frame and zstd's buffer for it: far from 24 rows
+    assert peak < 9 * row_bytes
+
+
+def test_the_page_of_the_format_is_what_lies_there(cache: Cache, make):
+    """A second reader, from docs/format.md alone: no metadata of ours but shard.json."""
+    folder = cache.path / f"{TRAIN}.zarr"
+    data = (folder / "shard.json").read_bytes()
+    assert data[-78:-67] == b',"sha256":"'
+    assert data[-67:-3].decode() == hashlib.sha256(data[:-78] + b"}").hexdigest()
+    record = json.loads(data)
+    part, row = record["parts"]["mask.value"], 3
+    path = folder / "mask.value/c/0/0/0/0"
+    content = path.read_bytes()
+    assert record["files"]["mask.value/c/0/0/0/0"] == {
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    frame = content[part["offset"][row] : part["offset"][row] + part["size"][row]]
+    assert crc32c(frame) == part["crc32c"][row]
+    value = np.frombuffer(numcodecs.Zstd().decode(frame), "<f2").reshape(1, 4, 5)
+    assert np.array_equal(value, make.values(cache, TRAIN, row)["mask.value"])
+    index = np.frombuffer(content[-(16 * 5 + 4) : -4], "<u8").reshape(5, 2)
+    assert index[:, 0].tolist() == part["offset"]
+    assert (index[:, 1] - 4).tolist() == part["size"]
+
+
+def test_equal_rows_give_equal_bytes(tmp_path: Path, make):
+    first, second = make.cache(tmp_path / "a"), make.cache(tmp_path / "b")
+    assert first.finalize() and second.finalize()
+    files = sorted(path.relative_to(first.path) for path in first.path.rglob("*.*"))
+    assert len(files) > 12
+    for name in files:
+        if (first.path / name).is_file():
+            assert (first.path / name).read_bytes() == (second.path / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("num_bytes", [1, 200, 255, 256, 257, 65791, 65792, 300_000])
+def test_the_stated_content_size_is_read_right(num_bytes: int):
+    generator = np.random.default_rng(num_bytes)
+    for value in (np.zeros(num_bytes, np.uint8), generator.bytes(num_bytes)):
+        array = np.frombuffer(bytes(value), np.uint8)
+        assert content_size(encode_frame(array, 1)[:18]) == num_bytes
+
+
+def test_opening_needs_only_the_identity(cache: Cache):
+    again = open_cache(cache.path)
+    assert again.fingerprint == cache.fingerprint and again.geometry == (32, 40)
+    assert again.specs["detector"].shape == (3, 4, 5)
+    assert again.shard_ids("val") == (ShardId("val", 0),)
+    assert again.fitted == {"detector": {}, "mask": {}}

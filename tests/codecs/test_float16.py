@@ -1,0 +1,57 @@
+"""Float16 rounds as numpy does and refuses what it cannot hold."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from stillroom.codecs import CODECS, Codec, parse_codec
+from stillroom.codecs.float16 import Float16
+from stillroom.errors import UserError
+
+
+def test_the_text_form_is_the_whole_configuration():
+    for name in CODECS:
+        codec = parse_codec(name)
+        assert isinstance(codec, Codec)
+        assert parse_codec(codec.text) == codec
+        assert str(codec) == codec.text
+
+
+@pytest.mark.parametrize("text", ["float17", "", "float16:1", "Float16"])
+def test_other_texts_are_refused(text: str):
+    with pytest.raises(UserError):
+        parse_codec(text)
+
+
+def test_rounding_is_that_of_numpy():
+    target = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(1)) * 100
+    parts = Float16().encode(target, {})
+    assert parts["value"].dtype == torch.float16
+    assert np.array_equal(parts["value"].numpy(), target.numpy().astype(np.float16))
+    decoded = Float16().decode(parts, {})
+    assert decoded.dtype == torch.float32
+    assert torch.all((decoded - target).abs() <= target.abs() * 2**-11 + 2**-25)
+
+
+def test_the_declared_part_is_the_one_that_is_encoded():
+    target = torch.zeros(2, 3, 4, 5)
+    (name, (dtype, shape)) = next(iter(Float16().parts((3, 4, 5)).items()))
+    encoded = Float16().encode(target, {})
+    assert encoded.keys() == {name}
+    assert encoded[name].numpy().dtype == np.dtype(dtype)
+    assert encoded[name].shape[1:] == shape
+
+
+def test_the_largest_half_is_kept():
+    target = torch.tensor([[65504.0, -65504.0]])
+    assert torch.equal(Float16().decode(Float16().encode(target, {}), {}), target)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 65505.0, -1e9])
+def test_what_half_precision_cannot_hold_is_refused(value: float):
+    target = torch.zeros(2, 3, 4, 4)
+    target[1, 2, 3, 0] = value
+    with pytest.raises(UserError, match="float16"):
+        Float16().encode(target, {})
