@@ -1,0 +1,158 @@
+"""What mask values mean: class names, the palette, and the way from values to classes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from stillroom.errors import UserError
+from stillroom.pictures.decode import BadPicture, decode_labels, open_picture
+from stillroom.pictures.sources import Item, read_class_names
+from stillroom.types import IGNORE
+
+_MAX_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """The classes of a data set, and (value in the source, class) where values are mapped."""
+
+    names: tuple[str, ...]
+    mapping: tuple[tuple[int, int], ...] = ()
+
+    def translate(self, values: Int[np.ndarray, "h w"], path: Path) -> UInt8[np.ndarray, "h w"]:
+        """Return class indices, 255 = ignore; raises BadPicture that lists what is no class."""
+        num_classes = len(self.names)
+        known = dict(self.mapping) or {number: number for number in range(num_classes)}
+        known.setdefault(IGNORE, IGNORE)
+        table = np.full(65536, -1, np.int32)
+        table[list(known)] = list(known.values())
+        inside = (values >= 0) & (values < len(table))
+        mask = np.where(inside, table[np.where(inside, values, 0)], -1)
+        if (mask < 0).any():
+            wanted = ", ".join(str(value) for value in sorted(known))
+            raise BadPicture(
+                f"{path} has label values outside the classes",
+                found=shown(np.unique(values[mask < 0])),
+                wanted=wanted
+                if self.mapping
+                else f"0 to {num_classes - 1}, or {IGNORE} for ignore",
+                fix="--classes N, or --mask-values FROM:TO ... for every value that occurs",
+            )
+        return mask.astype(np.uint8)
+
+
+def parse_mask_values(texts: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    """Return the pairs of `0:0 255:1`; raises UserError on anything else."""
+    pairs = []
+    for text in texts:
+        left, _, right = text.partition(":")
+        if not (left.isascii() and left.isdigit() and right.isascii() and right.isdigit()):
+            raise UserError(
+                "--mask-values not understood", found=text, wanted="FROM:TO, e.g. 255:1"
+            )
+        pairs.append((int(left), int(right)))
+    sources = [value for value, _ in pairs]
+    if len(set(sources)) != len(sources) or any(a > 65535 or b > IGNORE for a, b in pairs):
+        raise UserError(
+            "--mask-values not understood",
+            found=" ".join(texts),
+            wanted="each value once, 0..65535 to 0..255",
+        )
+    return tuple(pairs)
+
+
+def decide_labels(
+    classes: str | None,
+    source_names: tuple[str, ...],
+    mapping: tuple[tuple[int, int], ...],
+    items: Iterable[Item],
+) -> Labels:
+    """Return the labels by `--classes`, the source's own names, or the values in its masks.
+
+    Raises UserError where masks hold only 0 and 255 and nobody said what that means, and where
+    classes cannot be told.
+    """
+    masks = [item.mask for item in items if item.mask is not None]
+    names = _named(classes) or source_names
+    if mapping:
+        targets = {value for _, value in mapping if value != IGNORE}
+        names = names or tuple(f"class_{i}" for i in range(max(targets, default=0) + 1))
+        if outside := sorted(value for value in targets if value >= len(names)):
+            raise UserError(
+                "--mask-values maps to a class that does not exist",
+                found=shown(outside),
+                wanted=f"0 to {len(names) - 1}, or {IGNORE} for ignore",
+            )
+    elif masks:
+        values = _values(masks, all_of_them=not names)
+        if values == {0, IGNORE}:
+            _refuse_binary()
+        names = names or _inferred(values)
+    return Labels(names=names, mapping=mapping)
+
+
+def palette_of(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """Return the colours of PASCAL VOC.
+
+    The bits of a class number are dealt to red, green and blue in turn, from the top bit down.
+    """
+
+    def channel(number: int, first_bit: int) -> int:
+        return sum(((number >> (3 * place + first_bit)) & 1) << (7 - place) for place in range(8))
+
+    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(num_classes))
+
+
+def shown(values: Iterable[int]) -> str:
+    """Return a list of values as text, cut where it becomes unreadable."""
+    listed = [str(int(value)) for value in values]
+    rest = f" and {len(listed) - _MAX_SHOWN} more" if len(listed) > _MAX_SHOWN else ""
+    return ", ".join(listed[:_MAX_SHOWN]) + rest
+
+
+def _named(classes: str | None) -> tuple[str, ...]:
+    if classes is None:
+        return ()
+    if not (classes.isascii() and classes.isdigit()):
+        return read_class_names(Path(classes))
+    if not 1 <= int(classes) <= IGNORE:
+        raise UserError("--classes not understood", found=classes, wanted="1 to 255, or a file")
+    return tuple(f"class_{i}" for i in range(int(classes)))
+
+
+def _values(masks: list[Path], all_of_them: bool) -> set[int]:
+    """Return the values that occur, or enough of them to see that they are not just 0 and 255."""
+    values: set[int] = set()
+    for path in masks:
+        try:
+            values.update(np.unique(decode_labels(open_picture(path)[1], path)).tolist())
+        except BadPicture:
+            continue  # packing meets it again, and reports it
+        if not all_of_them and values - {0, IGNORE}:
+            break
+    return values
+
+
+def _refuse_binary() -> None:
+    raise UserError(
+        "the masks are 0/255 masks of a binary task: 255 would be read as ignore, so that "
+        "nothing is foreground",
+        found="only the values 0 and 255 in all masks",
+        wanted="0 = background, 1 = foreground, 255 = ignore",
+        fix="--mask-values 0:0 255:1",
+    )
+
+
+def _inferred(values: set[int]) -> tuple[str, ...]:
+    labels = sorted(values - {IGNORE})
+    if not labels or labels != list(range(len(labels))):
+        raise UserError(
+            "cannot tell the number of classes from the masks",
+            found=f"values {shown(labels)}" if labels else "no label at all",
+            wanted="0, 1, 2 ... without gaps",
+            fix="--classes N or --classes FILE with one name a line",
+        )
+    return tuple(f"class_{i}" for i in labels)

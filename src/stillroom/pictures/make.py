@@ -1,0 +1,177 @@
+"""The command that packs a source into shards: which pictures, which split, which classes."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+from stillroom.errors import UserError
+from stillroom.pictures.decode import BadPicture
+from stillroom.pictures.keys import key_of, share_of
+from stillroom.pictures.labels import decide_labels, parse_mask_values
+from stillroom.pictures.loader import read_ahead
+from stillroom.pictures.pack import pack, refuse_existing
+from stillroom.pictures.prepare import Fit, Geometry, PictureFormat, Prepared, prepare
+from stillroom.pictures.sources import PICTURE_SUFFIXES, Item, Source, parse_source
+
+DEFAULT_VAL_SHARE = 0.1
+_MAX_WORKERS = 16
+_Keyed = tuple[str, Item]
+
+
+def make_shards(
+    source: tyro.conf.Positional[str],
+    *,
+    out: Path,
+    size: tuple[int, int] | None = None,
+    fit: Fit = "stretch",
+    format: PictureFormat = "jpg",
+    shard_rows: int = 256,
+    val: str | None = None,
+    val_share: float | None = None,
+    classes: str | None = None,
+    mask_values: tuple[str, ...] = (),
+    skip_bad: bool = False,
+) -> None:
+    """Pack pictures and masks into WebDataset shards, the input of everything else.
+
+    Args:
+        source: voc:PATH, folders:IMAGES,MASKS or unlabelled:PATH
+        out: new folder, e.g. shards/people
+        size: height and width in pixels that every picture is brought to; training needs one size
+        fit: stretch to that size, or letterbox within grey padding that nothing counts
+        format: jpg (quality 95, 4:4:4) or png; unresized files of that format keep their bytes
+        shard_rows: pictures a shard
+        val: another source for the validation split
+        val_share: share of the pictures for the validation split, by hash of the key; default 0.1
+            where the source has no val list and --val is not given; 0 for no validation split
+        classes: number of classes, or a file with one name a line; default: the source's own, or
+            found in the masks
+        mask_values: how mask values become classes, e.g. 0:0 255:1 for black and white masks
+        skip_bad: leave out bad pictures and list them, instead of stopping at the first
+    """
+    refuse_existing(out)
+    if shard_rows < 1:
+        raise UserError("--shard-rows is out of range", found=shard_rows, wanted="1 or more")
+    geometry = None if size is None else Geometry(height=size[0], width=size[1], fit=fit)
+    bad = _BadPictures(skip_bad)
+    names, splits = _splits(parse_source(source), val, val_share, bad)
+    items = [item for rows in splits.values() for _, item in rows]
+    labels = decide_labels(classes, names, parse_mask_values(mask_values), items)
+
+    def ready(row: _Keyed) -> Prepared | BadPicture:
+        try:
+            return prepare(*row, labels, geometry, format)
+        except BadPicture as error:
+            return error
+
+    with tqdm(total=len(items), unit="picture", disable=None, desc=out.name) as bar:
+        shards = pack(
+            out,
+            {split: bad.without(rows, ready, bar) for split, rows in splits.items()},
+            classes=labels.names,
+            geometry=geometry,
+            picture_format=format,
+            shard_rows=shard_rows,
+        )
+    bad.report()
+    rows, total_bytes = sum(info.rows for info in shards), sum(info.size for info in shards)
+    print(f"{out}: {rows} pictures in {len(shards)} shards, {total_bytes / 1e6:.1f} MB")
+
+
+class _BadPictures:
+    """What is left out: with `--skip-bad` all are kept and reported, otherwise the first is raised."""
+
+    def __init__(self, skip: bool) -> None:
+        self.skip = skip
+        self.errors: list[BadPicture] = []
+
+    def add(self, error: BadPicture) -> None:
+        if not self.skip:
+            raise error
+        self.errors.append(error)
+
+    def without(
+        self, rows: list[_Keyed], ready: Callable[[_Keyed], Prepared | BadPicture], bar: tqdm
+    ) -> Iterator[Prepared]:
+        """Yield what can be packed, in order, decoded and encoded in threads."""
+        workers = min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
+        for result in read_ahead(rows, ready, workers, depth=2 * workers):
+            bar.update()
+            if isinstance(result, BadPicture):
+                self.add(result)
+            else:
+                yield result
+
+    def report(self) -> None:
+        if self.errors:
+            lines = (" ".join(str(error).split()) for error in self.errors)
+            print(f"left out {len(self.errors)} bad pictures:", *lines, sep="\n  ", file=sys.stderr)
+
+
+def _splits(
+    source: Source, val: str | None, val_share: float | None, bad: _BadPictures
+) -> tuple[tuple[str, ...], dict[str, list[_Keyed]]]:
+    """Return the class names that the sources know, and each split's pictures ordered by key."""
+    has_list = "val" in source.splits
+    if val_share is not None and (val is not None or has_list):
+        origin = "--val" if val is not None else "the source's own val list"
+        raise UserError(f"--val-share and {origin} exclude each other", fix="leave out --val-share")
+    share = DEFAULT_VAL_SHARE if val_share is None else val_share
+    if not 0 <= share < 1:
+        raise UserError("--val-share is out of range", found=share, wanted="0 <= share < 1")
+    names, seen = source.class_names, {}
+    train = _keyed(source.items("train"), seen, bad)
+    if val is not None:
+        other = parse_source(val)
+        names = _agreed(names, other.class_names)
+        held_out = _keyed(other.items("val" if "val" in other.splits else "train"), seen, bad)
+    elif has_list:
+        held_out = _keyed(source.items("val"), seen, bad)
+    else:
+        held_out = [row for row in train if share_of(row[0], "val") < share]
+        train = [row for row in train if share_of(row[0], "val") >= share]
+    splits = {"train": train, "val": held_out}
+    if share == 0 and not held_out:
+        del splits["val"]
+    for split, rows in splits.items():
+        if not rows:
+            _refuse_empty(split, len(seen))
+    return names, splits
+
+
+def _keyed(items: Iterable[Item], seen: dict[str, Item], bad: _BadPictures) -> list[_Keyed]:
+    """Return (key, item) ordered by key; a key that was seen before is bad."""
+    rows = []
+    for item in items:
+        try:
+            key = key_of(item.name)
+        except UserError as error:
+            bad.add(BadPicture(f"{item.picture}: {error.what}", fix=error.fix))
+            continue
+        if (first := seen.setdefault(key, item)) is item:
+            rows.append((key, item))
+        else:
+            found = f"{first.picture} and {item.picture}"
+            fix = "rename one, or list it once; --skip-bad keeps the first"
+            bad.add(BadPicture(f"two pictures with the key {key}", found=found, fix=fix))
+    return sorted(rows, key=lambda row: row[0])
+
+
+def _agreed(names: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
+    if names and others and names != others:
+        raise UserError("the sources have different classes", found=others, wanted=names)
+    return names or others
+
+
+def _refuse_empty(split: str, num_pictures: int) -> None:
+    if num_pictures == 0:
+        raise UserError("the source holds no picture", wanted=f"files {' '.join(PICTURE_SUFFIXES)}")
+    raise UserError(
+        f"the split {split!r} is empty",
+        found=f"0 of {num_pictures} pictures",
+        fix="another --val-share (0 for no validation split), or --val SOURCE",
+    )

@@ -1,0 +1,165 @@
+"""Where pictures come from: `voc:PATH`, `folders:IMAGES,MASKS`, `unlabelled:PATH`.
+
+A source only names files, item by item and split by split; `prepare.py` opens them. A picture or
+mask that is missing is still named, so that there is one place that reports it.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from stillroom.errors import UserError
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_VOC_NAMES = """background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog
+horse motorbike person pottedplant sheep sofa train tvmonitor"""
+VOC_CLASSES = tuple(_VOC_NAMES.split())
+_FORMS = "voc:PATH, folders:IMAGES,MASKS or unlabelled:PATH"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One picture: its name in the source (no suffix, `/` between folders), its file, its mask."""
+
+    name: str
+    picture: Path
+    mask: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VocSource:
+    """A folder as PASCAL VOC's; `root` holds JPEGImages, SegmentationClass and ImageSets."""
+
+    root: Path
+    class_names: tuple[str, ...]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(split for split in ("train", "val") if self._list(split).is_file())
+
+    def items(self, split: str) -> Iterator[Item]:
+        for line in (
+            self._list(split).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        ):
+            if name := line.strip():
+                mask = self.root / "SegmentationClass" / f"{name}.png"
+                yield Item(name=name, picture=self._picture(name), mask=mask)
+
+    def _list(self, split: str) -> Path:
+        return self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
+
+    def _picture(self, name: str) -> Path:
+        folder = self.root / "JPEGImages"
+        paths = (folder / f"{name}{suffix}" for suffix in (".jpg", ".jpeg", ".png"))
+        return next((path for path in paths if path.is_file()), folder / f"{name}.jpg")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderSource:
+    """A folder of pictures and, if labelled, a folder of masks of the same relative names."""
+
+    images: Path
+    masks: Path | None = None
+    class_names: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ("train",)
+
+    def items(self, split: str) -> Iterator[Item]:
+        """Yield every picture, with or without a mask, then every mask that has no picture."""
+        assert split == "train", "a folder has no lists"
+        masks = {} if self.masks is None else _by_name(self.masks)
+        for picture in _files(self.images):
+            name = _name(picture, self.images)
+            mask = None if self.masks is None else self.masks / f"{name}.png"
+            yield Item(name=name, picture=picture, mask=masks.pop(name, mask))
+        for name, mask in masks.items():
+            yield Item(name=name, picture=self.images / f"{name}.jpg", mask=mask)
+
+
+Source = VocSource | FolderSource
+
+
+def parse_source(text: str) -> Source:
+    """Return the source that a command line names; raises UserError where there is none."""
+    kind, _, rest = text.partition(":")
+    if kind == "voc" and rest:
+        return _voc(Path(rest))
+    if kind == "unlabelled" and rest:
+        return FolderSource(images=_folder(rest, text))
+    if kind == "folders" and rest.count(",") == 1 and all(rest.split(",")):
+        images, masks = (_folder(part, text) for part in rest.split(","))
+        if _contains(images, masks) or _contains(masks, images):
+            raise UserError(
+                f"{text}: one folder lies in the other, so masks would be taken for pictures",
+                fix="give two folders beside each other",
+            )
+        return FolderSource(images=images, masks=masks)
+    raise UserError("no such source", found=text, wanted=_FORMS)
+
+
+def _voc(path: Path) -> VocSource:
+    roots = (path, path / "VOC2012", path / "VOCdevkit" / "VOC2012")
+    wanted = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
+    root = next((root for root in roots if (root / "ImageSets").is_dir()), path)
+    if missing := [name for name in wanted if not (root / name).is_dir()]:
+        raise UserError(
+            f"{path} is no VOC folder",
+            found=f"no {', no '.join(missing)} in {root}",
+            wanted=f"{', '.join(wanted)} in it, in VOC2012/ or in VOCdevkit/VOC2012/ below it",
+        )
+    if not (root / "ImageSets" / "Segmentation" / "train.txt").is_file():
+        raise UserError(f"{root}/ImageSets/Segmentation/train.txt is missing")
+    listed = next((f for f in (path / "classes.txt", root / "classes.txt") if f.is_file()), None)
+    return VocSource(root=root, class_names=read_class_names(listed) if listed else VOC_CLASSES)
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Return the names in a text file, one a line; raises UserError where they are no names."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read class names from {path}: {error}") from None
+    names = tuple(name for line in lines if (name := line.strip()))
+    if not names or len(set(names)) != len(names) or len(names) > 255:
+        raise UserError(
+            f"{path} does not name classes",
+            found=names,
+            wanted="1 to 255 different names, one a line",
+        )
+    return names
+
+
+def _folder(text: str, source: str) -> Path:
+    path = Path(text)
+    if not path.is_dir():
+        raise UserError(f"{source}: there is no folder {path}")
+    return path
+
+
+def _contains(outer: Path, inner: Path) -> bool:
+    return inner.resolve().is_relative_to(outer.resolve())
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the picture files below a folder, links followed, hidden files left out."""
+    seen = set()
+    for top, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(top)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        paths = (Path(top, name) for name in sorted(names) if not name.startswith("."))
+        yield from (path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES)
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    masks: dict[str, Path] = {}
+    for path in _files(folder):
+        if (other := masks.setdefault(_name(path, folder), path)) != path:
+            raise UserError("two masks for one picture", found=f"{other} and {path}")
+    return masks
