@@ -45,16 +45,23 @@ def cross_entropy(
 
 
 def binary_cross_entropy(
-    logits: Float[Tensor, "b 1 h w"],
+    logits: Float[Tensor, "b k h w"],
     mask: Int[Tensor, "b h w"],
     valid: Bool[Tensor, "b h w"],
     pos_weight: float = 1.0,
 ) -> Sum:
-    """Sum of -w y log p - (1 - y) log(1 - p) over valid pixels; y is 1 where the mask is 1."""
+    """Sum over valid pixels of the mean over channels of -w y log p - (1 - y) log(1 - p).
+
+    One channel: y is 1 where the mask is 1. Several: one class against the rest, y is 1 in the
+    mask's channel.
+    """
     with _autocast_off(logits):
-        kept = _kept(logits, valid)[:, 0]
+        kept = _kept(logits, valid)
+        first = 1 if kept.shape[1] == 1 else 0
+        classes = torch.arange(first, first + kept.shape[1], device=mask.device)
         positive = -pos_weight * functional.logsigmoid(kept)
-        pixels = torch.where(mask == 1, positive, -functional.logsigmoid(-kept))
+        hit = mask[:, None] == classes[:, None, None]
+        pixels = torch.where(hit, positive, -functional.logsigmoid(-kept)).mean(1)
         return pixels.masked_fill(~valid, 0.0).sum()
 
 

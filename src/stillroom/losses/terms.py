@@ -58,7 +58,10 @@ class CrossEntropy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BinaryCrossEntropy:
-    """Cross entropy of one logit with the labels; mask 1 is positive."""
+    """Cross entropy of each logit by itself with the labels.
+
+    One channel: mask 1 is positive. Several: one class against the rest, mean over the channels.
+    """
 
     label: ClassVar[str] = "bce"
     output: ClassVar[str] = "logits"

@@ -35,7 +35,7 @@ class SmpNetwork(nn.Module):
         decoder_channels: tuple[int, ...] | None = None,
         encoder_weights: str | None = None,
     ) -> None:
-        """`encoder_weights` is None (random) or "imagenet" (downloaded, or from the local cache)."""
+        """`encoder_weights` is None (random) or "imagenet" (downloaded, or from the cache)."""
         super().__init__()
         model = _create(arch, encoder, classes, decoder_channels)
         self.door = Normalise(mean, std)
@@ -57,7 +57,7 @@ class SmpNetwork(nn.Module):
     ) -> tuple[Float[Tensor, "b k h w"], dict[str, Float[Tensor, "b _ _ _"]]]:
         """Return logits and the named features; an unknown tap is a UserError."""
         require_taps(taps, self.taps)
-        require_size(image.shape[2], image.shape[3], self.stride)
+        require_size(image, self.stride)
         features = self.encoder(self.door(image))
         named = {f"encoder.{level}": feature for level, feature in enumerate(features)}
         x = self._decode(features, taps, named)

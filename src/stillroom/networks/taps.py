@@ -1,6 +1,8 @@
 """What every network here has in common: taps with names, and a smallest step in picture size."""
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from stillroom.errors import UserError
 
@@ -17,7 +19,7 @@ def require_taps(wanted: tuple[str, ...], legal: tuple[str, ...]) -> None:
             )
 
 
-def require_size(height: int, width: int, step: int) -> None:
+def require_size(image: Float[Tensor, "b 3 h w"], step: int) -> None:
     """Raise UserError for a size that is no multiple of `step` pixels, naming the nearest legal.
 
     Says nothing while the network is being exported: there the size is free.
@@ -25,13 +27,13 @@ def require_size(height: int, width: int, step: int) -> None:
     is_tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     if torch.compiler.is_compiling() or is_tracing:
         return
+    height, width = image.shape[2:]
     if height % step or width % step:
-        near = f"{_nearest(height, step)} x {_nearest(width, step)}"
         raise UserError(
             "the network cannot take pictures of this size",
             found=f"{height} x {width} pixels (height x width)",
             wanted=f"multiples of {step}",
-            fix=f"the nearest legal size is {near}",
+            fix=f"the nearest legal size is {_nearest(height, step)} x {_nearest(width, step)}",
         )
 
 

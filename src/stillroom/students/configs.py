@@ -37,7 +37,7 @@ class SmpStudent:
         }
 
     def prefetch(self) -> None:
-        """Download the encoder's weights, where wanted; one rank does it before the others build."""
+        """Download the encoder's weights, where wanted; on one rank before the others build."""
         if self.weights == "imagenet":
             prefetch(self.encoder)
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from stillroom.errors import UserError
 from stillroom.losses import (
-    BinaryCrossEntropy,
     CrossEntropy,
     FeatureCosine,
     FeatureMSE,
@@ -191,8 +190,6 @@ def _require_logits(term: Term, spec: TargetSpec | None, logits: Shape) -> None:
         assert spec is not None
         if spec.kind != "logits" or spec.shape != logits:
             wanted = f"{spec.kind} {spec.name} are {_axes(spec.shape)}"
-    elif isinstance(term, BinaryCrossEntropy) and logits[0] != 1:
-        wanted = "one channel"
     elif isinstance(term, CrossEntropy) and logits[0] == 1:
         wanted = "two channels or more; for one channel use BinaryCrossEntropy"
     elif isinstance(term, CrossEntropy) and len(term.class_weights) not in (0, logits[0]):
