@@ -1,0 +1,262 @@
+"""What a teacher is, as plain values: which file, which tensor, which preprocessing.
+
+Stage 2 imports this module to recognise a cache; what runs a teacher is imported inside `build()`
+only.
+"""
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stillroom.errors import DamageError, UserError
+from stillroom.jsonfile import read_json
+from stillroom.types import Kind
+
+if TYPE_CHECKING:
+    from stillroom.teachers.onnx import BuiltOnnxTeacher
+    from stillroom.teachers.torch import BuiltTorchTeacher
+
+Triple = tuple[float, float, float]
+Taps = tuple[tuple[str, str], ...]  # (target, tap) pairs
+
+_TARGET = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxTeacher:
+    """Any ONNX detector or segmenter; one of its tensors becomes one target.
+
+    Preprocessing, in this order: RGB in [0, 1], resized to `size`, channels reordered, times
+    `scale`, minus `mean`, divided by `std`. `mean` and `std` are in scaled units and in the
+    network's channel order. BGR 0..255 is `channels="BGR", scale=255.0`; [-1, 1] is
+    `mean=(.5, .5, .5), std=(.5, .5, .5)`.
+    """
+
+    target: str  # the name under which the tensor is cached
+    path: str  # the .onnx file; external data must lie in the same folder
+    tensor: str | None = None  # a graph output or any inner 4-D tensor; None = the only output
+    kind: Literal["logits", "probabilities", "features"]  # probabilities are stored as logits
+    size: tuple[int, int] | None = None  # (h, w) the network sees, px; None = the picture's
+    channels: Literal["RGB", "BGR"] = "RGB"  # the order that the network expects
+    scale: float = 1.0  # what RGB in [0, 1] is multiplied by first
+    mean: Triple = (0.0, 0.0, 0.0)  # subtracted after scaling, scaled units, network's order
+    std: Triple = (1.0, 1.0, 1.0)  # divided by last, scaled units, network's order
+
+    def __post_init__(self) -> None:
+        _check_target(self.target)
+        _check_normalisation(self.mean, self.std)
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise UserError("a teacher's scale must be positive", found=self.scale, wanted="> 0")
+        if self.size is not None and min(self.size) < 1:
+            raise UserError("a teacher's size must be positive", found=self.size, wanted="(h, w)")
+
+    @property
+    def targets(self) -> dict[str, Kind]:
+        """Return the kind of each target as it is stored."""
+        return {self.target: "features" if self.kind == "features" else "logits"}
+
+    def identity(self, with_files: bool = True) -> dict[str, Any]:
+        """Return what makes this teacher's words its own; `with_files` adds the files' sha256.
+
+        Without, no file need exist, and the answer is a subset of the answer with. Raises UserError
+        where a file is missing or external data lies outside the network's folder.
+        """
+        identity: dict[str, Any] = {
+            "class": "OnnxTeacher",
+            "targets": {self.target: self.tensor},
+            "kind": self.kind,
+            "preprocessing": {
+                "size": None if self.size is None else list(self.size),
+                "channels": self.channels,
+                "scale": self.scale,
+                "mean": list(self.mean),
+                "std": list(self.std),
+            },
+            "precision": "float32",
+        }
+        if with_files:
+            from stillroom.teachers.onnx_file import external_files, load_graph
+
+            path = existing(self.path)
+            files = external_files(load_graph(path), path.parent)
+            identity["onnx_sha256"] = _sha256(path)
+            identity["external_data_sha256"] = {n: _sha256(f) for n, f in files.items()}
+        return identity
+
+    def build(self, device: str) -> "BuiltOnnxTeacher":
+        """Open the network on "cpu", "cuda" or "cuda:N"; raises UserError for what cannot run."""
+        from stillroom.teachers.onnx import BuiltOnnxTeacher
+
+        return BuiltOnnxTeacher(self, device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmpTeacher:
+    """An smp network with weights from a file; its logits and any of its taps are targets."""
+
+    target: str  # the name under which the logits are cached
+    path: str  # weights: safetensors or a torch file, bare or in state_dict/model_state_dict
+    arch: str = "unet"  # any smp architecture
+    encoder: str  # the exact smp encoder name: timm-x and tu-x are different networks
+    classes: int = 1  # channels of the logits
+    mean: Triple = (0.485, 0.456, 0.406)  # of RGB in [0, 1], as the weights were trained
+    std: Triple = (0.229, 0.224, 0.225)  # of RGB in [0, 1], as the weights were trained
+    decoder_channels: tuple[int, ...] | None = None  # None = smp's own
+    taps: Taps = ()  # (target, tap) pairs, e.g. ("feature", "encoder.3")
+
+    def __post_init__(self) -> None:
+        _check_taps(self.target, self.taps)
+        _check_normalisation(self.mean, self.std)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Return the network as `networks.build.build_network` takes it."""
+        channels = self.decoder_channels
+        return {
+            "name": "smp",
+            "arch": self.arch,
+            "encoder": self.encoder,
+            "classes": self.classes,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "decoder_channels": None if channels is None else list(channels),
+        }
+
+    @property
+    def targets(self) -> dict[str, Kind]:
+        """Return the kind of each target."""
+        return _kinds(self.target, self.taps)
+
+    def identity(self, with_files: bool = True) -> dict[str, Any]:
+        """Return what makes this teacher's words its own; `with_files` adds the weights' sha256.
+
+        Without, no file need exist, and the answer is a subset of the answer with.
+        """
+        identity: dict[str, Any] = {
+            "class": "SmpTeacher",
+            "targets": _tensors(self.target, self.taps),
+            "architecture": self.architecture,
+            "precision": "float32",
+        }
+        if with_files:
+            identity["weights_sha256"] = _sha256(existing(self.path))
+        return identity
+
+    def build(self, device: str) -> "BuiltTorchTeacher":
+        """Load the weights strictly on "cpu", "cuda" or "cuda:N"; raises UserError with the fix."""
+        from stillroom.teachers.torch import build_smp
+
+        return build_smp(self, device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTeacher:
+    """A finished run of ours: `student.safetensors` and `student.json` of its folder."""
+
+    target: str  # the name under which the logits are cached
+    path: str  # the run's folder, runs/NAME
+    taps: Taps = ()  # (target, tap) pairs, e.g. ("feature", "encoder.3")
+
+    def __post_init__(self) -> None:
+        _check_taps(self.target, self.taps)
+
+    @property
+    def targets(self) -> dict[str, Kind]:
+        """Return the kind of each target."""
+        return _kinds(self.target, self.taps)
+
+    def identity(self, with_files: bool = True) -> dict[str, Any]:
+        """Return what makes this teacher's words its own.
+
+        `with_files` adds architecture and the weights' sha256. Without, no file need exist, and the
+        answer is a subset of the answer with.
+        """
+        identity: dict[str, Any] = {
+            "class": "RunTeacher",
+            "targets": _tensors(self.target, self.taps),
+            "precision": "float32",
+        }
+        if with_files:
+            architecture, weights = read_run(self.path)
+            identity["architecture"] = architecture
+            identity["weights_sha256"] = _sha256(weights)
+        return identity
+
+    def build(self, device: str) -> "BuiltTorchTeacher":
+        """Load the run's student, on "cpu", "cuda" or "cuda:N"; raises UserError with the fix."""
+        from stillroom.teachers.torch import build_run
+
+        return build_run(self, device)
+
+
+Teacher = OnnxTeacher | SmpTeacher | RunTeacher
+
+
+def existing(path: str) -> Path:
+    """Return the path of a teacher's file; raises UserError where there is none."""
+    if not Path(path).is_file():
+        raise UserError(
+            f"the teacher's file {path} does not exist",
+            found="a folder" if Path(path).is_dir() else "nothing",
+            wanted="the network's file",
+            fix="give its place with --teachers.N.path FILE (N counts teachers from 0)",
+        )
+    return Path(path)
+
+
+def read_run(path: str) -> tuple[dict[str, Any], Path]:
+    """Return a finished run's architecture and the path of its weights.
+
+    Raises UserError where the folder is no finished run, DamageError where its files are damaged.
+    """
+    folder = Path(path)
+    description, weights = folder / "student.json", folder / "student.safetensors"
+    missing = [file.name for file in (description, weights) if not file.is_file()]
+    if missing:
+        raise UserError(
+            f"the teacher's folder {path} is not a finished run",
+            found=f"no {' and no '.join(missing)}",
+            wanted="the folder of a finished run, runs/NAME",
+            fix="finish that run, or give its folder with --teachers.N.path runs/NAME",
+        )
+    architecture = read_json(description).get("network")
+    if not isinstance(architecture, dict):
+        raise DamageError(f"{description} names no network", found=repr(architecture))
+    return architecture, weights
+
+
+def _check_target(name: str) -> None:
+    if not _TARGET.fullmatch(name):
+        raise UserError("no such target name", found=repr(name), wanted="[a-z][a-z0-9_]*")
+
+
+def _check_normalisation(mean: Triple, std: Triple) -> None:
+    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        raise UserError("mean and std must be finite, std positive", found=f"{mean}, {std}")
+
+
+def _check_taps(target: str, taps: Taps) -> None:
+    names = [target, *(name for name, _ in taps)]
+    for name in names:
+        _check_target(name)
+    if len(set(names)) < len(names):
+        raise UserError("two targets of one teacher have one name", found=", ".join(names))
+
+
+def _kinds(target: str, taps: Taps) -> dict[str, Kind]:
+    kinds: dict[str, Kind] = {target: "logits"}
+    for name, _ in taps:
+        kinds[name] = "features"
+    return kinds
+
+
+def _tensors(target: str, taps: Taps) -> dict[str, str]:
+    return {target: "logits", **dict(taps)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,191 @@
+"""Runs an ONNX teacher: picture, door, network, and its answer as logits or features."""
+
+import onnx
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from stillroom.errors import FailureError, UserError
+from stillroom.networks.normalise import Normalise
+from stillroom.teachers.configs import OnnxTeacher, existing
+from stillroom.teachers.devices import device_name, open_device
+from stillroom.teachers.onnx_file import embed, load_graph
+from stillroom.teachers.onnx_graph import (
+    choose_tensor,
+    cut,
+    follows_the_size,
+    picture_input,
+    with_input,
+)
+from stillroom.teachers.onnx_session import RUN_ERRORS, OnnxSession
+
+EPSILON = (
+    2.0**-20
+)  # probabilities are clamped to [EPSILON, 1 - EPSILON]: exact in float32, log-odds +-13.86
+_PROBE = (256, 256)  # picture size that a network without one is probed at, px
+
+
+class BuiltOnnxTeacher:
+    """An ONNX teacher on one device, called with RGB pictures in [0, 1].
+
+    `door` normalises and may be replaced. `input_size` is the (h, w) that the network sees, None
+    where it is the picture's. `batch` is the number of rows that the network takes at once, None
+    where any number will do.
+    """
+
+    def __init__(self, config: OnnxTeacher, device: str) -> None:
+        """Load, cut, free and open the network; raises UserError for what cannot be."""
+        self._config = config
+        self.device = open_device(device)
+        path = existing(config.path)
+        model = load_graph(path)
+        model = cut(model, choose_tensor(model, config.tensor))
+        embed(model, path.parent)
+        model, self.batch, fixed = _freed(model, config)
+        self.input_size = config.size or fixed
+        if fixed is not None and config.size not in (None, fixed):
+            raise _wrong_size(fixed, config.size)
+        self._fixed = fixed
+        self._session = OnnxSession(model, self.device)
+        self._rows = self.batch or 0  # rows per run; 0 = as they come
+        self._seen: set[tuple[int, int]] = set()
+        self.door = Normalise(config.mean, config.std, config.scale, config.channels)
+        self.device_name = device_name(self.device)
+        self.provider = self._session.provider
+
+    @torch.inference_mode()
+    def __call__(
+        self, image: Float[Tensor, "b 3 h w"], boxes: Float[Tensor, "b 4"] | None = None
+    ) -> dict[str, Float[Tensor, "b c y x"]]:
+        """Return the target: logits at the picture's size, features on their own grid.
+
+        Raises UserError where the network cannot take a picture of this size or does not say what
+        was declared.
+        """
+        height, width = image.shape[2:]
+        size = self._config.size or (height, width)
+        if self._fixed not in (None, size):
+            raise _wrong_size(self._fixed, size)
+        image = _resize(image.to(self.device, torch.float32), size)
+        answer = self._run_rows(self.door.to(self.device)(image))
+        if self._config.kind == "features":
+            return {self._config.target: answer}
+        if self._config.kind == "probabilities":
+            answer = logits_of(answer)
+        return {self._config.target: _resize(answer, (height, width))}
+
+    def _run_rows(self, image: Tensor) -> Tensor:
+        """Run any number of rows, in batches of one size where the network or the GPU wants it."""
+        if self.batch is None and self.device.type == "cuda":
+            self._rows = max(self._rows, len(image))  # convolutions are chosen once per batch size
+        rows = self._rows or len(image)
+        answers = []
+        for start in range(0, len(image), rows):
+            part = image[start : start + rows]
+            missing = rows - len(part)
+            if missing:
+                part = torch.cat([part, part[-1:].expand(missing, -1, -1, -1)])
+            answers.append(self._run(part)[: rows - missing])
+        return torch.cat(answers)
+
+    def _run(self, image: Tensor) -> Tensor:
+        size = (image.shape[2], image.shape[3])
+        try:
+            answer = self._session.run(image)
+        except RUN_ERRORS as error:
+            kind = FailureError if size in self._seen else UserError
+            raise kind(
+                f"the network of {self._config.target} could not run on {len(image)} x {size}",
+                found=str(error).strip().splitlines()[0],
+                fix="give a size that it takes, often a multiple of 32, with "
+                "--teachers.N.size H W; where memory ran out, a smaller batch",
+            ) from None
+        if answer.ndim != 4 or len(answer) != len(image):
+            raise UserError(
+                f"the tensor of the target {self._config.target} is no map per picture",
+                found="x".join(map(str, answer.shape)),
+                wanted=f"{len(image)} x c x h x w",
+                fix="name another with --teachers.N.tensor NAME",
+            )
+        self._seen.add(size)
+        return answer
+
+
+def logits_of(probabilities: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
+    """Return log-odds for one channel, log-probabilities for several.
+
+    Finite because probabilities are clamped at EPSILON, so that the bound is 13.86; float16 keeps
+    such a number to within 0.004. Raises UserError where the values are no probabilities.
+    """
+    low, high = (float(value) for value in probabilities.aminmax())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise UserError(
+            "a tensor declared as probabilities holds other values",
+            found=f"{low:.4g} to {high:.4g}",
+            wanted="0 to 1",
+            fix="declare what it is with --teachers.N.kind logits",
+        )
+    if probabilities.shape[1] > 1:
+        return probabilities.clamp(EPSILON, 1).log()
+    clamped = probabilities.clamp(EPSILON, 1 - EPSILON)
+    return clamped.log() - torch.log1p(-clamped)
+
+
+def _freed(
+    model: onnx.ModelProto, config: OnnxTeacher
+) -> tuple[onnx.ModelProto, int | None, tuple[int, int] | None]:
+    """Free the fixed batch and size that nothing depends on; return what stays fixed, too."""
+    given = picture_input(model)
+    batch, size = given.batch, given.size
+    if size is not None and follows_the_size(model, size):
+        size = None
+    height, width = size or (None, None)
+    if batch is not None:
+        candidate = with_input(model, (None, 3, height, width))
+        original = with_input(model, (batch, 3, *(given.size or (None, None))))
+        probe = given.size or config.size or _PROBE
+        if _same_rows(original, candidate, batch, probe, config.scale):
+            batch = None
+    return with_input(model, (batch, 3, height, width)), batch, size
+
+
+def _same_rows(
+    original: onnx.ModelProto,
+    candidate: onnx.ModelProto,
+    batch: int,
+    size: tuple[int, int],
+    scale: float,
+) -> bool:
+    """Tell whether the candidate, given one row more, says per row what the original says."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand((batch + 1, 3, *size), generator=generator) * scale
+    cpu = torch.device("cpu")
+    try:
+        first = OnnxSession(original, cpu)
+        wanted = torch.cat([first.run(image[:batch]), first.run(image[-1:].repeat(batch, 1, 1, 1))])
+        found = OnnxSession(candidate, cpu).run(image)
+    except (*RUN_ERRORS, UserError):
+        return False  # rows go through in the declared batch, which is always right
+    if found.shape[0] != batch + 1 or found.shape[1:] != wanted.shape[1:]:
+        return False
+    tolerance = 1e-4 * float(wanted.abs().max())
+    return torch.allclose(found, wanted[: batch + 1], rtol=1e-3, atol=tolerance)
+
+
+def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(image.shape[2:]) == size:
+        return image
+    return functional.interpolate(
+        image, size, mode="bilinear", align_corners=False, antialias=False
+    )
+
+
+def _wrong_size(fixed: tuple[int, int] | None, found: tuple[int, int] | None) -> UserError:
+    assert fixed is not None and found is not None
+    return UserError(
+        "the network takes pictures of one size only",
+        found=f"{found[0]} x {found[1]}",
+        wanted=f"{fixed[0]} x {fixed[1]}",
+        fix=f"--teachers.N.size {fixed[0]} {fixed[1]} (pictures are resized for it)",
+    )

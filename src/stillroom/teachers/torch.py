@@ -1,0 +1,76 @@
+"""Runs torch teachers: networks of the networks room with strict weights, frozen, in float32."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stillroom.networks.build import build_network, load_weights
+from stillroom.networks.normalise import Normalise
+from stillroom.networks.taps import require_taps
+from stillroom.teachers.configs import RunTeacher, SmpTeacher, Taps, existing, read_run
+from stillroom.teachers.devices import device_name, open_device
+
+
+class BuiltTorchTeacher:
+    """A torch teacher on one device, called with RGB pictures in [0, 1].
+
+    `door` normalises and may be replaced. `num_loaded` is the number of tensors that the weights
+    file gave: all of them. `input_size` is None: the network sees the picture at its own size.
+    """
+
+    input_size: tuple[int, int] | None = None
+    provider = "torch"
+
+    def __init__(
+        self, architecture: dict[str, Any], weights: Path, target: str, taps: Taps, device: str
+    ) -> None:
+        """Build and load; raises UserError where the weights do not fit or a tap is not there."""
+        self.device = open_device(device)
+        self._network = build_network(architecture)
+        require_taps(tuple(tap for _, tap in taps), self._network.taps)
+        self.num_loaded = load_weights(self._network, weights)
+        self._network.to(self.device).eval().requires_grad_(False)
+        self._target, self._taps = target, taps
+        self.device_name = device_name(self.device)
+
+    @property
+    def door(self) -> Normalise:
+        """The network's own normalisation."""
+        return self._network.door
+
+    @door.setter
+    def door(self, door: Normalise) -> None:
+        self._network.door = door.to(self.device)
+
+    @torch.inference_mode()
+    def __call__(
+        self, image: Float[Tensor, "b 3 h w"], boxes: Float[Tensor, "b 4"] | None = None
+    ) -> dict[str, Float[Tensor, "b _ _ _"]]:
+        """Return logits and tapped features, float32 on the device.
+
+        Raises UserError for a picture size that the network cannot take.
+        """
+        assert not self._network.training, "a teacher never trains"
+        image = image.to(self.device, torch.float32)
+        names = tuple(tap for _, tap in self._taps)
+        with (
+            torch.autocast(self.device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+        ):
+            logits, features = self._network.forward_taps(image, names)
+        return {self._target: logits, **{name: features[tap] for name, tap in self._taps}}
+
+
+def build_smp(config: SmpTeacher, device: str) -> BuiltTorchTeacher:
+    """Return an smp network with its weights; nothing is downloaded."""
+    weights = existing(config.path)
+    return BuiltTorchTeacher(config.architecture, weights, config.target, config.taps, device)
+
+
+def build_run(config: RunTeacher, device: str) -> BuiltTorchTeacher:
+    """Return the student of a finished run as a teacher."""
+    architecture, weights = read_run(config.path)
+    return BuiltTorchTeacher(architecture, weights, config.target, config.taps, device)

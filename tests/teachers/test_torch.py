@@ -1,0 +1,147 @@
+"""Torch teachers are the networks they were trained as: strict, frozen, behind their own door."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stillroom.errors import UserError
+from stillroom.jsonfile import write_json
+from stillroom.networks.build import build_network
+from stillroom.networks.normalise import Normalise
+from stillroom.teachers.configs import RunTeacher, SmpTeacher
+
+MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+CHANNELS = (16, 16, 8, 8, 4)
+UNET = {"name": "unet", "width": 4, "depth": 2, "classes": 3, "mean": list(MEAN), "std": list(STD)}
+
+
+def smp(path, **fields):
+    values = {
+        "target": "person",
+        "path": str(path),
+        "encoder": "tu-mobilenetv2_035",
+        "mean": MEAN,
+        "std": STD,
+        "decoder_channels": CHANNELS,
+        **fields,
+    }
+    return SmpTeacher(**values)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The trained network that the weights files hold, with BatchNorm statistics of its own."""
+    torch.manual_seed(0)
+    network = build_network(smp("no").architecture)
+    network.train()
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.rand(4, 3, 64, 64))
+    return network.eval()
+
+
+@pytest.fixture
+def image():
+    return torch.rand((2, 3, 64, 96), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("form", ["bare", "state_dict", "model_state_dict prefixed", "safetensors"])
+def test_every_form_of_weights_gives_the_network_back(tmp_path, network, image, form):
+    state = network.state_dict()
+    path = tmp_path / "a.pth"
+    if form == "bare":
+        torch.save(state, path)
+    elif form == "state_dict":
+        torch.save({"state_dict": state, "epoch": 3}, path)
+    elif form == "safetensors":
+        path = tmp_path / "a.safetensors"
+        save_file(state, path)
+    else:
+        torch.save({"model_state_dict": {f"model.{k}": v for k, v in state.items()}}, path)
+    built = smp(path, taps=(("feature", "encoder.3"),)).build("cpu")
+    found = built(image)
+    with torch.no_grad():
+        logits, features = network.forward_taps(image, ("encoder.3",))
+    assert list(found) == ["person", "feature"] and built.num_loaded == len(state)
+    torch.testing.assert_close(found["person"], logits)
+    torch.testing.assert_close(found["feature"], features["encoder.3"])
+    assert found["feature"].shape[2:] == (8, 12)
+    assert not found["person"].requires_grad
+
+
+def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, network):
+    state = network.state_dict()
+    first = next(iter(state))
+    path = tmp_path / "a.pth"
+    torch.save(
+        {**{k: v for k, v in state.items() if k != first}, "strange.weight": state[first]}, path
+    )
+    with pytest.raises(UserError) as caught:
+        smp(path).build("cpu")
+    assert first in str(caught.value) and "strange.weight" in str(caught.value)
+    torch.save(state, path)
+    with pytest.raises(UserError, match="segmentation_head"):
+        smp(path, classes=2).build("cpu")
+
+
+def test_the_rows_of_a_batch_do_not_meet(tmp_path, network, image):
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    built = smp(tmp_path / "a.pth").build("cpu")
+    together, alone = built(image)["person"], built(image[1:])["person"]
+    torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_another_door_can_be_put_in(tmp_path, network, image):
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    built = smp(tmp_path / "a.pth").build("cpu")
+    assert isinstance(built.door, Normalise)
+    own = built(image)["person"]
+    kept, built.door = built.door, Normalise(MEAN, STD, channels="BGR")
+    torch.testing.assert_close(built(image.flip(1))["person"], own)
+    assert not torch.allclose(built(image)["person"], own)
+    built.door = kept
+    assert torch.equal(built(image)["person"], own)
+
+
+def test_a_tap_that_is_not_there_is_refused_before_any_picture(tmp_path, network):
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"encoder\.99(.|\n)*encoder\.3"):
+        smp(tmp_path / "a.pth", taps=(("feature", "encoder.99"),)).build("cpu")
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path, network):
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match="is not there"):
+        smp(tmp_path / "a.pth").build("cuda:97")
+
+
+def test_autocast_around_a_teacher_changes_nothing(tmp_path, network, image):
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    built = smp(tmp_path / "a.pth").build("cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = built(image)["person"]
+    assert torch.equal(found, built(image)["person"]) and found.dtype == torch.float32
+
+
+def test_a_finished_run_is_a_teacher_as_it_stands(tmp_path, image):
+    torch.manual_seed(0)
+    student = build_network(UNET).eval()
+    save_file(student.state_dict(), tmp_path / "student.safetensors")
+    write_json(tmp_path / "student.json", {"network": UNET, "classes": ["a", "b", "c"]})
+    config = RunTeacher(target="shapes", path=str(tmp_path), taps=(("feature", "encoder.1"),))
+    found = config.build("cpu")(image)
+    with torch.no_grad():
+        logits, features = student.forward_taps(image, ("encoder.1",))
+    torch.testing.assert_close(found["shapes"], logits)
+    torch.testing.assert_close(found["feature"], features["encoder.1"])
+    assert config.identity()["architecture"] == UNET
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_the_answer_is_that_of_the_cpu(tmp_path, network, image):
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    found = smp(tmp_path / "a.pth").build("cuda")(image)["person"]
+    wanted = smp(tmp_path / "a.pth").build("cpu")(image)["person"]
+    assert found.is_cuda
+    torch.testing.assert_close(found.cpu(), wanted, atol=1e-4, rtol=1e-4)
