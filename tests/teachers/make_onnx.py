@@ -15,6 +15,8 @@ Tail = Literal[
     "minus_batch_mean",
     "resize_to_32",
     "pool_of_16",
+    "pool_of_16_averaged",
+    "global_pool",
     "if",
 ]
 
@@ -90,6 +92,13 @@ def _tail(tail: Tail, classes: int) -> tuple[list[Any], dict[str, np.ndarray]]:
     if tail == "pool_of_16":
         pool = helper.make_node("AveragePool", ["small"], ["pooled"], kernel_shape=[16, 16])
         return [pool, helper.make_node("Add", ["logits", "pooled"], ["output"])], {}
+    if tail == "pool_of_16_averaged":  # runs at any size, and means another thing at each
+        pool = helper.make_node("AveragePool", ["small"], ["pooled"], kernel_shape=[16, 16])
+        mean = helper.make_node("GlobalAveragePool", ["pooled"], ["mean"])
+        return [pool, mean, helper.make_node("Add", ["logits", "mean"], ["output"])], {}
+    if tail == "global_pool":
+        mean = helper.make_node("GlobalAveragePool", ["small"], ["mean"])
+        return [mean, helper.make_node("Add", ["logits", "mean"], ["output"])], {}
     return _branches(), {"yes": np.array(True)}
 
 

@@ -104,7 +104,9 @@ def test_the_given_graph_is_left_as_it_was(tmp_path, make_onnx):
         ("logits", True),
         ("softmax", True),
         ("resize_to_32", False),
+        ("global_pool", True),
         ("pool_of_16", False),
+        ("pool_of_16_averaged", False),
         ("reshape_to_batch_1", False),
     ],
 )
