@@ -112,6 +112,21 @@ def test_upstream_of_a_tap_are_the_parameters_that_lead_to_it():
     assert all(p.grad is None for p in student.parameters())
 
 
+def test_parameters_that_no_term_reaches_ask_for_no_gradient():
+    student = SmpStudent(encoder="timm-efficientnet-b0")
+    network = build_distiller(student, (Dice(),), {}, (64, 64)).student
+    frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
+    assert frozen == {"encoder.conv_head.weight", "encoder.bn2.weight", "encoder.bn2.bias"}
+    network(torch.rand(2, 3, 64, 64)).sum().backward()
+    assert all((p.grad is None) == (not p.requires_grad) for p in network.parameters())
+
+
+def test_a_loss_on_a_feature_alone_leaves_what_comes_after_it_without_gradient():
+    student = build_distiller(STUDENT, (MSE,), SPECS, SIZE).student
+    assert all(p.requires_grad for p in student.encoder.parameters())
+    assert not any(p.requires_grad for p in student.decoder.parameters())
+
+
 def test_a_frozen_encoder_has_nothing_upstream():
     distiller = build_distiller(SmpStudent(), (), {}, (64, 64))
     assert upstream_parameters(distiller, "encoder.0") == 0  # the picture itself

@@ -23,6 +23,8 @@ from stillroom.types import TargetSpec
 
 Shape = tuple[int, int, int]
 
+_PROBE = 8  # strides on a side: smp's PAN halves its coarsest feature three times
+
 
 class Projection(nn.Sequential):
     """1x1 -> BatchNorm -> ReLU -> 1x1, or one 1x1 for no `hidden`; dropped after training."""
@@ -74,7 +76,9 @@ def build_distiller(
 ) -> Distiller:
     """Build the student, look once at its features at `size` (h, w), and add the projections.
 
-    UserError when a term finds no target or tap, or when shapes do not fit.
+    UserError when a term finds no target or tap, or when shapes do not fit. What no term can train
+    (smp's EfficientNets carry a head that no feature passes through) asks for no gradient, because
+    DDP waits for every parameter that does.
     """
     network = student.build()
     logits, features = _dry_run(network, size)
@@ -97,6 +101,7 @@ def build_distiller(
                 projections[term.output] = Projection(c_in, term.hidden, c_out)
         else:
             _require_logits(term, spec, logits)
+    _freeze_unreached(network, terms)
     return Distiller(network, projections)
 
 
@@ -107,18 +112,35 @@ def upstream_parameters(distiller: Distiller, tap: str) -> int:
     autograd on a blank picture; BatchNorm's statistics stay as they are. UserError for an unknown
     tap.
     """
-    student = distiller.student
-    parameters = [p for p in student.parameters() if p.requires_grad]
+    require_taps((tap,), distiller.student.taps)
+    reached = _reached_from(distiller.student, (tap,), with_logits=False)
+    return sum(parameter.numel() for parameter in reached)
+
+
+def _freeze_unreached(network: Network, terms: tuple[Term, ...]) -> None:
+    """Ask for no gradient of the parameters that no term's output depends on."""
+    taps = tuple(dict.fromkeys(_tap(t.output) for t in terms if t.output != "logits"))
+    with_logits = not terms or any(term.output == "logits" for term in terms)
+    reached = {id(parameter) for parameter in _reached_from(network, taps, with_logits)}
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in reached)
+
+
+def _reached_from(network: Network, taps: tuple[str, ...], with_logits: bool) -> list[nn.Parameter]:
+    """Return the trainable parameters that taps (and logits) depend on; nothing is changed."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
     if not parameters:
-        require_taps((tap,), student.taps)
-        return 0
-    image = torch.full((1, 3, student.stride, student.stride), 0.5, device=parameters[0].device)
-    with _evaluating(student), torch.enable_grad():
-        feature = student.forward_taps(image, (tap,))[1][tap]
-        if not feature.requires_grad:
-            return 0
-        gradients = torch.autograd.grad(feature.sum(), parameters, allow_unused=True)
-    return sum(p.numel() for p, g in zip(parameters, gradients, strict=True) if g is not None)
+        return []
+    side = _PROBE * network.stride
+    image = torch.full((1, 3, side, side), 0.5, device=parameters[0].device)
+    with _evaluating(network), torch.enable_grad():
+        logits, features = network.forward_taps(image, taps)
+        values = [*features.values(), *([logits] if with_logits else [])]
+        total = sum((value.sum() for value in values), torch.zeros((), device=image.device))
+        if not total.requires_grad:
+            return []
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
 
 def _tap(name: str) -> str:

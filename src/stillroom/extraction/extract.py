@@ -1,0 +1,285 @@
+"""Stage 1: run the frozen teachers once over every picture and keep what they said.
+
+Decoding (threads), inference (the device) and compressing and appending (a writer thread) overlap. Work is divided without locks:
+rank r takes shards[r::world], skips what is published, then sweeps the rest from its own offset; the first writer of a shard wins.
+"""
+
+import platform
+import queue
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import stillroom
+from stillroom.cache.identity import Cache, claim_cache, find_caches
+from stillroom.codecs import Codec
+from stillroom.errors import Stopped, UserError
+from stillroom.extraction.gate import gate_pictures, judge
+from stillroom.extraction.identity import compose, probe
+from stillroom.extraction.ranks import Place
+from stillroom.jsonfile import digest
+from stillroom.pictures.dataset import Picture, PictureShard, open_pictures
+from stillroom.pictures.loader import image_tensor, read_ahead
+from stillroom.recipe import Recipe, check
+from stillroom.types import Row, ShardId, TargetSpec, View
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What a rank works with while it makes shards."""
+
+    recipe: Recipe
+    cache: Cache
+    teachers: tuple[Any, ...]
+    place: Place
+    quality: dict[str, Any]
+    stop: threading.Event
+
+
+def cache_teacher(recipe: Recipe, place: Place) -> Cache:
+    """Run stage 1 of a recipe as one of `place.world` processes and return the cache.
+
+    Raises UserError for what cannot work, Stopped when a signal asked to stop; the published shards stay.
+    """
+    pictures = open_pictures(Path(recipe.data.shards))
+    check(recipe, pictures)
+    if not recipe.teachers:
+        raise UserError(f"recipe {recipe.name!r} has no teacher, so there is nothing to cache")
+    assert pictures.geometry is not None
+    stop = _stop_on_signals()
+    teachers = tuple(config.build(place.device) for config in recipe.teachers)
+    specs = [
+        spec
+        for config, built in zip(recipe.teachers, teachers, strict=True)
+        for spec in probe(config, built, pictures.geometry, recipe.codec, place.device)
+    ]
+    cache = _claim(recipe, compose(recipe, pictures, specs))
+    cache.publish_fitted({})
+    place.say(f"cache {cache.path}: {_describe(specs)}")
+    if missing := cache.missing():
+        _warn_of_size(recipe, cache, place)
+        quality = _gate(recipe, teachers, pictures, place)
+        job = _Job(
+            recipe=recipe, cache=cache, teachers=teachers, place=place, quality=quality, stop=stop
+        )
+        _make_shards(job, pictures, missing)
+    cache.finalize()
+    return cache
+
+
+def _claim(recipe: Recipe, identity: dict[str, Any]) -> Cache:
+    """Open the cache of this identity wherever it lies under run.cache, or make it."""
+    root = Path(recipe.run.cache)
+    wanted = digest(identity)
+    for cache in find_caches(root):
+        if cache.fingerprint == wanted:
+            return cache
+    return claim_cache(root, recipe.name, identity)
+
+
+def _gate(recipe: Recipe, teachers: tuple[Any, ...], pictures: Any, place: Place) -> dict[str, Any]:
+    if recipe.gate == "off":
+        place.say("quality gate: off")
+        return {}
+    samples = gate_pictures(pictures)
+    quality: dict[str, Any] = {}
+    for config, built in zip(recipe.teachers, teachers, strict=True):
+        verdicts = judge(
+            config, built, samples, len(pictures.classes), recipe.gate_floor, place.device
+        )
+        for verdict in verdicts:
+            quality[verdict.target] = verdict.figures
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in verdict.figures.items())
+            place.say(f"quality gate, {verdict.target}, {len(samples)} pictures: {figures}")
+            if verdict.reasons and recipe.gate == "refuse":
+                raise UserError(
+                    f"the teacher of target {verdict.target!r} failed the quality gate",
+                    found="; ".join(verdict.reasons),
+                    fix="mend the teacher's fields, or see what it does with --gate warn",
+                )
+            for reason in verdict.reasons:
+                place.say(f"warning: {verdict.target}: {reason}")
+    return quality
+
+
+def _make_shards(job: _Job, pictures: Any, missing: tuple[ShardId, ...]) -> None:
+    """Make this rank's share of the missing shards, then whatever others have not yet published."""
+    cache, place = job.cache, job.place
+    every = cache.shard_ids()
+    own = [shard for shard in every[place.rank :: place.world] if shard in missing]
+    offset = place.rank * len(every) // place.world
+    rest = [s for s in every[offset:] + every[:offset] if s in missing and s not in own]
+    rows = sum(cache.shard_rows(shard) for shard in every)
+    done = rows - sum(cache.shard_rows(shard) for shard in missing)
+    with tqdm(
+        total=rows, initial=done, unit="row", disable=not place.is_first, desc=cache.path.name
+    ) as bar:
+        for shard in own + rest:
+            if cache.is_published(shard):
+                continue
+            with pictures.open(shard) as source:
+                _make_shard(job, shard, source, bar)
+            bar.set_postfix_str(f"{len(every) - len(cache.missing())}/{len(every)} shards")
+
+
+def _make_shard(job: _Job, shard: ShardId, source: PictureShard, bar: Any) -> None:
+    began = time.perf_counter()
+    writer = job.cache.writer(shard)
+    batches = _batches(source, job.recipe)
+    with writer, _Appender(writer) as appender:
+        for batch in batches:
+            if job.stop.is_set():
+                raise Stopped("told to stop", found=f"{shard} was not finished and is left out")
+            appender.put(*_answer(job, batch))
+            bar.update(len(batch))
+        appender.finish()
+        writer.publish(_provenance(job, len(source.keys), time.perf_counter() - began))
+
+
+def _batches(source: PictureShard, recipe: Recipe) -> Iterator[list[Picture]]:
+    """Yield the shard's pictures in order, `micro_batch` at a time, decoded ahead; never across shards."""
+    size = recipe.micro_batch
+    numbers = range(len(source.keys))
+    reader = read_ahead(
+        numbers, lambda i: source.read(i, labels=False), recipe.run.workers, depth=2 * size
+    )
+    batch: list[Picture] = []
+    for picture in reader:
+        batch.append(picture)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+Encoded = tuple[list[Row], dict[str, np.ndarray], dict[str, np.ndarray]]
+
+
+def _answer(job: _Job, batch: list[Picture]) -> Encoded:
+    """Run every teacher on one batch; return rows, encoded parts (b ...) and statistics (b 3)."""
+    image = torch.stack([image_tensor(picture.image) for picture in batch]).to(job.place.device)
+    rows = [
+        Row(key=p.key, view=View(x0=0, y0=0, x1=p.image.shape[1], y1=p.image.shape[0]))
+        for p in batch
+    ]
+    parts: dict[str, np.ndarray] = {}
+    statistics: dict[str, np.ndarray] = {}
+    for built in job.teachers:
+        for name, answer in built(image).items():
+            statistics[name] = _statistics(answer)
+            codec: Codec = job.cache.codecs[name]
+            encoded = codec.encode(answer, job.cache.fitted.get(name, {}))
+            for part, tensor in encoded.items():
+                parts[f"{name}.{part}"] = tensor.cpu().numpy()
+    return rows, parts, statistics
+
+
+def _statistics(answer: torch.Tensor) -> np.ndarray:
+    """Return min, max and finite share of each row, (b 3)."""
+    flat = answer.flatten(1)
+    share = torch.isfinite(flat).float().mean(1)
+    return torch.stack([flat.amin(1), flat.amax(1), share], 1).cpu().numpy()
+
+
+class _Appender:
+    """A thread that compresses and appends, so that the teacher never waits for the disk; its errors come back here."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+        self._queue: queue.Queue[Encoded | None] = queue.Queue(maxsize=2)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="appender", daemon=True)
+
+    def __enter__(self) -> "_Appender":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def put(self, rows: list[Row], parts: dict[str, Any], statistics: dict[str, Any]) -> None:
+        """Hand over one batch; raises the thread's error, if it had one."""
+        self._raise()
+        self._queue.put((rows, parts, statistics))
+
+    def finish(self) -> None:
+        """Wait until everything handed over has been appended."""
+        self._queue.put(None)
+        self._thread.join()
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if self._error is None:
+                try:
+                    self._append(*item)
+                except BaseException as error:
+                    self._error = error  # raised in the other thread by the next put or finish
+
+    def _append(self, rows: list[Row], parts: dict[str, Any], statistics: dict[str, Any]) -> None:
+        for i, row in enumerate(rows):
+            figures = {
+                name: (float(v[i, 0]), float(v[i, 1]), float(v[i, 2]))
+                for name, v in statistics.items()
+            }
+            self._writer.append(row, {name: part[i] for name, part in parts.items()}, figures)
+
+
+def _provenance(job: _Job, rows: int, seconds: float) -> dict[str, Any]:
+    return {
+        "device": job.place.device_name,
+        "providers": [built.provider for built in job.teachers],
+        "quality": job.quality,
+        "seconds": round(seconds, 3),
+        "rows_per_s": round(rows / seconds, 3),
+        "versions": {
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "stillroom": stillroom.__version__,
+            "torch": str(torch.__version__),
+        },
+    }
+
+
+def _warn_of_size(recipe: Recipe, cache: Cache, place: Place) -> None:
+    """Say so when a teacher shard would pass the limit (before compression), and which --shard-rows avoids it."""
+    row_bytes = sum(
+        int(np.dtype(dtype).itemsize * np.prod(shape))
+        for name, spec in cache.specs.items()
+        for dtype, shape in cache.codecs[name].parts(spec.shape).values()
+    )
+    rows = max(cache.shard_rows(shard) for shard in cache.shard_ids())
+    limit = recipe.run.shard_limit_gb * 1e9
+    if row_bytes * rows > limit:
+        place.say(
+            f"warning: a teacher shard may take {row_bytes * rows / 1e9:.1f} GB ({row_bytes / 1e6:.1f} MB a row"
+            f" before compression); pack the pictures with --shard-rows {max(1, int(limit // row_bytes))} to avoid it"
+        )
+
+
+def _describe(specs: Sequence[TargetSpec]) -> str:
+    return ", ".join(f"{s.name} {s.kind} {'x'.join(map(str, s.shape))} ({s.codec})" for s in specs)
+
+
+def _stop_on_signals() -> threading.Event:
+    """SIGTERM and SIGUSR1 finish the batch under way and leave no partial shard."""
+    stop = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, lambda *_: stop.set())
+    return stop

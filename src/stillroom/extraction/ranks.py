@@ -1,0 +1,78 @@
+"""Which of how many processes this is, and on which device: alone, under torchrun or accelerate launch, or in a Slurm array."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from stillroom.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A process's place among those that share the work."""
+
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+
+    @property
+    def is_first(self) -> bool:
+        """True for the process that talks."""
+        return self.rank == 0
+
+    @property
+    def device_name(self) -> str:
+        """The device as provenance names it."""
+        return torch.cuda.get_device_name(self.device) if self.device != "cpu" else "cpu"
+
+    def say(self, text: str) -> None:
+        """Print a line from the first process only."""
+        if self.is_first:
+            print(text, flush=True)
+
+
+def find_place(wanted: str, environment: Mapping[str, str] | None = None) -> Place:
+    """Return the place that the environment gives; `wanted` is auto, cpu or cuda.
+
+    Raises UserError where CUDA is asked for and there is none.
+    """
+    env = os.environ if environment is None else environment
+    if "RANK" in env:
+        rank, world = int(env["RANK"]), int(env["WORLD_SIZE"])
+    elif "SLURM_ARRAY_TASK_ID" in env:
+        first = int(env.get("SLURM_ARRAY_TASK_MIN", "0"))
+        rank, world = int(env["SLURM_ARRAY_TASK_ID"]) - first, int(env["SLURM_ARRAY_TASK_COUNT"])
+    else:
+        rank, world = 0, 1
+    return Place(rank=rank, world=world, device=_device(wanted, int(env.get("LOCAL_RANK", "0"))))
+
+
+def _device(wanted: str, local_rank: int) -> str:
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise UserError("CUDA was asked for", found="no CUDA device", fix="--run.device cpu")
+    return f"cuda:{local_rank % torch.cuda.device_count()}"
+
+
+def spread_over_gpus(wanted: str) -> int | None:
+    """Where this process was started alone and sees several GPUs, run itself once per GPU and wait.
+
+    Returns None when there is nothing to spread, otherwise the worst exit status.
+    """
+    alone = "RANK" not in os.environ and "SLURM_ARRAY_TASK_ID" not in os.environ
+    count = torch.cuda.device_count() if wanted != "cpu" and alone else 1
+    if count < 2:
+        return None
+    children = [
+        subprocess.Popen(
+            [sys.executable, *sys.argv],
+            env={**os.environ, "RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(count)},
+        )
+        for r in range(count)
+    ]
+    return max(child.wait() for child in children)

@@ -1,0 +1,61 @@
+"""Pictures for people: masks in colour, blends, and labelled grids."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from stillroom.types import IGNORE
+
+Rgb = UInt8[np.ndarray, "h w 3"]
+_VOID = (224, 224, 192)
+_MARGIN_PX = 4
+_TITLE_PX = 18
+
+
+def colours(palette: Sequence[Sequence[int]]) -> UInt8[np.ndarray, "256 3"]:
+    """Return a colour for each mask value; void is pale, a value outside the palette grey."""
+    table = np.full((256, 3), 128, np.uint8)
+    table[: len(palette)] = np.array(palette, np.uint8)
+    table[IGNORE] = _VOID
+    return table
+
+
+def colour_mask(mask: Integer[np.ndarray, "h w"], palette: Sequence[Sequence[int]]) -> Rgb:
+    """Return a mask of class indices as colours."""
+    return colours(palette)[mask]
+
+
+def blend(
+    image: Rgb,
+    mask: Integer[np.ndarray, "h w"],
+    palette: Sequence[Sequence[int]],
+    share: float = 0.5,
+) -> Rgb:
+    """Return the picture with its mask laid over it; class 0 stays clear when it is called background by being black."""
+    colour = colour_mask(mask, palette).astype(np.float32)
+    weight = np.full((*mask.shape, 1), share, np.float32)
+    if tuple(palette[0]) == (0, 0, 0):
+        weight[mask == 0] = 0
+    return (image * (1 - weight) + colour * weight).round().astype(np.uint8)
+
+
+def grid(rows: Sequence[Sequence[Rgb]], titles: Sequence[str]) -> Image.Image:
+    """Return one picture of equal tiles, `titles` above the columns."""
+    height, width = rows[0][0].shape[:2]
+    step_x, step_y = width + _MARGIN_PX, height + _MARGIN_PX
+    sheet = Image.new(
+        "RGB",
+        (step_x * len(titles) + _MARGIN_PX, step_y * len(rows) + _TITLE_PX + _MARGIN_PX),
+        "white",
+    )
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=13)
+    for x, title in enumerate(titles):
+        draw.text((_MARGIN_PX + x * step_x, 2), title, fill="black", font=font)
+    for y, row in enumerate(rows):
+        for x, tile in enumerate(row):
+            place = (_MARGIN_PX + x * step_x, _TITLE_PX + y * step_y)
+            sheet.paste(Image.fromarray(tile), place)
+    return sheet

@@ -1,0 +1,60 @@
+"""Reading ahead: pictures are decoded in threads while the caller works on the ones before.
+
+Threads, not processes: decoding releases the GIL, and megabyte arrays need no shared memory.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from stillroom.pictures.dataset import Picture
+from stillroom.types import IGNORE
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def read_ahead(
+    jobs: Iterable[Job], read: Callable[[Job], Result], workers: int, depth: int
+) -> Iterator[Result]:
+    """Yield `read(job)` in the order of the jobs, with up to `depth` jobs under way in `workers` threads.
+
+    An error of `read` is raised where its result is due. Closing the iterator cancels what has not begun.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="read-ahead")
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(read, job))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def image_tensor(image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
+    """Return a decoded picture as RGB in [0, 1]."""
+    return torch.from_numpy(image).permute(2, 0, 1).float().div_(255).contiguous()
+
+
+def mask_array(picture: Picture) -> UInt8[np.ndarray, "h w"]:
+    """Return the mask, or all void where the picture has none."""
+    if picture.mask is not None:
+        return picture.mask
+    return np.full(picture.image.shape[:2], IGNORE, np.uint8)
+
+
+def inside_array(picture: Picture) -> Bool[np.ndarray, "h w"]:
+    """Return True on the picture itself, False on letterbox padding."""
+    x0, y0, x1, y1 = picture.inside
+    inside = np.zeros(picture.image.shape[:2], bool)
+    inside[y0:y1, x0:x1] = True
+    return inside

@@ -1,0 +1,209 @@
+"""A recipe is the whole configuration of both stages; `check` finds what cannot work before any real work begins.
+
+Fields of `run` cannot change results; every other field can.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from stillroom.codecs import parse_codec
+from stillroom.errors import UserError
+from stillroom.losses import LogitMSE, SoftKL, Term
+from stillroom.pictures.dataset import PictureSet
+from stillroom.students.configs import Student
+from stillroom.teachers.configs import Teacher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    shards: str  # folder of picture shards, as tools/make_shards.py writes it
+    label_share: float = (
+        1.0  # share of training masks that is used (by hash of the key); the others count as void
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_share <= 1:
+            raise UserError("no such label share", found=self.label_share, wanted="0 to 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augment:
+    photometric: float = (
+        0.0  # strength of brightness, contrast and saturation changes; 0.3 is moderate
+    )
+    mirror: bool = (
+        False  # mirror half of the pictures; refused where a term is distilled from one stored view
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdamW:
+    lr: float = 1e-3  # learning rate after warm-up
+    weight_decay: float = (
+        1e-4  # decoupled weight decay; biases and normalisation layers are left out
+    )
+    warmup: float = 0.05  # share of all steps in which the rate rises linearly
+    final: float = 0.01  # the cosine ends at this share of lr
+    clip: float = 1.0  # largest norm of the gradient; 0 = no clipping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    out: str = "runs"  # folder of runs
+    name: str | None = None  # name of the run's folder; the recipe's name where absent
+    cache: str = "cache"  # folder of caches, or one cache
+    resume: bool = False  # continue the run of that name
+    overwrite: bool = False  # delete the run of that name first
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = CUDA where there is one
+    workers: int = 2  # threads that decode pictures and read targets
+    log_every: int = 10  # steps between two lines of the log
+    evaluate_every: int = 1  # epochs between two evaluations
+    keep: int = 2  # checkpoints kept
+    shard_limit_gb: float = 1.0  # stage 1 warns when one teacher shard would pass this size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    name: str  # names the cache and, unless --run.name is given, the run
+    data: Data
+    teachers: tuple[Teacher, ...] = ()  # frozen networks that stage 1 runs
+    codec: dict[str, str] = field(default_factory=dict)  # how each target is kept
+    student: Student
+    terms: tuple[Term, ...]  # the loss: weighted sum of these
+    freeze: tuple[str, ...] = ()  # parts of the student, by module name, that do not train
+    freeze_epochs: int | None = None  # epochs for which they do not; None = all
+    augment: Augment = Augment()
+    optimizer: AdamW = AdamW()
+    batch: int = 8  # pictures in one optimiser step, over all ranks
+    micro_batch: int = 8  # pictures in one forward pass
+    epochs: int = 20  # one epoch is (training pictures // batch) steps, whatever the label share
+    seed: int = 0  # of everything that is drawn
+    on_damage: Literal["fail", "substitute"] = (
+        "fail"  # substitute takes the next readable row, at most 0.1 %
+    )
+    precision: Literal["launch", "fp32", "fp16", "bf16"] = (
+        "launch"  # launch = as accelerate launch says
+    )
+    gate: Literal["refuse", "warn", "off"] = "refuse"  # what a failed quality gate of stage 1 does
+    gate_floor: float = 0.5  # teachers' mIoU on labelled pictures must reach this
+    run: Run = Run()
+
+    @property
+    def run_name(self) -> str:
+        """The name of the run's folder."""
+        return self.run.name or self.name
+
+    def target_kinds(self) -> dict[str, str]:
+        """Return each teacher target's kind; raises UserError where two teachers name one target."""
+        kinds: dict[str, str] = {}
+        for teacher in self.teachers:
+            for name, kind in teacher.targets.items():
+                if name in kinds:
+                    raise UserError(f"two teachers make a target named {name!r}", fix="rename one")
+                kinds[name] = kind
+        return kinds
+
+    def wanted_targets(self) -> tuple[str, ...]:
+        """Return the names of the targets that the terms need, each once."""
+        return tuple(dict.fromkeys(term.target for term in self.terms if term.target is not None))
+
+
+def check(recipe: Recipe, pictures: PictureSet | None = None) -> None:
+    """Raise UserError for what can be known to be wrong without a cache or a network."""
+    _check_numbers(recipe)
+    kinds = recipe.target_kinds()
+    for name in recipe.codec:
+        if name not in kinds:
+            raise UserError(
+                f"a codec is given for {name!r}, which no teacher makes", wanted=_names(kinds)
+            )
+        parse_codec(recipe.codec[name])
+    for term in recipe.terms:
+        _check_term(term, kinds)
+    if recipe.augment.mirror and recipe.wanted_targets():
+        raise UserError(
+            "pictures cannot be mirrored while targets come from a cache of unmirrored views",
+            fix="--augment.no-mirror",
+        )
+    if pictures is not None:
+        _check_pictures(recipe, pictures)
+
+
+def _check_numbers(recipe: Recipe) -> None:
+    if recipe.micro_batch < 1 or recipe.batch < 1 or recipe.batch % recipe.micro_batch:
+        raise UserError(
+            "the batch is not a whole number of micro-batches",
+            found=f"--batch {recipe.batch} --micro-batch {recipe.micro_batch}",
+            wanted="a multiple",
+        )
+    if recipe.epochs < 1 or recipe.run.evaluate_every < 1 or recipe.run.log_every < 1:
+        raise UserError("epochs, run.evaluate_every and run.log_every are at least 1")
+    if recipe.run.workers < 1 or recipe.run.keep < 1:
+        raise UserError("run.workers and run.keep are at least 1")
+    if not recipe.terms or all(term.weight == 0 for term in recipe.terms):
+        raise UserError(
+            f"recipe {recipe.name!r} has no term with a weight, so nothing would be learned"
+        )
+
+
+def _check_term(term: Term, kinds: Mapping[str, str]) -> None:
+    name = type(term).__name__
+    if term.target is None:
+        return
+    if term.target not in kinds:
+        raise UserError(
+            f"{name} needs the target {term.target!r}, which no teacher of the recipe makes",
+            found=_names(kinds),
+            fix="name one of these, or add the teacher",
+        )
+    if isinstance(term, SoftKL | LogitMSE) and kinds[term.target] != "logits":
+        raise UserError(f"{name} needs logits", found=f"{term.target!r} holds {kinds[term.target]}")
+
+
+def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
+    classes, known = max(2, recipe.student.classes), len(pictures.classes)
+    labelled = any(term.target is None and term.weight for term in recipe.terms)
+    if labelled and classes != known:
+        raise UserError(
+            "the student's classes are not those of the pictures",
+            found=f"student {recipe.student.classes}, {pictures.path}: {', '.join(pictures.classes)}",
+            wanted=f"--student.classes {known}"
+            + (" (or 1, for a binary task)" if known == 2 else ""),
+        )
+    if pictures.geometry is None:
+        raise UserError(
+            f"the pictures of {pictures.path} have different sizes, so they cannot be batched",
+            fix="pack them with tools/make_shards.py ... --size H W",
+        )
+
+
+def teacher_identities(recipe: Recipe, with_files: bool) -> dict[str, dict[str, Any]]:
+    """Return, per target, what made it: the teacher's identity with this target's own tensor only.
+
+    Without files the answer is a subset of the answer with; a cache that holds more targets of a teacher still fits.
+    """
+    found = {}
+    for teacher in recipe.teachers:
+        identity = teacher.identity(with_files=with_files)
+        tensors = identity.pop("targets")
+        for name in teacher.targets:
+            found[name] = {**identity, "tensor": tensors[name]}
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Return a recipe, or any part of one, as JSON values; a dataclass becomes its fields and `class`."""
+    if is_dataclass(value) and not isinstance(value, type):
+        body = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        return {"class": type(value).__name__, **body}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    assert value is None or isinstance(value, bool | int | float | str), value
+    return value
+
+
+def _names(names: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(names)) or "none"

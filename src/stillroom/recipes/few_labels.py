@@ -1,0 +1,93 @@
+"""Where labels are few: a teacher trained on all masks teaches a student that sees one mask in twenty.
+
+    accelerate launch train_student.py people-teacher --student.weights ENCODER.pth
+    python tools/cache_teacher.py people-few
+    accelerate launch train_student.py people-few-plain --student.weights ENCODER.pth
+    accelerate launch train_student.py people-few --student.weights ENCODER.pth
+
+`street-*` are the same with eleven classes. An epoch has as many steps whatever the label share, so the two students see equally many
+pictures; the plain one sees its few labelled ones again and again. Figures with seeds: docs/results.md.
+"""
+
+from dataclasses import replace
+
+from stillroom.losses import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Dice,
+    LogitMSE,
+    SoftKL,
+    Temperature,
+)
+from stillroom.recipe import AdamW, Augment, Data, Recipe
+from stillroom.recipes.people import people_teacher
+from stillroom.students.configs import SmpStudent
+from stillroom.teachers.configs import RunTeacher
+
+_SHARE = 0.05
+_SIGNED = (0.5, 0.5, 0.5)
+_COOLING = Temperature(start=3.0, end=1.0, kind="cosine")
+
+
+def people_few_plain() -> Recipe:
+    """Person masks, one in twenty."""
+    return _plain(
+        people_teacher(), "people-few-plain", (BinaryCrossEntropy(weight=1.0), Dice(weight=1.0))
+    )
+
+
+def people_few() -> Recipe:
+    """The same, with what `people-teacher` said."""
+    return _distilled(people_few_plain(), "people-few", "person", "runs/people-teacher")
+
+
+def street_teacher() -> Recipe:
+    """Eleven classes of street scenes, every mask."""
+    return Recipe(
+        name="street-teacher",
+        data=Data(shards="shards/street"),
+        student=SmpStudent(encoder="tu-mobilenetv2_035", classes=11, mean=_SIGNED, std=_SIGNED),
+        terms=(CrossEntropy(weight=1.0), Dice(weight=1.0)),
+        augment=Augment(photometric=0.3, mirror=True),
+        optimizer=AdamW(lr=2e-3),
+        batch=8,
+        micro_batch=8,
+        epochs=20,
+    )
+
+
+def street_few_plain() -> Recipe:
+    """Street scenes, one mask in twenty."""
+    return _plain(
+        street_teacher(), "street-few-plain", (CrossEntropy(weight=1.0), Dice(weight=1.0))
+    )
+
+
+def street_few() -> Recipe:
+    """The same, with what `street-teacher` said."""
+    return _distilled(street_few_plain(), "street-few", "street", "runs/street-teacher")
+
+
+def _plain(teacher: Recipe, name: str, terms: tuple) -> Recipe:
+    return replace(
+        teacher,
+        name=name,
+        data=replace(teacher.data, label_share=_SHARE),
+        terms=terms,
+        augment=Augment(photometric=0.3),
+        epochs=10,
+    )
+
+
+def _distilled(plain: Recipe, name: str, target: str, run: str) -> Recipe:
+    return replace(
+        plain,
+        name=name,
+        teachers=(RunTeacher(target=target, path=run),),
+        codec={target: "float16"},
+        terms=(
+            *plain.terms,
+            SoftKL(target=target, weight=1.0, temperature=_COOLING),
+            LogitMSE(target=target, weight=0.05),
+        ),
+    )

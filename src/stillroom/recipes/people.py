@@ -1,0 +1,72 @@
+"""People: any ONNX person mask and an inner tensor of any ONNX detector teach a small U-Net; the structure of `b3-b0-yolo` on two CPU cores.
+
+    python tools/make_shards.py voc:PEOPLE --out shards/people --size 256 256
+    python tools/cache_teacher.py people-lite --teachers.0.path MASK.onnx --teachers.1.path DETECTOR.onnx --teachers.1.tensor NAME
+    accelerate launch train_student.py people-lite (the same teacher flags) --student.weights ENCODER.pth
+
+    accelerate launch train_student.py people-teacher      a teacher of one's own, supervised on all masks
+
+The defaults describe a person segmenter of RGB in [0, 1] that answers with a probability, and YOLOX (BGR 0..255) tapped at its stride-8 Concat.
+Departures from `b3-b0-yolo`: smaller networks, 256x256. Figures: docs/results.md.
+"""
+
+from stillroom.losses import (
+    BinaryCrossEntropy,
+    Dice,
+    FeatureMSE,
+    LogitMSE,
+    SoftKL,
+    Temperature,
+)
+from stillroom.recipe import AdamW, Augment, Data, Recipe
+from stillroom.students.configs import SmpStudent
+from stillroom.teachers.configs import OnnxTeacher
+
+_SIGNED = (0.5, 0.5, 0.5)  # the encoder's weights expect RGB in [-1, 1]
+
+
+def people_lite() -> Recipe:
+    """A person mask and a detector's feature teach U-Net MobileNetV2 x0.35."""
+    return Recipe(
+        name="people-lite",
+        data=Data(shards="shards/people"),
+        teachers=(
+            OnnxTeacher(target="person", path="models/person.onnx", kind="probabilities"),
+            OnnxTeacher(
+                target="detector",
+                path="models/detector.onnx",
+                tensor="input.427",
+                kind="features",
+                channels="BGR",
+                scale=255.0,
+            ),
+        ),
+        codec={"person": "float16", "detector": "float16"},
+        student=SmpStudent(encoder="tu-mobilenetv2_035", classes=1, mean=_SIGNED, std=_SIGNED),
+        terms=(
+            SoftKL(target="person", temperature=Temperature(start=3.0, end=1.0, kind="cosine")),
+            LogitMSE(target="person", weight=0.5),
+            BinaryCrossEntropy(weight=0.5),
+            Dice(weight=1.0),
+            FeatureMSE(target="detector", tap="encoder.3", hidden=128, weight=0.5),
+        ),
+        optimizer=AdamW(lr=1e-3),
+        batch=8,
+        micro_batch=8,
+        epochs=10,
+    )
+
+
+def people_teacher() -> Recipe:
+    """U-Net MobileNetV2 x0.35 on every mask, to teach others."""
+    return Recipe(
+        name="people-teacher",
+        data=Data(shards="shards/people"),
+        student=SmpStudent(encoder="tu-mobilenetv2_035", classes=1, mean=_SIGNED, std=_SIGNED),
+        terms=(BinaryCrossEntropy(weight=1.0), Dice(weight=1.0)),
+        augment=Augment(photometric=0.3, mirror=True),
+        optimizer=AdamW(lr=2e-3),
+        batch=8,
+        micro_batch=8,
+        epochs=20,
+    )

@@ -1,0 +1,81 @@
+"""Synthetic shapes, nothing to download: a small U-Net teaches a smaller one. Together the three use every kind of term.
+
+    python tools/demo.py                               all of it, in under three minutes on two cores
+
+    accelerate launch train_student.py tiny-teacher    a teacher, supervised, on all masks
+    python tools/cache_teacher.py tiny                 what it says, logits and an inner feature, kept
+    accelerate launch train_student.py tiny-plain      a student on a few masks
+    accelerate launch train_student.py tiny            the same with what the teacher said
+
+Figures: docs/results.md.
+"""
+
+from dataclasses import replace
+
+from stillroom.losses import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Dice,
+    FeatureCosine,
+    FeatureMSE,
+    LogitMSE,
+    SoftKL,
+    Temperature,
+)
+from stillroom.recipe import AdamW, Augment, Data, Recipe
+from stillroom.students.configs import UNetStudent
+from stillroom.teachers.configs import RunTeacher
+
+_DATA = Data(shards="shards/shapes")
+
+
+def tiny_teacher() -> Recipe:
+    """A small U-Net on every mask."""
+    return Recipe(
+        name="tiny-teacher",
+        data=_DATA,
+        student=UNetStudent(width=16, depth=3, classes=4),
+        terms=(CrossEntropy(weight=1.0), BinaryCrossEntropy(weight=0.5), Dice(weight=0.5)),
+        augment=Augment(photometric=0.2, mirror=True),
+        optimizer=AdamW(lr=4e-3),
+        batch=16,
+        micro_batch=16,
+        epochs=10,
+    )
+
+
+def tiny_plain() -> Recipe:
+    """A smaller U-Net on one mask in twenty."""
+    return Recipe(
+        name="tiny-plain",
+        data=replace(_DATA, label_share=0.05),
+        student=UNetStudent(width=8, depth=3, classes=4),
+        terms=(CrossEntropy(weight=1.0), Dice(weight=0.5)),
+        augment=Augment(photometric=0.2),
+        optimizer=AdamW(lr=4e-3),
+        batch=16,
+        micro_batch=16,
+        epochs=10,
+    )
+
+
+def tiny() -> Recipe:
+    """The same student on the same masks, and on what the teacher said of every picture."""
+    plain = tiny_plain()
+    distilled = (
+        SoftKL(
+            target="shapes", weight=1.0, temperature=Temperature(start=3.0, end=1.0, kind="cosine")
+        ),
+        LogitMSE(target="shapes", weight=0.05),
+        FeatureMSE(target="inner", tap="encoder.2", hidden=32, weight=0.1),
+        FeatureCosine(target="inner", tap="encoder.2", hidden=32, weight=0.1),
+    )
+    return replace(
+        plain,
+        name="tiny",
+        teachers=(
+            RunTeacher(target="shapes", path="runs/tiny-teacher", taps=(("inner", "encoder.2"),)),
+        ),
+        codec={"shapes": "float16", "inner": "float16"},
+        terms=(*plain.terms, *distilled),
+    )

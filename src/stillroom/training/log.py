@@ -1,0 +1,95 @@
+"""What a run says of itself while it goes on: metrics.jsonl, TensorBoard, curves as PNG. Rank 0 only."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from stillroom.jsonfile import write_bytes
+
+
+class Log:
+    """The record of one run; lines later than `step` are cut off when a run is resumed there."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = run / "metrics.jsonl"
+        self.lines = [line for line in read_metrics(run) if line["step"] <= step] if step else []
+        text = "".join(_line(line) for line in self.lines)
+        write_bytes(self.path, text.encode())
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, kind: str, step: int, epoch: int, figures: dict[str, Any]) -> None:
+        """Append one line and its scalars; figures that are not finite are written as null."""
+        line = {"kind": kind, "step": step, "epoch": epoch, **figures}
+        self.lines.append(line)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(line))
+        for name, value in figures.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._board.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics.jsonl; a last line that was cut off is left out."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
+    """Draw loss and mIoU over the steps."""
+    from matplotlib.figure import Figure
+
+    train = [line for line in lines if line["kind"] == "train"]
+    val = [line for line in lines if line["kind"] == "val"]
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = [n for n in (train[0] if train else {}) if n == "loss" or n.startswith("term_")]
+    for name in names:
+        points = [(line["step"], line[name]) for line in train if line.get(name) is not None]
+        label = name.removeprefix("term_")
+        left.plot(
+            *zip(*points, strict=True), label=label, lw=2 if name == "loss" else 1
+        ) if points else None
+    left.set(xlabel="step", ylabel="training loss (terms unweighted)", yscale="log")
+    curves = {"miou": "student mIoU", "teacher_miou": "teacher mIoU", "agreement": "agreement"}
+    for name, label in curves.items():
+        points = [(line["step"], line[name]) for line in val if line.get(name) is not None]
+        if points:
+            right.plot(
+                *zip(*points, strict=True),
+                "--" if name == "teacher_miou" else "o-",
+                ms=3,
+                label=label,
+            )
+    right.set(xlabel="step", ylabel="validation")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def _line(figures: dict[str, Any]) -> str:
+    return json.dumps(_finite(figures), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

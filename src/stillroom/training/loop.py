@@ -1,0 +1,293 @@
+"""Stage 2: the loop, top to bottom: data, counts, forward, backward, step, log, evaluate, save.
+
+Order, learning rate, temperature and randomness are functions of the step, so the position is all that a resume needs besides tensors.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillroom.errors import FailureError, Stopped
+from stillroom.jsonfile import read_json, write_bytes, write_json
+from stillroom.losses import epoch_progress
+from stillroom.recipe import Recipe
+from stillroom.training.checkpoint import (
+    load_checkpoint,
+    newest_checkpoint,
+    save_best,
+    save_checkpoint,
+)
+from stillroom.training.log import Log, draw_curves
+from stillroom.training.prepare import Session, average_buffers, frozen_parameters, prepare
+from stillroom.training.receipt import about_student, describe, receipt
+from stillroom.training.schedule import learning_rate
+from stillroom.training.show import draw_grid
+from stillroom.training.step import forward_backward, labels, local_counts, seed_forward
+from stillroom.training.stream import HostBatch, to_batch, training_batches, validation_batches
+from stillroom.training.validate import score, validate
+from stillroom.types import Batch
+
+
+def train(recipe: Recipe) -> Path:
+    """Train a student and return the run's folder.
+
+    Raises UserError before any work for what cannot work, DamageError for a row that cannot be read, FailureError
+    for a loss that is not finite, Stopped after a checkpoint when a signal asked to stop.
+    """
+    session = prepare(recipe)
+    stop = _stop_on_signals()
+    began = time.perf_counter()
+    step, best = _restore(session)
+    log = Log(session.folder, step) if session.is_first else None
+    session.say(describe(session))
+    record = _Record(session)
+    stream = _stream(session, step)
+    session.model.train()
+    while step < session.steps:
+        epoch = step // session.epoch_steps
+        frozen = bool(recipe.freeze) and epoch < (recipe.freeze_epochs or recipe.epochs)
+        if frozen:
+            _freeze(session)
+
+        batches, counts = _next_step(session, stream)
+        totals = forward_backward(
+            session.model,
+            session.terms,
+            batches,
+            counts,
+            progress=epoch_progress(epoch, recipe.epochs),
+            world=session.deal.world,
+            seed_micro=lambda i, s=step: seed_forward(
+                recipe.seed, s, session.deal.micro_batches()[i]
+            ),
+            backward=session.accelerator.backward,
+            no_sync=lambda: session.accelerator.no_sync(session.model),
+        )
+        rate = _update(session, step, frozen)
+        average_buffers(session.distiller, session.deal.world)
+        step += 1
+
+        record.add(totals, counts)
+        told_to_stop = False
+        if step % recipe.run.log_every == 0 or step == session.steps:
+            figures = record.figures(step) | {"lr": rate}
+            if log is not None:
+                log.write("train", step, epoch, figures)
+                _print_step(session, step, figures)
+            told_to_stop = session.any(stop.is_set())
+
+        ends_epoch = step % session.epoch_steps == 0
+        due = ends_epoch and (epoch + 1) % recipe.run.evaluate_every == 0
+        if due or step == session.steps:
+            best = _evaluate(session, log, step, epoch, best)
+            session.model.train()
+        if due or step == session.steps or told_to_stop:
+            _save(session, step, best)
+        if told_to_stop and step < session.steps:
+            (session.folder / "requeue").touch()
+            raise Stopped("told to stop", found=f"saved at step {step} of {session.steps}")
+    _finish(session, log, time.perf_counter() - began)
+    return session.folder
+
+
+class _Record:
+    """Sums and counts of the terms since the last line of the log, kept on the device."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._names = labels(session.terms)
+        self._began = time.perf_counter()
+        self._steps = 0
+        self._totals: Tensor | float = 0.0
+        self._counts: Tensor | float = 0.0
+
+    def add(self, totals: Tensor, counts: Tensor) -> None:
+        """Add one step: this rank's totals and the global counts, (terms,)."""
+        self._totals = self._totals + totals.double()
+        self._counts = self._counts + counts
+        self._steps += 1
+
+    def figures(self, step: int) -> dict[str, Any]:
+        """Return means over the steps since the last call, over all ranks; raises FailureError where one is not finite."""
+        assert isinstance(self._totals, Tensor) and isinstance(self._counts, Tensor)
+        means = (self._session.reduce(self._totals) / self._counts).tolist()
+        seen = (self._counts > 0).tolist()
+        found: dict[str, Any] = {}
+        loss = 0.0
+        for term, name, mean, there in zip(
+            self._session.terms, self._names, means, seen, strict=True
+        ):
+            found[f"term_{name}"] = mean if there else None
+            loss += term.weight * mean if there else 0.0
+            if there and mean != mean or mean in (float("inf"), float("-inf")):
+                raise FailureError(f"the term {name} is not finite at step {step}", found=mean)
+        seconds = time.perf_counter() - self._began
+        rows = self._steps * self._session.recipe.batch
+        self._totals, self._counts, self._steps = 0.0, 0.0, 0
+        self._began = time.perf_counter()
+        return {"loss": loss, **found, "rows_per_s": round(rows / seconds, 2)}
+
+
+def _restore(session: Session) -> tuple[int, float]:
+    """Return the step to go on from and the best score so far."""
+    if not session.recipe.run.resume:
+        return 0, -1.0
+    folder, state = newest_checkpoint(session.folder)
+    load_checkpoint(folder, session.distiller, session.optimizer.optimizer)
+    scaler = session.accelerator.scaler
+    if scaler is not None and state["scaler"] is not None:
+        scaler.load_state_dict(state["scaler"])
+    session.say(f"resumed from {folder}")
+    return state["step"], state["best"]
+
+
+def _stream(session: Session, step: int) -> Iterator[HostBatch]:
+    recipe = session.recipe
+    return training_batches(
+        session.source,
+        session.order,
+        session.deal,
+        range(step, session.steps),
+        augment=recipe.augment,
+        seed=recipe.seed,
+        workers=recipe.run.workers,
+        pin=session.accelerator.device.type == "cuda",
+        may_substitute=recipe.on_damage == "substitute",
+    )
+
+
+def _next_step(session: Session, stream: Iterator[HostBatch]) -> tuple[list[Batch], Tensor]:
+    """Read all of this rank's micro-batches of a step; return them and each term's global count, (terms,).
+
+    A row that cannot be read raises DamageError here; the launcher then stops the other ranks.
+    """
+    device = session.accelerator.device
+    batches = [to_batch(next(stream), device, session.cache) for _ in session.deal.micro_batches()]
+    return batches, session.reduce(local_counts(session.terms, batches, device))
+
+
+def _update(session: Session, step: int, frozen: bool) -> float:
+    """Clip and step; return the learning rate."""
+    recipe, optimizer = session.recipe, session.optimizer
+    rate = learning_rate(recipe.optimizer, step, session.steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    if frozen:
+        for _, parameter in frozen_parameters(session.distiller, recipe.freeze):
+            parameter.grad = None
+    if recipe.optimizer.clip:
+        trained = [p for p in session.distiller.parameters() if p.grad is not None]
+        session.accelerator.clip_grad_norm_(trained, recipe.optimizer.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return rate
+
+
+def _freeze(session: Session) -> None:
+    """Keep the BatchNorm of frozen parts in evaluation mode (smp's encoders forget it in train())."""
+    for name, module in session.distiller.student.named_modules():
+        if any(f".{part}." in f".{name}." for part in session.recipe.freeze):
+            module.eval()
+
+
+def _evaluate(session: Session, log: Log | None, step: int, epoch: int, best: float) -> float:
+    """Evaluate, write figures and pictures, keep the best; return the best score so far."""
+    if session.validation is None:
+        found: dict[str, Any] = {}
+    else:
+        session.distiller.eval()
+        device, workers = session.accelerator.device, session.recipe.run.workers
+        found = validate(
+            session.distiller,
+            session.terms,
+            (
+                to_batch(host, device, session.cache)
+                for host in validation_batches(
+                    session.validation,
+                    session.recipe.micro_batch,
+                    session.deal.rank,
+                    session.deal.world,
+                    workers=workers,
+                    pin=device.type == "cuda",
+                )
+            ),
+            session.recipe.student.classes,
+            device=device,
+            reduce=session.reduce,
+            autocast=session.accelerator.autocast,
+        )
+        names = [f"term_{name}" for name in labels(session.terms)]
+        found |= dict(zip(names, found.pop("terms"), strict=True))
+    new = score(found)
+    if log is not None:
+        log.write("val", step, epoch, found)
+        draw_curves(log.lines, session.folder / "curves.png")
+        if session.validation is not None:
+            draw_grid(session, session.folder / "pictures" / f"step-{step:06d}.png")
+        if new > best or session.validation is None:
+            save_best(
+                session.folder, session.distiller.student, about_student(session, step, found)
+            )
+        known = [(n, found[n]) for n in ("miou", "teacher_miou", "agreement") if n in found]
+        print(f"epoch {epoch + 1}: " + ", ".join(f"{n} {v:.4f}" for n, v in known), flush=True)
+    session.accelerator.wait_for_everyone()
+    return max(best, new)
+
+
+def _save(session: Session, step: int, best: float) -> None:
+    if session.is_first:
+        scaler = session.accelerator.scaler
+        state = {
+            "step": step,
+            "best": best,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "torch": str(torch.__version__),
+        }
+        save_checkpoint(
+            session.folder,
+            session.distiller,
+            session.optimizer.optimizer,
+            state,
+            session.recipe.run.keep,
+        )
+    session.accelerator.wait_for_everyone()
+
+
+def _finish(session: Session, log: Log | None, seconds: float) -> None:
+    """Put the best student at the run's top, and the receipt."""
+    if log is None:
+        return
+    log.close()
+    (session.folder / "requeue").unlink(missing_ok=True)
+    best = session.folder / "best"
+    for name in ("student.safetensors", "student.json"):
+        write_bytes(session.folder / name, (best / name).read_bytes())
+    write_json(session.folder / "receipt.json", receipt(session, seconds))
+    print(f"done: {session.folder}, best {score(read_json(best / 'student.json')['score']):.4f}")
+
+
+def _print_step(session: Session, step: int, figures: dict[str, Any]) -> None:
+    terms = ", ".join(
+        f"{name.removeprefix('term_')} {value:.4f}"
+        for name, value in figures.items()
+        if name.startswith("term_") and value is not None
+    )
+    print(
+        f"step {step}/{session.steps}: loss {figures['loss']:.4f} ({terms}), {figures['rows_per_s']:.1f} rows/s",
+        flush=True,
+    )
+
+
+def _stop_on_signals() -> threading.Event:
+    """SIGTERM and SIGUSR1 finish the step under way and save."""
+    stop = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, lambda *_: stop.set())
+    return stop

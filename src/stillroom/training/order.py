@@ -1,0 +1,91 @@
+"""Which row comes when: arithmetic on (seed, position), with O(1) memory and random access.
+
+The stream of rows is an endless chain of passes; each pass is a keyed permutation of all rows. A position in it is all the state there is,
+so a resume at any world size, with any number of workers, continues exactly. An epoch is a number of steps and need not end where a pass does.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+_ROUNDS = 6
+_MASK = (1 << 64) - 1
+
+
+def keyed_hash(*parts: object) -> int:
+    """Return 64 bits that depend on every part and on nothing else (BLAKE2b)."""
+    text = "\0".join(str(part) for part in parts).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def permuted(index: int, size: int, key: int) -> int:
+    """Return where a keyed permutation of `range(size)` sends `index`.
+
+    A balanced Feistel network over the smallest even number of bits that holds `size`, walked until it lands inside
+    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    """
+    assert 0 <= index < size
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    while True:
+        index = _feistel(index, half, key)
+        if index < size:
+            return index
+
+
+def _feistel(value: int, half: int, key: int) -> int:
+    low = (1 << half) - 1
+    left, right = value >> half, value & low
+    for number in range(_ROUNDS):
+        left, right = right, left ^ (_mix(right ^ key ^ _mix(number + 1)) & low)
+    return left << half | right
+
+
+def _mix(value: int) -> int:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ value >> 27) * 0x94D049BB133111EB) & _MASK
+    return value ^ value >> 31
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """The endless stream of row numbers of a training run."""
+
+    rows: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        assert self.rows > 0
+
+    def at(self, position: int) -> tuple[int, int]:
+        """Return (pass, row number) at a position of the stream; all integers, no state."""
+        number, index = divmod(position, self.rows)
+        return number, permuted(index, self.rows, keyed_hash("order", self.seed, number))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deal:
+    """How the global batch of each step is cut into micro-batches and dealt to ranks.
+
+    Micro-batch m of a step is the same rows at every world size; rank r runs the micro-batches r, r + world, ...
+    """
+
+    batch: int
+    micro_batch: int
+    rank: int
+    world: int
+
+    def micro_batches(self) -> tuple[int, ...]:
+        """Return the numbers of this rank's micro-batches within a step."""
+        return tuple(range(self.rank, self.batch // self.micro_batch, self.world))
+
+    def positions(self, step: int, micro: int) -> range:
+        """Return the stream positions of one micro-batch of one step."""
+        start = step * self.batch + micro * self.micro_batch
+        return range(start, start + self.micro_batch)
+
+
+def legal_worlds(batch: int, micro_batch: int) -> tuple[int, ...]:
+    """Return the world sizes that divide the number of micro-batches of a step."""
+    micros = batch // micro_batch
+    return tuple(n for n in range(1, micros + 1) if micros % n == 0)

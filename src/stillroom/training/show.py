@@ -1,0 +1,42 @@
+"""A grid of validation pictures: picture, truth, teacher, student."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stillroom.metrics import predict
+from stillroom.pictures.draw import blend, grid
+from stillroom.training.prepare import Session
+from stillroom.training.stream import collate, to_batch
+from stillroom.training.validate import teacher_target
+from stillroom.types import IGNORE
+
+_PICTURES = 4
+
+
+@torch.no_grad()
+def draw_grid(session: Session, path: Path) -> None:
+    """Write a PNG of a few validation pictures as the bare student sees them now; leaves it in evaluation mode."""
+    source = session.validation
+    assert source is not None
+    rows = range(0, len(source), max(1, len(source) // _PICTURES))[:_PICTURES]
+    host = collate([source.read(row) for row in rows], pin=False)
+    batch = to_batch(host, session.accelerator.device, session.cache)
+    session.distiller.eval()
+    with session.accelerator.autocast():
+        logits = session.distiller(batch.image)["logits"]
+    masks = {"truth": host.mask.numpy(), "student": predict(logits).cpu().numpy()}
+    target = teacher_target(batch, session.recipe.student.classes)
+    if target is not None:
+        masks["teacher"] = predict(batch.targets[target]).cpu().numpy()
+    if (masks["truth"] == IGNORE).all():
+        del masks["truth"]
+    names = [name for name in ("truth", "teacher", "student") if name in masks]
+    palette = session.pictures.palette
+    images = host.image.numpy()
+    tiles = [
+        [image, *(blend(image, masks[name][i].astype(np.int64), palette) for name in names)]
+        for i, image in enumerate(images)
+    ]
+    grid(tiles, ["picture", *names]).save(path)

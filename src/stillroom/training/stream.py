@@ -1,0 +1,206 @@
+"""Rows -> micro-batches: threads read pictures and targets into (pinned) host memory, the device decodes.
+
+A row is joined by key: the picture and what the teachers said of it are looked up separately and must name the same key.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillroom.cache.identity import Cache
+from stillroom.errors import DamageError, UserError
+from stillroom.pictures.augment import mirror, photometric
+from stillroom.pictures.dataset import PictureSet
+from stillroom.pictures.loader import inside_array, mask_array, read_ahead
+from stillroom.recipe import Augment
+from stillroom.training.order import Deal, Order, keyed_hash
+from stillroom.types import IGNORE, Batch, ShardId
+
+_OPEN_SHARDS = 64
+_MAX_SUBSTITUTED = 0.001  # share of rows; more is a broken cache, not bad luck
+
+
+@dataclass(frozen=True, slots=True)
+class HostBatch:
+    """A micro-batch as it was read: bytes, not yet decoded; `parts` are named `<target>.<part>`."""
+
+    keys: tuple[str, ...]
+    image: Tensor  # (b h w 3) uint8
+    mask: Tensor  # (b h w) uint8
+    inside: Tensor  # (b h w) bool
+    parts: dict[str, Tensor]
+
+
+class Source:
+    """The rows of one split: pictures, masks and targets by row number."""
+
+    def __init__(
+        self,
+        pictures: PictureSet,
+        split: str,
+        *,
+        cache: Cache | None = None,
+        targets: tuple[str, ...] = (),
+        label_share: float = 1.0,
+        labelled_only: bool = False,
+    ) -> None:
+        self.pictures, self.cache, self.split, self.label_share = (
+            pictures,
+            cache,
+            split,
+            label_share,
+        )
+        self.places = self._find_places(labelled_only)
+        self.parts = tuple(f"{name}.{part}" for name in targets for part in _parts(cache, name))
+        self._picture_shard = functools.lru_cache(_OPEN_SHARDS)(pictures.open)
+        self._target_shard = functools.lru_cache(_OPEN_SHARDS)(cache.reader) if cache else None
+        self.substituted = 0
+        self.read_rows = 0
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def _find_places(self, labelled_only: bool) -> list[tuple[ShardId, int]]:
+        places = []
+        for shard in self.pictures.shard_ids(self.split):
+            opened = self.pictures.open(shard)
+            for i, key in enumerate(opened.keys):
+                if not labelled_only or (opened.has_mask(i) and self._uses_label(key)):
+                    places.append((shard, i))
+        if not places:
+            raise UserError(
+                f"no {'labelled ' if labelled_only else ''}row in split {self.split!r} of {self.pictures.path}",
+                found=f"label share {self.label_share}",
+                fix="raise --data.label-share, or pack labelled pictures",
+            )
+        return places
+
+    def _uses_label(self, key: str) -> bool:
+        return keyed_hash("label", key) < self.label_share * 2**64
+
+    def read(self, row: int) -> tuple[str, dict[str, np.ndarray]]:
+        """Return the key and the arrays `image`, `mask`, `inside` and `<target>.<part>` of one row."""
+        shard, i = self.places[row]
+        picture = self._picture_shard(shard).read(i)
+        mask = mask_array(picture)
+        if not self._uses_label(picture.key):
+            mask = np.full_like(mask, IGNORE)
+        arrays = {"image": picture.image, "mask": mask, "inside": inside_array(picture)}
+        if self._target_shard is not None:
+            reader = self._target_shard(shard)
+            arrays |= reader.read(reader.index(picture.key), parts=self.parts)
+        return picture.key, arrays
+
+    def read_or_substitute(
+        self, row: int, may_substitute: bool
+    ) -> tuple[str, dict[str, np.ndarray]]:
+        """Read a row; where it is damaged and that is allowed, the next row that is not, and count it."""
+        self.read_rows += 1
+        for tried in range(len(self)):
+            try:
+                return self.read((row + tried) % len(self))
+            except DamageError:
+                if not may_substitute:
+                    raise
+                self.substituted += 1
+                if self.substituted > max(1.0, _MAX_SUBSTITUTED * self.read_rows):
+                    raise
+        raise DamageError(f"no readable row in split {self.split!r}")
+
+
+def _parts(cache: Cache | None, target: str) -> tuple[str, ...]:
+    assert cache is not None
+    return tuple(cache.codecs[target].parts(cache.specs[target].shape))
+
+
+def training_batches(
+    source: Source,
+    order: Order,
+    deal: Deal,
+    steps: range,
+    *,
+    augment: Augment,
+    seed: int,
+    workers: int,
+    pin: bool,
+    may_substitute: bool = False,
+) -> Iterator[HostBatch]:
+    """Yield this rank's micro-batches of the given steps, in order, read ahead by `workers` threads."""
+
+    def read(job: tuple[int, int]) -> HostBatch:
+        rows = []
+        for position in deal.positions(*job):
+            number, row = order.at(position)
+            key, arrays = source.read_or_substitute(row, may_substitute)
+            rows.append(
+                (key, _augmented(arrays, augment, keyed_hash("augment", seed, number, key)))
+            )
+        return collate(rows, pin)
+
+    jobs = ((step, micro) for step in steps for micro in deal.micro_batches())
+    return read_ahead(jobs, read, workers, depth=workers + 1)
+
+
+def validation_batches(
+    source: Source, size: int, rank: int, world: int, *, workers: int, pin: bool
+) -> Iterator[HostBatch]:
+    """Yield this rank's batches of a whole split, unaugmented; ranks may get unequal numbers."""
+    starts = range(0, len(source), size)[rank::world]
+
+    def read(start: int) -> HostBatch:
+        rows = range(start, min(start + size, len(source)))
+        return collate([source.read(row) for row in rows], pin)
+
+    return read_ahead(starts, read, workers, depth=workers + 1)
+
+
+def collate(rows: list[tuple[str, dict[str, np.ndarray]]], pin: bool) -> HostBatch:
+    """Stack rows into one batch in host memory, page-locked where `pin`."""
+    tensors = {}
+    for name, first in rows[0][1].items():
+        dtype = torch.from_numpy(first[:0]).dtype
+        out = torch.empty((len(rows), *first.shape), dtype=dtype, pin_memory=pin)
+        np.stack([arrays[name] for _, arrays in rows], out=out.numpy())
+        tensors[name] = out
+    image, mask, inside = (tensors.pop(name) for name in ("image", "mask", "inside"))
+    return HostBatch(tuple(key for key, _ in rows), image, mask, inside, tensors)
+
+
+def to_batch(host: HostBatch, device: torch.device, cache: Cache | None) -> Batch:
+    """Copy a micro-batch to the device and decode it there."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in host.parts.items():
+        target, part = name.split(".")
+        parts.setdefault(target, {})[part] = move(tensor)
+    return Batch(
+        keys=host.keys,
+        image=move(host.image).permute(0, 3, 1, 2).float().div_(255).contiguous(),
+        mask=move(host.mask).long(),
+        inside=move(host.inside),
+        targets={name: _decode(cache, name, stored) for name, stored in parts.items()},
+    )
+
+
+def _decode(cache: Cache | None, target: str, stored: dict[str, Tensor]) -> Tensor:
+    assert cache is not None
+    return cache.codecs[target].decode(stored, cache.fitted.get(target, {}))
+
+
+def _augmented(arrays: dict[str, Any], augment: Augment, seed: int) -> dict[str, Any]:
+    if not augment.photometric and not augment.mirror:
+        return arrays
+    generator = np.random.Generator(np.random.PCG64(seed))
+    if augment.mirror and generator.random() < 0.5:
+        arrays = {name: mirror(array) for name, array in arrays.items()}
+    if augment.photometric:
+        arrays = {**arrays, "image": photometric(arrays["image"], augment.photometric, generator)}
+    return arrays

@@ -1,0 +1,44 @@
+"""The order of rows is arithmetic: a permutation per pass, the same on every machine and at every world size."""
+
+import pytest
+
+from stillroom.training.order import Deal, Order, keyed_hash, legal_worlds, permuted
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 100, 1000, 4097])
+@pytest.mark.parametrize("key", [0, 7, 2**63 + 5])
+def test_each_pass_is_a_permutation(size, key):
+    assert sorted(permuted(i, size, key) for i in range(size)) == list(range(size))
+
+
+def test_known_answers_hold_on_every_machine():
+    assert keyed_hash("order", 0, 0) == 10081411686772375997
+    order = Order(rows=10, seed=3)
+    assert [order.at(p)[1] for p in range(12)] == [7, 5, 9, 1, 3, 4, 0, 8, 6, 2, 0, 3]
+    assert [order.at(p)[0] for p in range(12)] == [0] * 10 + [1] * 2
+
+
+def test_passes_and_seeds_differ():
+    passes = [[Order(rows=50, seed=s).at(50 * n + i)[1] for i in range(50)] for s in (0, 1) for n in (0, 1)]
+    assert len({tuple(p) for p in passes}) == 4
+
+
+def test_neighbours_do_not_stay_neighbours():
+    order = Order(rows=1000, seed=0)
+    rows = [order.at(p)[1] for p in range(1000)]
+    close = sum(abs(a - b) <= 2 for a, b in zip(rows, rows[1:], strict=False))
+    assert close < 15  # about 4 expected of a random permutation
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_together_hold_every_micro_batch_once_with_the_same_rows(world):
+    deals = [Deal(batch=16, micro_batch=4, rank=r, world=world) for r in range(world)]
+    dealt = sorted(m for deal in deals for m in deal.micro_batches())
+    assert dealt == [0, 1, 2, 3]
+    assert [list(deals[0].positions(5, m)) for m in range(4)] == [
+        list(range(80 + 4 * m, 84 + 4 * m)) for m in range(4)
+    ]
+
+
+def test_legal_worlds_divide_the_micro_batches():
+    assert legal_worlds(24, 4) == (1, 2, 3, 6)

@@ -1,0 +1,25 @@
+"""Stage 1: run the teachers of a recipe once and keep what they said.
+
+python tools/cache_teacher.py RECIPE [flags]
+torchrun --nproc-per-node 2 tools/cache_teacher.py RECIPE [flags]
+"""
+
+import sys
+
+from stillroom.cli import recipe_from, run
+
+
+def main() -> None:
+    from stillroom.extraction.extract import cache_teacher
+    from stillroom.extraction.ranks import find_place, spread_over_gpus
+
+    recipe = recipe_from()
+    status = spread_over_gpus(recipe.run.device)
+    if status is not None:
+        sys.exit(status)
+    cache = cache_teacher(recipe, find_place(recipe.run.device))
+    print(f"{cache.path}: complete" if cache.is_complete else f"{cache.path}: not complete yet")
+
+
+if __name__ == "__main__":
+    run(main)
