@@ -33,8 +33,8 @@ class Photometric:
             return image.copy()
         pixels = image.astype(np.float32)
         mean = pixels.mean((0, 1)) @ _LUMA
-        # Saturation mixes with a pixel's own grey, contrast with the picture's mean grey, brightness
-        # scales: one matrix and one offset, so one pass over the picture.
+        # Saturation mixes with a pixel's own grey, contrast with the picture's mean grey, and
+        # brightness scales: one matrix and one offset, so one pass over the picture.
         matrix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * _LUMA[:, None]
         changed = pixels @ (brightness * contrast * matrix) + brightness * (1 - contrast) * mean
         return np.rint(np.clip(changed, 0, 255, out=changed), out=changed).astype(np.uint8)

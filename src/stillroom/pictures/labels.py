@@ -35,7 +35,7 @@ class Labels:
             wanted = ", ".join(str(value) for value in sorted(known))
             raise BadPicture(
                 f"{path} has label values outside the classes",
-                found=shown(np.unique(values[mask < 0])),
+                found=shown(np.unique(values[mask < 0]).tolist()),
                 wanted=wanted
                 if self.mapping
                 else f"0 to {num_classes - 1}, or {IGNORE} for ignore",

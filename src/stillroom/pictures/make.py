@@ -83,7 +83,7 @@ def make_shards(
 
 
 class _BadPictures:
-    """What is left out: with `--skip-bad` all are kept and reported, otherwise the first is raised."""
+    """What is left out: kept and reported with `--skip-bad`, otherwise the first is raised."""
 
     def __init__(self, skip: bool) -> None:
         self.skip = skip
