@@ -241,6 +241,8 @@ def test_flags_that_contradict_each_other_are_refused(voc: Path, tmp_path: Path)
         make_shards(source, out=out, val=source, val_share=0.1)
     with pytest.raises(UserError, match="--val-share is out of range"):
         make_shards(f"unlabelled:{voc}/JPEGImages", out=out, val_share=1.0)
+    with pytest.raises(UserError, match="letterbox needs a size"):
+        make_shards(source, out=out, fit="letterbox")
     with pytest.raises(UserError, match="--shard-rows"):
         make_shards(source, out=out, shard_rows=0)
 

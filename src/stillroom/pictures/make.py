@@ -56,7 +56,7 @@ def make_shards(
     refuse_existing(out)
     if shard_rows < 1:
         raise UserError("--shard-rows is out of range", found=shard_rows, wanted="1 or more")
-    geometry = None if size is None else Geometry(height=size[0], width=size[1], fit=fit)
+    geometry = _geometry(size, fit)
     bad = _BadPictures(skip_bad)
     names, splits = _splits(parse_source(source), val, val_share, bad)
     items = [item for rows in splits.values() for _, item in rows]
@@ -80,6 +80,14 @@ def make_shards(
     bad.report()
     rows, total_bytes = sum(info.rows for info in shards), sum(info.size for info in shards)
     print(f"{out}: {rows} pictures in {len(shards)} shards, {total_bytes / 1e6:.1f} MB")
+
+
+def _geometry(size: tuple[int, int] | None, fit: Fit) -> Geometry | None:
+    if size is not None:
+        return Geometry(height=size[0], width=size[1], fit=fit)
+    if fit == "letterbox":
+        raise UserError("--fit letterbox needs a size", fix="--size H W")
+    return None
 
 
 class _BadPictures:
