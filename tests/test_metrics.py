@@ -50,9 +50,9 @@ def test_a_class_that_is_only_predicted_counts_as_zero():
     assert iou(counts)[2] == 0
 
 
-def test_padding_is_left_out_where_it_is_given():
-    inside = torch.tensor([[[True, False]]])
-    prediction, mask = torch.tensor([[[0, 1]]]), torch.tensor([[[0, 0]]])
+def test_padding_is_left_out_where_it_is_given_and_void_still_is():
+    inside = torch.tensor([[[True, False, True]]])
+    prediction, mask = torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 255]]])
     assert confusion(prediction, mask, 2, inside).tolist() == [[1, 0], [0, 0]]
 
 
