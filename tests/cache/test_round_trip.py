@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 from stillroom.cache import Cache, claim_cache, open_cache, scrub_shard
-from stillroom.cache.frames import content_size, crc32c, encode_frame
+from stillroom.cache.frames import content_size, crc32c, encode_frame, is_finite
 from stillroom.errors import DamageError, FailureError, UserError
 from stillroom.types import Row, ShardId, View
 
@@ -128,6 +128,28 @@ def test_several_views_of_a_key_are_several_rows(tmp_path: Path, make):
         reader.index("c")
 
 
+def test_rows_larger_than_a_block_are_checked_whole(tmp_path: Path, make):
+    """256 KB are read and checked at a time; damage in the last piece must count."""
+    target = make.identity()["targets"]["mask"] | {"shape": [1, 700, 640]}
+    cache = make.cache(tmp_path, targets={"mask": target})
+    reader = cache.reader(TRAIN)
+    assert np.array_equal(reader.read(4)["mask.value"], make.values(cache, TRAIN, 4)["mask.value"])
+    span = reader.record.spans["mask.value"]
+    assert span.size[4] > 3 << 18
+    for position in (0, (1 << 18) - 1, 1 << 18, span.size[4] - 1):
+        with (cache.path / f"{TRAIN}.zarr/mask.value/c/0/0/0/0").open("rb+") as file:
+            file.seek(span.offset[4] + position)
+            (byte,) = file.read(1)
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 16]))
+            file.flush()
+            with pytest.raises(DamageError, match="crc32c"):
+                reader.read(4)
+            file.seek(-1, 1)
+            file.write(bytes([byte]))
+    reader.read(4)
+
+
 def test_threads_share_a_reader(cache: Cache, make):
     reader, wrong = cache.reader(TRAIN), []
 
@@ -173,7 +195,7 @@ def test_the_writer_keeps_one_row_in_memory(tmp_path: Path, make):
     assert make.shard(cache, TRAIN)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # one row as float64 and float16 from the fake teacher, one frame and zstd's buffer for it: far from 24 rows
+    # a row in float64 and float16 from the fake teacher, a frame and zstd's buffer: not 24 rows
     assert peak < 9 * row_bytes
 
 
@@ -208,6 +230,17 @@ def test_equal_rows_give_equal_bytes(tmp_path: Path, make):
     for name in files:
         if (first.path / name).is_file():
             assert (first.path / name).read_bytes() == (second.path / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_check_for_finite_values_is_that_of_numpy(dtype: str):
+    values = np.random.default_rng(2).integers(0, 256, 4 << 20, np.uint8).view(dtype)
+    for value in (values, values[np.isfinite(values)], np.zeros(3, dtype)):
+        assert is_finite(value) == np.isfinite(value).all()
+    last = np.full(600_000, 65504, dtype)
+    assert is_finite(last)
+    last[-1] = -np.inf
+    assert not is_finite(last)
 
 
 @pytest.mark.parametrize("num_bytes", [1, 200, 255, 256, 257, 65791, 65792, 300_000])

@@ -17,10 +17,22 @@ from stillroom.errors import DamageError
 _MAGIC = 0xFD2FB528
 
 
-def crc32c(data: bytes | np.ndarray) -> int:
-    """Return the Castagnoli checksum of bytes or of a contiguous array, without copying it."""
+def crc32c(data: bytes | np.ndarray, before: int = 0) -> int:
+    """Return the Castagnoli checksum of bytes or of a contiguous array, without copying it.
+
+    `before` is the checksum of the bytes before these.
+    """
     assert isinstance(data, bytes) or data.flags.c_contiguous
-    return google_crc32c.value(data)  # pyright: ignore[reportArgumentType]  (takes any buffer)
+    return google_crc32c.extend(before, data)  # pyright: ignore[reportArgumentType]  (takes any buffer)
+
+
+def is_finite(value: np.ndarray) -> bool:
+    """Whether a contiguous float array has no NaN and no infinity (float16: 13 to 5 ms)."""
+    if value.dtype != np.float16:
+        return bool(np.isfinite(value).all())
+    bits, block = value.reshape(-1).view(np.uint16), 1 << 19
+    pieces = (bits[start : start + block] for start in range(0, bits.size, block))
+    return all(bool(((piece & 0x7C00) != 0x7C00).all()) for piece in pieces)
 
 
 def encode_frame(value: np.ndarray, level: int) -> bytes:

@@ -193,7 +193,7 @@ class Cache:
         return place
 
     def quarantine_bad(self) -> tuple[Path, ...]:
-        """Quarantine every published shard that `is_published` finds bad; returns where they lie now."""
+        """Quarantine every shard that `is_published` finds bad; returns where they lie now."""
         places = []
         for shard_id in self._rows:
             try:

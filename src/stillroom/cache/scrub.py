@@ -1,12 +1,13 @@
 """Reads everything of one shard and lists what is wrong, before publishing or any time after."""
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillroom.cache.frames import crc32c, file_sha256
 from stillroom.cache.reader import ShardReader
-from stillroom.cache.record import FILE, Plan, read_record
+from stillroom.cache.record import FILE, Plan, Record
 from stillroom.errors import DamageError
 from stillroom.types import ShardId
 
@@ -29,7 +30,7 @@ def scrub_folder(
     except DamageError as error:
         return [str(error)]
     with reader:
-        problems = [*_file_problems(folder, plan), *_coverage_problems(reader, plan)]
+        problems = [*_file_problems(folder, plan, reader.record), *_coverage_problems(reader, plan)]
         for i in range(len(reader)):
             for part in plan.parts:
                 try:
@@ -43,14 +44,17 @@ def scrub_folder(
     return problems
 
 
-def _file_problems(folder: Path, plan: Plan) -> list[str]:
+def _file_problems(folder: Path, plan: Plan, record: Record) -> list[str]:
     """sha256 of every file, files that do not belong, and the body's own index and metadata."""
-    record = read_record(folder, plan)
     problems = []
     for name, (_, sha256) in record.files.items():
         if file_sha256(folder / name) != sha256:
             problems.append(f"shard {plan.shard_id}: the sha256 of {folder / name} differs")
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    found = {
+        Path(parent, name).relative_to(folder).as_posix()
+        for parent, _, names in os.walk(folder)
+        for name in names
+    }
     strangers = sorted(found - record.files.keys() - {FILE})
     problems += [f"shard {plan.shard_id}: {folder / name} does not belong" for name in strangers]
     for part in plan.parts:

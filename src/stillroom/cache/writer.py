@@ -17,7 +17,7 @@ import numpy as np
 
 from stillroom.cache.body import Spans
 from stillroom.cache.faults import reach
-from stillroom.cache.frames import crc32c, encode_frame, sync_file
+from stillroom.cache.frames import crc32c, encode_frame, is_finite, sync_file
 from stillroom.cache.record import FILE, Plan, Record, record_body, row_order
 from stillroom.cache.scrub import scrub_folder
 from stillroom.errors import DamageError, FailureError, UserError
@@ -115,7 +115,7 @@ class ShardWriter:
         part = self._parts[name]
         assert value.shape == part.shape and value.dtype == np.dtype(part.dtype), name
         value = np.ascontiguousarray(value, part.stored)
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
+        if value.dtype.kind == "f" and not is_finite(value):
             raise _not_finite(row, name, "NaN or infinity")
         frame = encode_frame(value, self._level)
         crc, spans = crc32c(frame), self._spans[name]

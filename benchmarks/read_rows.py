@@ -1,0 +1,150 @@
+"""How fast one row comes back, checked: our reader against zarr-python and np.load, in one run.
+
+`python benchmarks/read_rows.py [--rows 24]` writes
+`benchmarks/results/read_rows_<hardware>_<yyyymm>.json`. A row is 1024x80x80 float16 (13.1 MB), once
+as noise (zstd finds little in it) and once as ReLU features with many equal values. Files are warm,
+one thread reads, each reader in turn on each row. Ratios are of the best times, since other work
+may share the machine; medians stand beside them.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import google_crc32c
+import numcodecs
+import numpy as np
+import zarr
+
+from stillroom.cache import Cache, claim_cache, make_identity
+from stillroom.jsonfile import write_json
+from stillroom.types import Row, ShardId, View
+
+SHARD, PART = ShardId("train", 0), "detector.value"
+SHAPE = (1024, 80, 80)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=24, help="rows in the shard")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"))
+    arguments = parser.parse_args()
+    results = {}
+    for content in ("noise", "relu"):
+        with tempfile.TemporaryDirectory() as folder:
+            results[content] = measure(Path(folder), content, arguments.rows)
+    hardware = f"cpu{os.cpu_count()}"
+    path = arguments.out / f"read_rows_{hardware}_{time.strftime('%Y%m')}.json"
+    body = {"command": "python benchmarks/read_rows.py", **machine(), "row": list(SHAPE)}
+    write_json(path, body | {"rows": arguments.rows, "results": results})
+    for content, result in results.items():
+        print(content, *(f"{name}={value}" for name, value in result.items()), sep="\n  ")
+    print(path)
+
+
+def machine() -> dict[str, object]:
+    """What the figures depend on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": next(line.partition(": ")[2] for line in lines if line.startswith("model name")),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "zarr": zarr.__version__,
+        "numcodecs": numcodecs.__version__,
+        "crc32c": google_crc32c.implementation,
+    }
+
+
+def measure(folder: Path, content: str, num_rows: int) -> dict[str, float]:
+    """Write a shard and read every row in each way; best ms, ratios to the checked reader."""
+    cache, began = new_cache(folder, num_rows), time.perf_counter()
+    written = 0.0
+    with cache.writer(SHARD) as writer:
+        for i, value in enumerate(rows(content, num_rows)):
+            np.save(folder / f"{i}.npy", value)
+            row = Row(key=f"{i:06d}", view=View(x0=0, y0=0, x1=640, y1=640))
+            began = time.perf_counter()
+            writer.append(row, {PART: value}, {"detector": (-6.0, 6.0, 1.0)})
+            written += time.perf_counter() - began
+        began = time.perf_counter()
+        assert writer.publish({})
+    published = time.perf_counter() - began
+    seconds = read_in_turns(readers(cache, folder), num_rows)
+    best = {name: min(values) for name, values in seconds.items()}
+    stored = (cache.path / f"{SHARD}.zarr" / PART / "c/0/0/0/0").stat().st_size
+    result = {f"{name}_ms": round(1e3 * value, 2) for name, value in best.items()}
+    for name, values in seconds.items():
+        result[f"{name}_median_ms"] = round(1e3 * statistics.median(values), 2)
+    checked = best["reader"]
+    result["check_share"] = round(1 - best["reader_unchecked"] / checked, 4)
+    result["zarr_over_reader"] = round(best["zarr"] / checked, 2)
+    result["np_load_over_reader"] = round(best["np_load"] / checked, 2)
+    result["mb_row"] = round(stored / num_rows / 1e6, 2)
+    result["append_ms"] = round(1e3 * written / num_rows, 1)
+    result["publish_ms_row"] = round(1e3 * published / num_rows, 1)
+    return result
+
+
+def new_cache(folder: Path, num_rows: int) -> Cache:
+    """A cache of one shard of one target."""
+    shards = [{"split": "train", "number": 0, "rows": num_rows, "pictures": "0" * 64}]
+    target = {"teacher": {"class": "Benchmark"}, "shape": SHAPE, "stride": 8, "kind": "features"}
+    identity = make_identity(
+        pictures={"digest": "0" * 64, "shards": shards},
+        geometry=(640, 640),
+        views={"train": {"count": 1, "kind": "whole"}},
+        targets={"detector": target | {"codec": "float16"}},
+        calibration=[],
+    )
+    cache = claim_cache(folder, "read-rows", identity)
+    cache.publish_fitted({})
+    return cache
+
+
+def rows(content: str, num_rows: int) -> Iterator[np.ndarray]:
+    """Float16 rows that compress little (noise) or well (half of the values are zero)."""
+    generator = np.random.default_rng(1)
+    for _ in range(num_rows):
+        value = generator.standard_normal(SHAPE, np.float32)
+        yield (np.maximum(value, 0) if content == "relu" else value).astype(np.float16)
+
+
+def readers(cache: Cache, folder: Path) -> dict[str, Callable[[int], object]]:
+    """Every way to get row i as an array."""
+    checked, unchecked = cache.reader(SHARD), cache.reader(SHARD, check=False)
+    array = zarr.open_group(cache.path / f"{SHARD}.zarr", mode="r")[PART]
+    assert isinstance(array, zarr.Array)
+    out = {PART: np.empty(SHAPE, np.float16)}
+    return {
+        "reader": lambda i: checked.read(i, out=out),
+        "reader_unchecked": lambda i: unchecked.read(i, out=out),
+        "reader_new_array": lambda i: checked.read(i),
+        "zarr": lambda i: array[i],
+        "np_load": lambda i: np.load(folder / f"{i}.npy"),
+    }
+
+
+def read_in_turns(
+    ways: dict[str, Callable[[int], object]], num_rows: int, rounds: int = 3
+) -> dict[str, list[float]]:
+    """Seconds of every read; the ways take turns on each row, the first round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for i in range(num_rows):
+            for name, read in ways.items():
+                began = time.perf_counter()
+                read(i)
+                if turn:
+                    seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Kills a small stage 1 at every fault point, reruns it, prints one JSON object of outcomes.
+
+Everything runs in forked children of this process, so that the imports (seconds) are paid once. The
+parent never calls zarr, whose threads would not survive the fork. The teacher is numpy only.
+"""
+
+import filecmp
+import importlib.util
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import zarr  # noqa: F401  (0.3 s that each child would pay)
+
+import stillroom.cache.faults as faults
+from stillroom.cache import Cache, claim_cache, open_cache, scrub_shard
+from stillroom.errors import DamageError
+
+_spec = importlib.util.spec_from_file_location("make", Path(__file__).with_name("conftest.py"))
+assert _spec is not None and _spec.loader is not None
+make = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(make)
+
+EXTRA = ("row-appended:3", "chunk-half-written:9", "folder-made:2", "renamed:3", "parent-synced:2")
+ASIDE = ("link:1", "link:2", "replace:1", "replace:4")  # inside the writing of a JSON file
+CASES = (*faults.POINTS, *EXTRA, *ASIDE)
+
+
+def job(root: Path) -> None:
+    """What stage 1 does, without a teacher."""
+    cache = claim_cache(root, "killed", make.identity_of())
+    cache.publish_fitted({})
+    cache.quarantine_bad()
+    for shard_id in cache.shard_ids():
+        if not cache.is_published(shard_id):
+            make.fill_shard(cache, shard_id)
+    assert cache.finalize()
+
+
+def child(root: Path, fault: str | None) -> int:
+    """Run the job in a child that may be killed; returns its signal, or minus its exit status."""
+    process = os.fork()
+    if process == 0:
+        try:
+            if fault is not None:
+                os.environ["STILLROOM_FAULT"] = fault
+                _kill_while_writing_json(fault)
+            job(root)
+            os._exit(0)
+        except BaseException as error:
+            print(f"{fault}: {error!r}", file=sys.stderr, flush=True)
+            os._exit(1)
+    status = os.waitpid(process, 0)[1]
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
+
+
+def _kill_while_writing_json(fault: str) -> None:
+    """Die between the write of a temporary file and its rename or link."""
+    point, _, visit = fault.partition(":")
+    method = {"link": "hardlink_to", "replace": "replace"}.get(point)
+    if method is None:
+        return
+    original, visits = getattr(Path, method), []
+
+    def killing(self: Path, target: Path) -> object:
+        visits.append(target)
+        if len(visits) == int(visit):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, target)
+
+    setattr(Path, method, killing)
+
+
+def partial(root: Path) -> list[str]:
+    """What a reader could see that is not whole."""
+    problems = []
+    for path in root.glob("killed-*"):
+        if not (path / "identity.json").exists():
+            continue
+        cache = open_cache(path)
+        shards = [id_ for id_ in cache.shard_ids() if (path / f"{id_}.zarr").exists()]
+        for shard_id in shards:
+            problems += scrub_shard(cache, shard_id)
+        if (path / "manifest.json").exists() and cache.missing():
+            problems.append("a manifest without its shards")
+    return problems
+
+
+def files(root: Path) -> dict[str, Path]:
+    """Every file that counts, by its path below the cache."""
+    (path,) = root.glob("killed-*")
+    found = (item for item in path.rglob("*") if item.is_file())
+    named = {item.relative_to(path).as_posix(): item for item in found}
+    # names that begin with a dot are temporary files of a killed writer
+    skipped = ("tmp/", "quarantine/", ".")
+    return {name: item for name, item in named.items() if not name.startswith(skipped)}
+
+
+def damage(root: Path) -> None:
+    """Cut a file of a published shard."""
+    name, path = next((n, p) for n, p in files(root).items() if n.endswith("c/0/0/0/0"))
+    with path.open("rb+") as file:
+        file.truncate(5)
+    try:
+        (folder,) = root.glob("killed-*")
+        cache: Cache = open_cache(folder)
+        for shard_id in cache.shard_ids():
+            cache.is_published(shard_id)
+    except DamageError:
+        return
+    raise AssertionError(f"nobody saw that {name} was cut")
+
+
+def main(work: Path) -> None:
+    assert threading.active_count() == 1, "a fork would lose threads"
+    reference = work / "reference"
+    assert child(reference, None) == 0
+    wanted, outcomes = files(reference), {}
+    for case in CASES:
+        root = work / case.replace(":", "-")
+        if case == "quarantined":
+            assert child(root, None) == 0
+            damage(root)
+        killed = child(root, case)
+        seen = partial(root)
+        rerun = child(root, None)
+        found = files(root)
+        equal = found.keys() == wanted.keys() and all(
+            filecmp.cmp(path, wanted[name], shallow=False) for name, path in found.items()
+        )
+        outcomes[case] = {"killed": killed, "partial": seen, "rerun": rerun, "equal": equal}
+    print(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

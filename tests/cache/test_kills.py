@@ -1,0 +1,138 @@
+"""A process that dies leaves nothing partial, and a rerun finishes as if nothing had been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stillroom.cache import Cache, claim_cache, scrub_shard
+from stillroom.cache import writer as module
+from stillroom.cache.faults import POINTS
+from stillroom.errors import DamageError
+from stillroom.types import ShardId
+
+TRAIN = ShardId("train", 0)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    driver = Path(__file__).with_name("kill_driver.py")
+    work = tmp_path_factory.mktemp("kills")
+    done = subprocess.run(
+        [sys.executable, driver, work],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *POINTS,
+        *(
+            "row-appended:3",
+            "chunk-half-written:9",
+            "folder-made:2",
+            "renamed:3",
+            "parent-synced:2",
+        ),
+        *("link:1", "link:2", "replace:1", "replace:4"),
+    ],
+)
+def test_a_kill_leaves_nothing_partial_and_the_rerun_equals_the_straight_run(outcomes, case: str):
+    assert outcomes[case] == {
+        "killed": signal.SIGKILL,
+        "partial": [],
+        "rerun": 0,
+        "equal": True,
+    }
+
+
+def test_every_case_of_the_driver_is_looked_at(outcomes):
+    assert len(outcomes) == len(POINTS) + 9
+
+
+def test_of_two_writers_of_one_shard_the_first_wins(tmp_path: Path, make):
+    cache = claim_cache(tmp_path, "two", make.identity())
+    cache.publish_fitted({})
+    results = []
+    with cache.writer(TRAIN) as first, cache.writer(TRAIN) as second:
+        for i in range(5):
+            for writer in (first, second):
+                said = make.values(cache, TRAIN, i)
+                writer.append(make.row(TRAIN, i), said, make.statistics(said))
+        results = [second.publish({"who": "second"}), first.publish({"who": "first"})]
+    assert results == [True, False]
+    assert cache.reader(TRAIN).provenance == {"who": "second"}
+    assert not scrub_shard(cache, TRAIN) and not list((cache.path / "tmp").iterdir())
+
+
+def test_a_reader_sees_a_shard_whole_or_not_at_all(tmp_path: Path, make):
+    cache = claim_cache(tmp_path, "watched", make.identity())
+    cache.publish_fitted({})
+    problems, stop = [], threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            if cache.is_published(TRAIN):
+                problems.extend(scrub_shard(cache, TRAIN))
+                stop.set()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        assert make.shard(cache, TRAIN)
+    finally:
+        thread.join(timeout=20)
+        stop.set()
+    assert not problems
+
+
+def test_bytes_that_the_disk_changes_before_publishing_are_noticed(
+    tmp_path: Path, make, monkeypatch: pytest.MonkeyPatch
+):
+    cache: Cache = claim_cache(tmp_path, "bad-disk", make.identity())
+    cache.publish_fitted({})
+
+    def flip(name: str) -> None:
+        if name != "folders-synced":
+            return
+        (path,) = (cache.path / "tmp").glob("*/mask.value/c/0/0/0/0")
+        data = bytearray(path.read_bytes())
+        data[len(data) // 3] ^= 4
+        path.write_bytes(data)
+
+    monkeypatch.setattr(module, "reach", flip)
+    with pytest.raises(DamageError, match="not read back"):
+        make.shard(cache, TRAIN)
+    assert cache.missing()[0] == TRAIN and not list((cache.path / "tmp").iterdir())
+
+
+def test_rows_that_are_not_those_given_are_noticed_before_publishing(
+    tmp_path: Path, make, monkeypatch: pytest.MonkeyPatch
+):
+    """A faulty compressor: the frame and its checksum fit, its content does not."""
+    cache = claim_cache(tmp_path, "bad-zstd", make.identity())
+    cache.publish_fitted({})
+    encode = module.encode_frame
+
+    def faulty(value: np.ndarray, level: int) -> bytes:
+        changed = value.copy()
+        changed.flat[3] += 1
+        return encode(changed, level)
+
+    monkeypatch.setattr(module, "encode_frame", faulty)
+    with pytest.raises(DamageError, match="not what was written"):
+        make.shard(cache, TRAIN)
+    assert not cache.is_published(TRAIN)
