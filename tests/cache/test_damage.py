@@ -54,7 +54,7 @@ def every_file(cache: Cache) -> list[Path]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("per_file", [150, pytest.param(1300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("per_file", [150, pytest.param(1900, marks=pytest.mark.slow)])
 def test_no_single_bit_flip_in_any_file_is_silent(cache: Cache, per_file: int):
     silent, num_flips = [], 0
     assert not is_noticed(cache)
@@ -67,7 +67,7 @@ def test_no_single_bit_flip_in_any_file_is_silent(cache: Cache, per_file: int):
                 silent.append((path, offset))
         path.write_bytes(data)
     assert not silent and not is_noticed(cache)
-    assert num_flips >= 7 * per_file  # some files have fewer bits
+    assert num_flips > 6 * per_file  # two files have fewer bits; 12,000 in the slow run
 
 
 def test_the_reader_alone_notices_every_flip_in_a_frame_and_names_the_place(cache: Cache):
