@@ -1,6 +1,7 @@
 """The command line: recipes by name or file, flags from dataclasses, errors as one short paragraph.
 
-Exit status: 0 done, 2 a user's mistake, 1 a failure, 75 told to stop and saved. `--debug` shows tracebacks.
+Exit status: 0 done, 2 a user's mistake, 1 a failure, 75 told to stop and saved. `--debug` shows
+tracebacks.
 """
 
 import importlib.util
@@ -18,7 +19,9 @@ from stillroom.recipes import RECIPES
 
 
 def run(function: Callable[[], object]) -> NoReturn:
-    """Call `function` as a command of ours: print errors for people and exit with the status of the house."""
+    """Call `function` as a command of ours: print errors for people and exit with the status of
+    the house.
+    """
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
     try:
@@ -72,7 +75,7 @@ def recipe_from(words: Sequence[str] | None = None) -> Recipe:
 
 
 def named_recipe(name: str) -> Recipe:
-    """Return a recipe by name or by `path/to/file.py:function`; a recipe file is code and is run."""
+    """Return a recipe by name or by `path/to/file.py:function`; such a file is code and is run."""
     if ":" in name:
         return _recipe_from_file(*name.rsplit(":", 1))
     if name not in RECIPES:

@@ -1,6 +1,7 @@
 """The one way a JSON file is written and read: canonical, self-checked, whole or not there.
 
-A file is one JSON object: UTF-8, keys sorted, no spaces, no NaN, its last member `"sha256"`. That is the sha256 of the
+A file is one JSON object: UTF-8, keys sorted, no spaces, no NaN, its last member `"sha256"`. That
+is the sha256 of the
 object's bytes without this last member, that is of everything before `,"sha256":` followed by `}`.
 """
 
@@ -17,7 +18,7 @@ _TAIL_BYTES = len(',"sha256":""}\n') + 64
 
 
 def canonical(body: dict[str, Any]) -> bytes:
-    """Return the bytes that are hashed; raises ValueError on NaN and on keys that are not strings."""
+    """Return the bytes that are hashed; raises ValueError on NaN."""
     assert "sha256" not in body and body, "the last member is ours"
     text = json.dumps(
         body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
@@ -37,7 +38,9 @@ def encode_json(body: dict[str, Any]) -> bytes:
 
 
 def write_json(path: Path, body: dict[str, Any], *, replace: bool = True) -> bool:
-    """Write `body` atomically and durably; without `replace`, an existing file stays and False is returned."""
+    """Write `body` atomically and durably; without `replace`, an existing file stays and False is
+    returned.
+    """
     return write_bytes(path, encode_json(body), replace=replace)
 
 
@@ -72,7 +75,9 @@ def decode_json(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def write_bytes(path: Path, data: bytes, *, replace: bool = True) -> bool:
-    """Write a whole file atomically: aside, fsync, rename (or link without replacing), fsync of the folder."""
+    """Write a whole file atomically: aside, fsync, rename (or link without replacing), fsync of
+    the folder.
+    """
     aside = path.parent / f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
     try:
         with aside.open("wb") as file:

@@ -1,4 +1,5 @@
-"""A recipe is the whole configuration of both stages; `check` finds what cannot work before any real work begins.
+"""A recipe is the whole configuration of both stages; `check` finds what cannot work before any
+real work begins.
 
 Fields of `run` cannot change results; every other field can.
 """
@@ -95,7 +96,7 @@ class Recipe:
         return self.run.name or self.name
 
     def target_kinds(self) -> dict[str, str]:
-        """Return each teacher target's kind; raises UserError where two teachers name one target."""
+        """Return each target's kind; raises UserError where two teachers name one target."""
         kinds: dict[str, str] = {}
         for teacher in self.teachers:
             for name, kind in teacher.targets.items():
@@ -167,7 +168,7 @@ def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
     if labelled and classes != known:
         raise UserError(
             "the student's classes are not those of the pictures",
-            found=f"student {recipe.student.classes}, {pictures.path}: {', '.join(pictures.classes)}",
+            found=f"student {recipe.student.classes}, pictures {', '.join(pictures.classes)}",
             wanted=f"--student.classes {known}"
             + (" (or 1, for a binary task)" if known == 2 else ""),
         )
@@ -181,7 +182,8 @@ def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
 def teacher_identities(recipe: Recipe, with_files: bool) -> dict[str, dict[str, Any]]:
     """Return, per target, what made it: the teacher's identity with this target's own tensor only.
 
-    Without files the answer is a subset of the answer with; a cache that holds more targets of a teacher still fits.
+    Without files the answer is a subset of the answer with; a cache that holds more targets of a
+    teacher still fits.
     """
     found = {}
     for teacher in recipe.teachers:
@@ -193,7 +195,9 @@ def teacher_identities(recipe: Recipe, with_files: bool) -> dict[str, dict[str, 
 
 
 def plain(value: Any) -> Any:
-    """Return a recipe, or any part of one, as JSON values; a dataclass becomes its fields and `class`."""
+    """Return a recipe, or any part of one, as JSON values; a dataclass becomes its fields and
+    `class`.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         body = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
         return {"class": type(value).__name__, **body}

@@ -16,7 +16,9 @@ Kind = Literal["logits", "features"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """How a picture was looked at: a crop box in source pixels, mirrored or not. Stored, never drawn again."""
+    """How a picture was looked at: a crop box in source pixels, mirrored or not. Stored, never
+    drawn again.
+    """
 
     number: int = 0
     x0: int
@@ -53,7 +55,8 @@ class ShardId(NamedTuple):
 class TargetSpec:
     """A named array that a teacher said about a row.
 
-    `shape` is (c, y, x) without the batch axis; `stride` is picture pixels per cell; `codec` is the codec's text form
+    `shape` is (c, y, x) without the batch axis; `stride` is picture pixels per cell; `codec` is
+    the codec's text form
     (`float16`).
     """
 
@@ -68,7 +71,8 @@ class TargetSpec:
 class Batch:
     """Pictures with what is known of them; every tensor on one device.
 
-    `image` is RGB in [0, 1]; `mask` has class indices with 255 = ignore; `inside` is False on padding.
+    `image` is RGB in [0, 1]; `mask` has class indices with 255 = ignore; `inside` is False on
+    padding.
     """
 
     keys: tuple[str, ...]

@@ -1,7 +1,9 @@
 """Stage 1: run the frozen teachers once over every picture and keep what they said.
 
-Decoding (threads), inference (the device) and compressing and appending (a writer thread) overlap. Work is divided without locks:
-rank r takes shards[r::world], skips what is published, then sweeps the rest from its own offset; the first writer of a shard wins.
+Decoding (threads), inference (the device) and compressing and appending (a writer thread) overlap.
+Work is divided without locks:
+rank r takes shards[r::world], skips what is published, then sweeps the rest from its own offset;
+the first writer of a shard wins.
 """
 
 import platform
@@ -47,7 +49,8 @@ class _Job:
 def cache_teacher(recipe: Recipe, place: Place) -> Cache:
     """Run stage 1 of a recipe as one of `place.world` processes and return the cache.
 
-    Raises UserError for what cannot work, Stopped when a signal asked to stop; the published shards stay.
+    Raises UserError for what cannot work, Stopped when a signal asked to stop; the published
+    shards stay.
     """
     pictures = open_pictures(Path(recipe.data.shards))
     check(recipe, pictures)
@@ -64,6 +67,8 @@ def cache_teacher(recipe: Recipe, place: Place) -> Cache:
     cache = _claim(recipe, compose(recipe, pictures, specs))
     cache.publish_fitted({})
     place.say(f"cache {cache.path}: {_describe(specs)}")
+    for folder in cache.quarantine_bad():
+        place.say(f"warning: a damaged shard was set aside and is made again: {folder}")
     if missing := cache.missing():
         _warn_of_size(recipe, cache, place)
         quality = _gate(recipe, teachers, pictures, place)
@@ -145,7 +150,9 @@ def _make_shard(job: _Job, shard: ShardId, source: PictureShard, bar: Any) -> No
 
 
 def _batches(source: PictureShard, recipe: Recipe) -> Iterator[list[Picture]]:
-    """Yield the shard's pictures in order, `micro_batch` at a time, decoded ahead; never across shards."""
+    """Yield the shard's pictures in order, `micro_batch` at a time, decoded ahead; never across
+    shards.
+    """
     size = recipe.micro_batch
     numbers = range(len(source.keys))
     reader = read_ahead(
@@ -191,7 +198,9 @@ def _statistics(answer: torch.Tensor) -> np.ndarray:
 
 
 class _Appender:
-    """A thread that compresses and appends, so that the teacher never waits for the disk; its errors come back here."""
+    """A thread that compresses and appends, so that the teacher never waits for the disk; its
+    errors come back here.
+    """
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
@@ -257,7 +266,9 @@ def _provenance(job: _Job, rows: int, seconds: float) -> dict[str, Any]:
 
 
 def _warn_of_size(recipe: Recipe, cache: Cache, place: Place) -> None:
-    """Say so when a teacher shard would pass the limit (before compression), and which --shard-rows avoids it."""
+    """Say so when a teacher shard would pass the limit (before compression), and which
+    --shard-rows avoids it.
+    """
     row_bytes = sum(
         int(np.dtype(dtype).itemsize * np.prod(shape))
         for name, spec in cache.specs.items()
@@ -267,8 +278,9 @@ def _warn_of_size(recipe: Recipe, cache: Cache, place: Place) -> None:
     limit = recipe.run.shard_limit_gb * 1e9
     if row_bytes * rows > limit:
         place.say(
-            f"warning: a teacher shard may take {row_bytes * rows / 1e9:.1f} GB ({row_bytes / 1e6:.1f} MB a row"
-            f" before compression); pack the pictures with --shard-rows {max(1, int(limit // row_bytes))} to avoid it"
+            f"warning: a teacher shard may take {row_bytes * rows / 1e9:.1f} GB"
+            f" ({row_bytes / 1e6:.1f} MB a row before compression); pack the pictures with"
+            f" --shard-rows {max(1, int(limit // row_bytes))} to avoid it"
         )
 
 

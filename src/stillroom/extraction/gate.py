@@ -1,7 +1,9 @@
 """The quality gate: a teacher that is fed or loaded wrongly must not be cached.
 
-On some labelled pictures each teacher must reach a floor, say nothing that is not finite, have no dead output, and its declared
-preprocessing must not be beaten by another usual one: no floor can tell a wrong normalisation from a poor network.
+On some labelled pictures each teacher must reach a floor, say nothing that is not finite, have no
+dead output, and its declared
+preprocessing must not be beaten by another usual one: no floor can tell a wrong normalisation from
+a poor network.
 Costs seven passes over at most 32 pictures for a teacher of logits, one for features.
 """
 
@@ -17,7 +19,7 @@ from torch import Tensor
 from stillroom.metrics import confusion, miou, predict
 from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from stillroom.pictures.dataset import Picture, PictureSet
-from stillroom.pictures.loader import image_tensor
+from stillroom.pictures.loader import image_tensor, mask_array
 from stillroom.teachers.configs import Teacher
 
 MAX_PICTURES = 32
@@ -35,7 +37,9 @@ class Verdict:
 
 
 def gate_pictures(pictures: PictureSet, wanted: int = MAX_PICTURES) -> list[Picture]:
-    """Return up to `wanted` pictures, labelled ones where there are any, spread over validation or else training."""
+    """Return up to `wanted` pictures, labelled ones where there are any, spread over validation or
+    else training.
+    """
     splits = sorted({s.split for s in pictures.shards}, key=lambda split: split != "val")
     unlabelled: list[Picture] = []
     for split in splits:
@@ -69,13 +73,13 @@ def judge(
 def _score(
     name: str, built: Any, image: Tensor, samples: Sequence[Picture], floor: float
 ) -> tuple[dict[str, float], list[str]]:
-    mask = torch.from_numpy(np.stack([picture.mask for picture in samples])).long()
+    mask = torch.from_numpy(np.stack([mask_array(picture) for picture in samples])).long()
     declared = _miou(_listen(built, image)[name], mask)
     figures, reasons = {"miou": declared}, []
     if not declared >= floor:
         reasons.append(
-            f"mIoU {declared:.3f} on {len(samples)} pictures is below --gate-floor {floor}: wrong weights,"
-            " wrong classes, or a teacher too weak"
+            f"mIoU {declared:.3f} on {len(samples)} pictures is below --gate-floor {floor}:"
+            " wrong weights, wrong classes, or a teacher too weak"
         )
     door = built.door
     best = ("", declared)
@@ -150,7 +154,9 @@ def _health(said: _Said) -> tuple[dict[str, float], list[str]]:
 
 
 def _other_doors(door: Normalise) -> dict[str, Normalise]:
-    """The other channel order and the usual normalisations, each with its name; the declared one is left out."""
+    """The other channel order and the usual normalisations, each with its name; the declared one
+    is left out.
+    """
     order = door.channels
     other = "BGR" if order == "RGB" else "RGB"
     mean, std = tuple(door.mean.flatten().tolist()), tuple(door.std.flatten().tolist())

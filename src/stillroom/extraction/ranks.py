@@ -1,4 +1,6 @@
-"""Which of how many processes this is, and on which device: alone, under torchrun or accelerate launch, or in a Slurm array."""
+"""Which of how many processes this is, and on which device: alone, under torchrun or accelerate
+launch, or in a Slurm array.
+"""
 
 import os
 import subprocess

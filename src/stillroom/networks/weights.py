@@ -1,11 +1,9 @@
 """Weights from files: strict, never unpickled, with a report of what did not fit."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -56,7 +54,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # torch.load has no type of its own for what it refuses
         raise UserError(
             f"{path} cannot be read as weights",
             found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",

@@ -33,7 +33,9 @@ def blend(
     palette: Sequence[Sequence[int]],
     share: float = 0.5,
 ) -> Rgb:
-    """Return the picture with its mask laid over it; class 0 stays clear when it is called background by being black."""
+    """Return the picture with its mask laid over it; class 0 stays clear when it is called
+    background by being black.
+    """
     colour = colour_mask(mask, palette).astype(np.float32)
     weight = np.full((*mask.shape, 1), share, np.float32)
     if tuple(palette[0]) == (0, 0, 0):

@@ -23,9 +23,11 @@ Result = TypeVar("Result")
 def read_ahead(
     jobs: Iterable[Job], read: Callable[[Job], Result], workers: int, depth: int
 ) -> Iterator[Result]:
-    """Yield `read(job)` in the order of the jobs, with up to `depth` jobs under way in `workers` threads.
+    """Yield `read(job)` in the order of the jobs, with up to `depth` jobs under way in `workers`
+    threads.
 
-    An error of `read` is raised where its result is due. Closing the iterator cancels what has not begun.
+    An error of `read` is raised where its result is due. Closing the iterator cancels what has not
+    begun.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read-ahead")
     waiting: deque[Future[Result]] = deque()

@@ -1,6 +1,8 @@
-"""Made-up pictures with known masks: textured shapes on a textured ground, for demonstrations and tests.
+"""Made-up pictures with known masks: textured shapes on a textured ground, for demonstrations and
+tests.
 
-Four classes: ground, disc (stripes), square (checks), triangle (dots). Colours say nothing; texture and outline do. Borders are void.
+Four classes: ground, disc (stripes), square (checks), triangle (dots). Colours say nothing;
+texture and outline do. Borders are void.
 """
 
 from pathlib import Path
@@ -63,7 +65,9 @@ def _distance(
     generator: np.random.Generator,
     size: int,
 ) -> Float[np.ndarray, "h w"]:
-    """Signed distance (pixels, roughly) from the outline of a shape at a drawn place, size and angle."""
+    """Signed distance (pixels, roughly) from the outline of a shape at a drawn place, size and
+    angle.
+    """
     cx, cy = generator.uniform(0.1 * size, 0.9 * size, 2)
     radius = generator.uniform(0.1, 0.24) * size
     angle = generator.uniform(0, 2 * np.pi)

@@ -1,16 +1,22 @@
-"""U-Net EfficientNet-B3 and a YOLOv9-E ONNX detector teach U-Net EfficientNet-B0: person masks at 640x640.
+"""U-Net EfficientNet-B3 and a YOLOv9-E ONNX detector teach U-Net EfficientNet-B0: person masks at
+640x640.
 
     python tools/make_shards.py voc:PEOPLE --out shards/people-640 --size 640 640
     python tools/cache_teacher.py b3-b0-yolo
     accelerate launch --config_file accelerate_configs/gpu1_fp16.yaml train_student.py b3-b0-yolo
 
-Source: PINTO0309/human-instance-segmentation (MIT), its B3 -> B0 distillation with YOLO features; teacher weights
+Source: PINTO0309/human-instance-segmentation (MIT), its B3 -> B0 distillation with YOLO features;
+teacher weights
 ternaus/people_segmentation 2020-09-23a, which expect ImageNet mean and standard deviation.
 
-Departures, each a repair: the encoder trains (there, the feature term moved only a projection that was thrown away); frozen BatchNorm does not
-drift because nothing is frozen; KL is the sum over classes times T^2, a mean over valid pixels (there, times T); no clamp on any term; a loss that
-is not finite stops the run; the teachers run once, not every epoch; the temperature is a field. As there: weights, learning rate, hidden width,
-temperature 3 to 1, 50 epochs of batches of 4, resizing that stretches. Not yet: augmentation. No score is claimed until it has been trained on the original data.
+Departures, each a repair: the encoder trains (there, the feature term moved only a projection that
+was thrown away); frozen BatchNorm does not
+drift because nothing is frozen; KL is the sum over classes times T^2, a mean over valid pixels
+(there, times T); no clamp on any term; a loss that
+is not finite stops the run; the teachers run once, not every epoch; the temperature is a field. As
+there: weights, learning rate, hidden width,
+temperature 3 to 1, 50 epochs of batches of 4, resizing that stretches. Not yet: augmentation. No
+score is claimed until it has been trained on the original data.
 """
 
 from stillroom.losses import (

@@ -1,9 +1,10 @@
-"""Synthetic shapes, nothing to download: a small U-Net teaches a smaller one. Together the three use every kind of term.
+"""Synthetic shapes, nothing to download: a small U-Net teaches a smaller one. Together the three
+use every kind of term.
 
-    python tools/demo.py                               all of it, in under three minutes on two cores
+    python tools/demo.py                             all of it, in under three minutes on two cores
 
     accelerate launch train_student.py tiny-teacher    a teacher, supervised, on all masks
-    python tools/cache_teacher.py tiny                 what it says, logits and an inner feature, kept
+    python tools/cache_teacher.py tiny               what it says is kept
     accelerate launch train_student.py tiny-plain      a student on a few masks
     accelerate launch train_student.py tiny            the same with what the teacher said
 

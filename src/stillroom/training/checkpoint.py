@@ -1,6 +1,8 @@
-"""Checkpoints that appear whole and say what they are: safetensors and JSON, no pickle, no rank, no worker.
+"""Checkpoints that appear whole and say what they are: safetensors and JSON, no pickle, no rank,
+no worker.
 
-A folder `checkpoints/step-000400/` is written aside, flushed and renamed; older ones are pruned afterwards, never before.
+A folder `checkpoints/step-000400/` is written aside, flushed and renamed; older ones are pruned
+afterwards, never before.
 """
 
 import hashlib
@@ -24,7 +26,9 @@ _TENSORS = ("model.safetensors", "optimizer.safetensors")
 def save_checkpoint(
     run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
 ) -> Path:
-    """Write `checkpoints/step-NNNNNN` whole, then prune all but the newest `keep`; `state` holds `step`."""
+    """Write `checkpoints/step-NNNNNN` whole, then prune all but the newest `keep`; `state` holds
+    `step`.
+    """
     folder = run / "checkpoints" / f"step-{state['step']:06d}"
     aside = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
@@ -83,7 +87,9 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 def save_student(
     folder: Path, student: nn.Module, about: dict[str, Any], sync: bool = True
 ) -> None:
-    """Write `student.safetensors` and `student.json`, which names the weights' sha256, into a fresh folder."""
+    """Write `student.safetensors` and `student.json`, which names the weights' sha256, into a
+    fresh folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / ".student.safetensors.tmp"
     _save(aside, student.state_dict())
@@ -103,7 +109,7 @@ def save_best(run: Path, student: nn.Module, about: dict[str, Any]) -> None:
 
 
 def replace_folder(aside: Path, folder: Path) -> None:
-    """Rename a finished folder into place; an older one of that name gives way at the last moment."""
+    """Rename a finished folder into place; an older one gives way at the last moment."""
     sync_folder(aside)
     if folder.exists():
         old = folder.parent / f".{folder.name}.{os.getpid()}.old"

@@ -1,4 +1,6 @@
-"""What a run says of itself while it goes on: metrics.jsonl, TensorBoard, curves as PNG. Rank 0 only."""
+"""What a run says of itself while it goes on: metrics.jsonl, TensorBoard, curves as PNG. Rank 0
+only.
+"""
 
 import json
 import math

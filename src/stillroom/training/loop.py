@@ -1,8 +1,10 @@
 """Stage 2: the loop, top to bottom: data, counts, forward, backward, step, log, evaluate, save.
 
-Order, learning rate, temperature and randomness are functions of the step, so the position is all that a resume needs besides tensors.
+Order, learning rate, temperature and randomness are functions of the step, so the position is all
+that a resume needs besides tensors.
 """
 
+import math
 import signal
 import threading
 import time
@@ -37,8 +39,9 @@ from stillroom.types import Batch
 def train(recipe: Recipe) -> Path:
     """Train a student and return the run's folder.
 
-    Raises UserError before any work for what cannot work, DamageError for a row that cannot be read, FailureError
-    for a loss that is not finite, Stopped after a checkpoint when a signal asked to stop.
+    Raises UserError before any work for what cannot work, DamageError for a row that cannot be
+    read, FailureError for a loss that is not finite, Stopped after a checkpoint when a signal asked
+    to stop.
     """
     session = prepare(recipe)
     stop = _stop_on_signals()
@@ -48,48 +51,37 @@ def train(recipe: Recipe) -> Path:
     session.say(describe(session))
     record = _Record(session)
     stream = _stream(session, step)
-    session.model.train()
+    mode_of = -1
     while step < session.steps:
         epoch = step // session.epoch_steps
         frozen = bool(recipe.freeze) and epoch < (recipe.freeze_epochs or recipe.epochs)
-        if frozen:
-            _freeze(session)
+        if mode_of != epoch:
+            _set_mode(session, frozen)
+            mode_of = epoch
 
         batches, counts = _next_step(session, stream)
-        totals = forward_backward(
-            session.model,
-            session.terms,
-            batches,
-            counts,
-            progress=epoch_progress(epoch, recipe.epochs),
-            world=session.deal.world,
-            seed_micro=lambda i, s=step: seed_forward(
-                recipe.seed, s, session.deal.micro_batches()[i]
-            ),
-            backward=session.accelerator.backward,
-            no_sync=lambda: session.accelerator.no_sync(session.model),
-        )
+        totals = _forward_backward(session, step, epoch, batches, counts)
         rate = _update(session, step, frozen)
         average_buffers(session.distiller, session.deal.world)
         step += 1
 
         record.add(totals, counts)
+        ends_epoch = step % session.epoch_steps == 0
+        due = (ends_epoch and (epoch + 1) % recipe.run.evaluate_every == 0) or step == session.steps
         told_to_stop = False
-        if step % recipe.run.log_every == 0 or step == session.steps:
+        if due or step % recipe.run.log_every == 0:
             figures = record.figures(step) | {"lr": rate}
             if log is not None:
                 log.write("train", step, epoch, figures)
                 _print_step(session, step, figures)
-            told_to_stop = session.any(stop.is_set())
+            told_to_stop = session.any(stop.is_set()) and step < session.steps
 
-        ends_epoch = step % session.epoch_steps == 0
-        due = ends_epoch and (epoch + 1) % recipe.run.evaluate_every == 0
-        if due or step == session.steps:
+        if due:
             best = _evaluate(session, log, step, epoch, best)
-            session.model.train()
-        if due or step == session.steps or told_to_stop:
+            mode_of = -1
+        if due or told_to_stop:
             _save(session, step, best)
-        if told_to_stop and step < session.steps:
+        if told_to_stop:
             (session.folder / "requeue").touch()
             raise Stopped("told to stop", found=f"saved at step {step} of {session.steps}")
     _finish(session, log, time.perf_counter() - began)
@@ -114,7 +106,9 @@ class _Record:
         self._steps += 1
 
     def figures(self, step: int) -> dict[str, Any]:
-        """Return means over the steps since the last call, over all ranks; raises FailureError where one is not finite."""
+        """Return means over the steps since the last call, over all ranks; raises FailureError
+        where one is not finite.
+        """
         assert isinstance(self._totals, Tensor) and isinstance(self._counts, Tensor)
         means = (self._session.reduce(self._totals) / self._counts).tolist()
         seen = (self._counts > 0).tolist()
@@ -125,7 +119,7 @@ class _Record:
         ):
             found[f"term_{name}"] = mean if there else None
             loss += term.weight * mean if there else 0.0
-            if there and mean != mean or mean in (float("inf"), float("-inf")):
+            if there and not math.isfinite(mean):
                 raise FailureError(f"the term {name} is not finite at step {step}", found=mean)
         seconds = time.perf_counter() - self._began
         rows = self._steps * self._session.recipe.batch
@@ -163,13 +157,32 @@ def _stream(session: Session, step: int) -> Iterator[HostBatch]:
 
 
 def _next_step(session: Session, stream: Iterator[HostBatch]) -> tuple[list[Batch], Tensor]:
-    """Read all of this rank's micro-batches of a step; return them and each term's global count, (terms,).
+    """Read all of this rank's micro-batches of a step; return them and each term's global count,
+    (terms,).
 
     A row that cannot be read raises DamageError here; the launcher then stops the other ranks.
     """
     device = session.accelerator.device
     batches = [to_batch(next(stream), device, session.cache) for _ in session.deal.micro_batches()]
     return batches, session.reduce(local_counts(session.terms, batches, device))
+
+
+def _forward_backward(
+    session: Session, step: int, epoch: int, batches: list[Batch], counts: Tensor
+) -> Tensor:
+    """Run this rank's micro-batches of a step; return the local totals, (terms,)."""
+    micros, seed = session.deal.micro_batches(), session.recipe.seed
+    return forward_backward(
+        session.model,
+        session.terms,
+        batches,
+        counts,
+        progress=epoch_progress(epoch, session.recipe.epochs),
+        world=session.deal.world,
+        seed_micro=lambda i: seed_forward(seed, step, micros[i]),
+        backward=session.accelerator.backward,
+        no_sync=lambda: session.accelerator.no_sync(session.model),
+    )
 
 
 def _update(session: Session, step: int, frozen: bool) -> float:
@@ -189,8 +202,11 @@ def _update(session: Session, step: int, frozen: bool) -> float:
     return rate
 
 
-def _freeze(session: Session) -> None:
-    """Keep the BatchNorm of frozen parts in evaluation mode (smp's encoders forget it in train())."""
+def _set_mode(session: Session, frozen: bool) -> None:
+    """Put the network into training mode, frozen parts with their BatchNorm into evaluation mode."""
+    session.model.train()
+    if not frozen:
+        return
     for name, module in session.distiller.student.named_modules():
         if any(f".{part}." in f".{name}." for part in session.recipe.freeze):
             module.eval()
@@ -220,7 +236,7 @@ def _evaluate(session: Session, log: Log | None, step: int, epoch: int, best: fl
             session.recipe.student.classes,
             device=device,
             reduce=session.reduce,
-            autocast=session.accelerator.autocast,
+            autocast=lambda: session.accelerator.autocast(),
         )
         names = [f"term_{name}" for name in labels(session.terms)]
         found |= dict(zip(names, found.pop("terms"), strict=True))
@@ -279,7 +295,8 @@ def _print_step(session: Session, step: int, figures: dict[str, Any]) -> None:
         if name.startswith("term_") and value is not None
     )
     print(
-        f"step {step}/{session.steps}: loss {figures['loss']:.4f} ({terms}), {figures['rows_per_s']:.1f} rows/s",
+        f"step {step}/{session.steps}: loss {figures['loss']:.4f} ({terms}),"
+        f" {figures['rows_per_s']:.1f} rows/s",
         flush=True,
     )
 

@@ -1,7 +1,9 @@
 """Which row comes when: arithmetic on (seed, position), with O(1) memory and random access.
 
-The stream of rows is an endless chain of passes; each pass is a keyed permutation of all rows. A position in it is all the state there is,
-so a resume at any world size, with any number of workers, continues exactly. An epoch is a number of steps and need not end where a pass does.
+The stream of rows is an endless chain of passes; each pass is a keyed permutation of all rows. A
+position in it is all the state there is,
+so a resume at any world size, with any number of workers, continues exactly. An epoch is a number
+of steps and need not end where a pass does.
 """
 
 import hashlib
@@ -20,7 +22,8 @@ def keyed_hash(*parts: object) -> int:
 def permuted(index: int, size: int, key: int) -> int:
     """Return where a keyed permutation of `range(size)` sends `index`.
 
-    A balanced Feistel network over the smallest even number of bits that holds `size`, walked until it lands inside
+    A balanced Feistel network over the smallest even number of bits that holds `size`, walked
+    until it lands inside
     (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
     """
     assert 0 <= index < size
@@ -67,7 +70,8 @@ class Order:
 class Deal:
     """How the global batch of each step is cut into micro-batches and dealt to ranks.
 
-    Micro-batch m of a step is the same rows at every world size; rank r runs the micro-batches r, r + world, ...
+    Micro-batch m of a step is the same rows at every world size; rank r runs the micro-batches r,
+    r + world, ...
     """
 
     batch: int

@@ -1,4 +1,5 @@
-"""Everything a run needs before its first step: devices, pictures, the cache that fits, the distiller, what trains.
+"""Everything a run needs before its first step: devices, pictures, the cache that fits, the
+distiller, what trains.
 
 All that can be wrong is found here, before any real work.
 """
@@ -76,7 +77,9 @@ class Session:
 
 
 def prepare(recipe: Recipe) -> Session:
-    """Check a recipe against pictures, cache and devices and build all that the loop needs; raises UserError."""
+    """Check a recipe against pictures, cache and devices and build all that the loop needs; raises
+    UserError.
+    """
     pictures = open_pictures(Path(recipe.data.shards))
     check(recipe, pictures)
     assert pictures.geometry is not None
@@ -128,7 +131,7 @@ def _deal(recipe: Recipe, accelerator: Accelerator) -> Deal:
     if world not in legal:
         raise UserError(
             "the micro-batches of a step cannot be dealt evenly to the processes",
-            found=f"{world} processes, batch {recipe.batch} in micro-batches of {recipe.micro_batch}",
+            found=f"{world} processes, --batch {recipe.batch} --micro-batch {recipe.micro_batch}",
             wanted=f"{', '.join(map(str, legal))} processes, or another --batch or --micro-batch",
         )
     return Deal(
@@ -172,7 +175,9 @@ def _run_folder(recipe: Recipe, accelerator: Accelerator) -> Path:
 
 
 def _require_same(stored: dict[str, Any], asked: dict[str, Any], folder: Path) -> None:
-    """Refuse to resume with a recipe whose results would differ; both sides of the first difference are shown."""
+    """Refuse to resume with a recipe whose results would differ; both sides of the first
+    difference are shown.
+    """
     old, new = _flat(stored["recipe"]), _flat(asked["recipe"])
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
@@ -197,7 +202,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def find_cache(recipe: Recipe, pictures: PictureSet, talk: bool) -> Cache | None:
     """Return the one cache that holds every target the terms need, or None where they need none.
 
-    Teacher files need not be present here: then what the cache recorded of them is taken, and said so. Raises UserError.
+    Teacher files need not be present here: then what the cache recorded of them is taken, and said
+    so. Raises UserError.
     """
     wanted = recipe.wanted_targets()
     if not wanted:
@@ -215,17 +221,29 @@ def find_cache(recipe: Recipe, pictures: PictureSet, talk: bool) -> Cache | None
             {name: teachers[name] for name in wanted},
         )
     except UserError as error:
-        build = f"python tools/cache_teacher.py {recipe.name} --data.shards {recipe.data.shards}"
         raise UserError(
             error.what,
             found=error.found,
             wanted=error.wanted,
-            fix=error.fix or f"{build} --run.cache {recipe.run.cache}, with the same teacher flags",
+            fix=_rebuild(recipe) if "RECIPE" in (error.fix or "RECIPE") else error.fix,
         ) from None
+    if missing := cache.missing():
+        raise UserError(
+            f"the cache {cache.path} is not complete",
+            found=f"{len(missing)} of {len(cache.shard_ids())} shards are missing",
+            fix=f"{_rebuild(recipe)}: it goes on where it stopped",
+        )
     if talk:
         note = "" if known else " (teacher files are not here: the recorded identity is taken)"
         print(f"cache: {cache.path}{note}", flush=True)
     return cache
+
+
+def _rebuild(recipe: Recipe) -> str:
+    return (
+        f"python tools/cache_teacher.py {recipe.name} --data.shards {recipe.data.shards}"
+        f" --run.cache {recipe.run.cache} (and the same teacher flags)"
+    )
 
 
 def _sources(
@@ -248,7 +266,7 @@ def _sources(
 def _distiller(
     recipe: Recipe, cache: Cache | None, size: tuple[int, int], accelerator: Accelerator
 ) -> Distiller:
-    """Build the distiller with seeded weights; nothing that can never train asks for a gradient."""
+    """Build the distiller with seeded weights; what is frozen for good asks for no gradient."""
     with accelerator.main_process_first():
         recipe.student.prefetch()
     seed_forward(recipe.seed, -1, 0)
@@ -258,12 +276,13 @@ def _distiller(
         for _, parameter in frozen_parameters(distiller, recipe.freeze):
             parameter.requires_grad_(False)
     _refuse_idle_taps(recipe, distiller)
-    _release_unused(distiller, recipe.terms, size)
     return distiller
 
 
 def frozen_parameters(distiller: Distiller, parts: tuple[str, ...]) -> list[tuple[str, Tensor]]:
-    """Return the student's parameters under modules of these names; raises UserError for a name that fits none."""
+    """Return the student's parameters under modules of these names; raises UserError for a name
+    that fits none.
+    """
     names = [(f".{name}", p) for name, p in distiller.student.named_parameters()]
     for part in parts:
         if not any(f".{part}." in name for name, _ in names):
@@ -276,28 +295,11 @@ def _refuse_idle_taps(recipe: Recipe, distiller: Distiller) -> None:
     for tap in dict.fromkeys(name.split(">")[0] for name in distiller.outputs):
         if not upstream_parameters(distiller, tap):
             raise UserError(
-                f"the tap {tap} is distilled, but nothing before it trains at any epoch: only a projection would learn,"
-                " and that is thrown away",
+                f"the tap {tap} is distilled, but nothing before it trains at any epoch:"
+                " only a projection would learn, and that is thrown away",
                 found=f"freeze {', '.join(recipe.freeze)}",
                 fix="unfreeze it (--freeze-epochs N), or tap a later layer",
             )
-
-
-def _release_unused(distiller: Distiller, terms: tuple[Term, ...], size: tuple[int, int]) -> None:
-    """Take the gradient from parameters that no term reaches: DDP would wait for them."""
-    outputs = {term.output for term in terms if term.weight}
-    trained = [p for p in distiller.parameters() if p.requires_grad]
-    modes = [(module, module.training) for module in distiller.modules()]
-    distiller.eval()
-    stride = distiller.student.stride
-    found = distiller(torch.full((2, 3, stride, stride), 0.5))
-    loss = sum((found[name].float().sum() for name in sorted(outputs)), torch.zeros(()))
-    gradients = torch.autograd.grad(loss, trained, allow_unused=True)
-    for parameter, gradient in zip(trained, gradients, strict=True):
-        if gradient is None:
-            parameter.requires_grad_(False)
-    for module, mode in modes:
-        module.training = mode
 
 
 def average_buffers(distiller: nn.Module, world: int) -> None:

@@ -1,4 +1,6 @@
-"""What a run says it is: the line at its start, what belongs to the student's weights, the receipt at its end."""
+"""What a run says it is: the line at its start, what belongs to the student's weights, the receipt
+at its end.
+"""
 
 import sys
 from collections.abc import Iterable
@@ -21,8 +23,9 @@ def describe(session: Session) -> str:
     thrown = _count(session.distiller.projections.parameters())
     extra = f" (+ {thrown / 1e6:.2f} M in projections that are thrown away)" if thrown else ""
     text = (
-        f"run {session.folder}: {total / 1e6:.2f} M parameters{extra}, {len(session.source)} rows, {session.steps} steps"
-        f" of {recipe.batch} in micro-batches of {recipe.micro_batch} on {session.deal.world} x"
+        f"run {session.folder}: {total / 1e6:.2f} M parameters{extra},"
+        f" {len(session.source)} rows, {session.steps} steps of {recipe.batch}"
+        f" in micro-batches of {recipe.micro_batch} on {session.deal.world} x"
         f" {session.accelerator.device.type} ({session.accelerator.mixed_precision})"
     )
     every = sum(shard.rows for shard in session.pictures.shards if shard.split == "train")
@@ -33,7 +36,9 @@ def describe(session: Session) -> str:
 
 
 def about_student(session: Session, step: int, found: dict[str, Any]) -> dict[str, Any]:
-    """Return what student.json says besides the weights' checksum: all that is needed to build and use the student."""
+    """Return what student.json says besides the weights' checksum: all that is needed to build and
+    use the student.
+    """
     recipe, pictures = session.recipe, session.pictures
     assert pictures.geometry is not None
     return {
@@ -51,7 +56,9 @@ def about_student(session: Session, step: int, found: dict[str, Any]) -> dict[st
 
 
 def receipt(session: Session, seconds: float) -> dict[str, Any]:
-    """Return what was read, by what, in how long; `teacher_modules` is empty where the stages stayed apart."""
+    """Return what was read, by what, in how long; `teacher_modules` is empty where the stages
+    stayed apart.
+    """
     cache = session.cache
     return {
         "cache": None

@@ -17,7 +17,9 @@ _PICTURES = 4
 
 @torch.no_grad()
 def draw_grid(session: Session, path: Path) -> None:
-    """Write a PNG of a few validation pictures as the bare student sees them now; leaves it in evaluation mode."""
+    """Write a PNG of a few validation pictures as the bare student sees them now; leaves it in
+    evaluation mode.
+    """
     source = session.validation
     assert source is not None
     rows = range(0, len(source), max(1, len(source) // _PICTURES))[:_PICTURES]

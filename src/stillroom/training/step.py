@@ -1,6 +1,8 @@
-"""One optimiser step's loss: sums divided by global counts, so that no split into ranks or micro-batches changes it.
+"""One optimiser step's loss: sums divided by global counts, so that no split into ranks or
+micro-batches changes it.
 
-For a term with total t and count n over all micro-batches of all ranks the loss is weight * sum(t) / sum(n). DDP averages gradients over ranks,
+For a term with total t and count n over all micro-batches of all ranks the loss is weight * sum(t)
+/ sum(n). DDP averages gradients over ranks,
 hence the factor `world`.
 """
 
@@ -33,7 +35,7 @@ def local_counts(terms: Sequence[Term], batches: Iterable[Batch], device: torch.
 
 
 def seed_forward(seed: int, step: int, micro: int) -> None:
-    """Seed torch's generators for one forward pass (dropout, DropPath): the same at any world size."""
+    """Seed torch's generators for one forward pass (dropout, DropPath), the same at any world."""
     torch.manual_seed(keyed_hash("forward", seed, step, micro) >> 1)
 
 
@@ -56,7 +58,9 @@ def forward_backward(
     backward: Callable[[Tensor], object],
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Tensor:
-    """Run this rank's micro-batches of one step; `counts` are global. Returns the local totals, (terms,), detached."""
+    """Run this rank's micro-batches of one step; `counts` are global. Returns the local totals,
+    (terms,), detached.
+    """
     weights = torch.tensor(
         [term.weight for term in terms], dtype=torch.float64, device=counts.device
     )

@@ -1,6 +1,8 @@
-"""Rows -> micro-batches: threads read pictures and targets into (pinned) host memory, the device decodes.
+"""Rows -> micro-batches: threads read pictures and targets into (pinned) host memory, the device
+decodes.
 
-A row is joined by key: the picture and what the teachers said of it are looked up separately and must name the same key.
+A row is joined by key: the picture and what the teachers said of it are looked up separately and
+must name the same key.
 """
 
 import functools
@@ -74,7 +76,8 @@ class Source:
                     places.append((shard, i))
         if not places:
             raise UserError(
-                f"no {'labelled ' if labelled_only else ''}row in split {self.split!r} of {self.pictures.path}",
+                f"split {self.split!r} of {self.pictures.path} has no"
+                f" {'labelled ' if labelled_only else ''}row",
                 found=f"label share {self.label_share}",
                 fix="raise --data.label-share, or pack labelled pictures",
             )
@@ -84,7 +87,7 @@ class Source:
         return keyed_hash("label", key) < self.label_share * 2**64
 
     def read(self, row: int) -> tuple[str, dict[str, np.ndarray]]:
-        """Return the key and the arrays `image`, `mask`, `inside` and `<target>.<part>` of one row."""
+        """Return one row's key and arrays `image`, `mask`, `inside` and `<target>.<part>`."""
         shard, i = self.places[row]
         picture = self._picture_shard(shard).read(i)
         mask = mask_array(picture)
@@ -99,7 +102,9 @@ class Source:
     def read_or_substitute(
         self, row: int, may_substitute: bool
     ) -> tuple[str, dict[str, np.ndarray]]:
-        """Read a row; where it is damaged and that is allowed, the next row that is not, and count it."""
+        """Read a row; where it is damaged and that is allowed, the next row that is not, and count
+        it.
+        """
         self.read_rows += 1
         for tried in range(len(self)):
             try:
@@ -130,7 +135,9 @@ def training_batches(
     pin: bool,
     may_substitute: bool = False,
 ) -> Iterator[HostBatch]:
-    """Yield this rank's micro-batches of the given steps, in order, read ahead by `workers` threads."""
+    """Yield this rank's micro-batches of the given steps, in order, read ahead by `workers`
+    threads.
+    """
 
     def read(job: tuple[int, int]) -> HostBatch:
         rows = []
@@ -183,7 +190,7 @@ def to_batch(host: HostBatch, device: torch.device, cache: Cache | None) -> Batc
         parts.setdefault(target, {})[part] = move(tensor)
     return Batch(
         keys=host.keys,
-        image=move(host.image).permute(0, 3, 1, 2).float().div_(255).contiguous(),
+        image=move(host.image).permute(0, 3, 1, 2).float().div_(255),  # stays channels-last
         mask=move(host.mask).long(),
         inside=move(host.inside),
         targets={name: _decode(cache, name, stored) for name, stored in parts.items()},

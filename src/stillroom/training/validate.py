@@ -1,4 +1,6 @@
-"""Validation from the cached split: the student's data-set mIoU, the teacher's, their agreement; no teacher runs."""
+"""Validation from the cached split: the student's data-set mIoU, the teacher's, their agreement;
+no teacher runs.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,7 +15,9 @@ from stillroom.types import Batch
 
 
 def teacher_target(batch: Batch, classes: int) -> str | None:
-    """Return the name of the first target that is a map of the student's classes on the picture's grid."""
+    """Return the name of the first target that is a map of the student's classes on the picture's
+    grid.
+    """
     for name, target in batch.targets.items():
         if target.shape[1] == classes and target.shape[2:] == batch.image.shape[2:]:
             return name
@@ -33,7 +37,8 @@ def validate(
 ) -> dict[str, Any]:
     """Return figures over all ranks' batches; terms are taken at the end of their schedules.
 
-    `classes` are the student's output channels (1 for a binary task); `reduce` sums a tensor over ranks.
+    `classes` are the student's output channels (1 for a binary task); `reduce` sums a tensor over
+    ranks.
     """
     k = max(2, classes)
     tables = torch.zeros(3, k, k, dtype=torch.int64, device=device)
@@ -56,7 +61,8 @@ def validate(
 
 
 def figures(tables: Tensor) -> dict[str, Any]:
-    """Return mIoU, IoUs and agreement of three confusion matrices: student, teacher, student against teacher.
+    """Return mIoU, IoUs and agreement of three confusion matrices: student, teacher, student
+    against teacher.
 
     `tables` is (3 k k) counts, truth by prediction; what was not seen is left out.
     """
@@ -71,5 +77,5 @@ def figures(tables: Tensor) -> dict[str, Any]:
 
 
 def score(found: dict[str, Any]) -> float:
-    """Return what `best` means: mIoU where there are labels, otherwise agreement with the teacher."""
+    """Return what `best` means: mIoU where there are labels, otherwise agreement."""
     return found.get("miou", found.get("agreement", 0.0))

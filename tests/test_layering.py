@@ -1,0 +1,90 @@
+"""The law of the house: which room may import which, how long a file and a function may be."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "stillroom"
+GROUND = {"types", "errors", "jsonfile"}
+ALLOWED = {
+    "types": set(),
+    "errors": set(),
+    "jsonfile": {"errors"},
+    "networks": GROUND,
+    "metrics": GROUND,
+    "pictures": GROUND,
+    "teachers": GROUND | {"networks"},
+    "codecs": GROUND,
+    "cache": GROUND | {"codecs"},
+    "losses": GROUND,
+    "students": GROUND | {"networks", "losses"},
+    "recipe": GROUND | {"codecs", "losses", "pictures", "students", "teachers.configs"},
+    "extraction": GROUND
+    | {"pictures", "teachers", "codecs", "cache", "metrics", "recipe", "networks.normalise"},
+    "training": GROUND | {"pictures", "codecs", "cache", "students", "losses", "metrics", "recipe"},
+    "using": GROUND | {"pictures", "cache", "students", "metrics", "recipe", "networks"},
+    "recipes": GROUND | {"recipe", "losses", "students", "teachers.configs"},
+    "cli": GROUND | {"recipe", "recipes"},
+}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Names below stillroom that a file imports anywhere, types only included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {n.removeprefix("stillroom.") for n in names if n.startswith("stillroom.")}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_room_imports_only_what_the_house_allows(path):
+    room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    for name in imports(path):
+        parts = name.split(".")
+        legal = {parts[0], ".".join(parts[:2])} & (ALLOWED[room] | {room})
+        assert legal, f"{room} may not import {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_and_functions_are_short_and_say_what_they_are(path):
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert text.count("\n") <= 400
+    assert ast.get_docstring(tree), "no docstring"
+    assert not re.search(r"^from __future__", text, re.M)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, node.name
+
+
+def test_nothing_of_ours_imports_pickle():
+    root = SOURCE.parents[1]
+    for path in [*FILES, *root.glob("tools/*.py"), *root.glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not names & {"pickle", "dill", "cloudpickle", "joblib"}, path
+
+
+@pytest.mark.parametrize(
+    ("room", "never"),
+    [
+        ("stillroom.training.loop", ("onnx", "onnxruntime", "stillroom.teachers.torch")),
+        ("stillroom.extraction.extract", ("stillroom.training", "accelerate")),
+        ("stillroom.cli", ("onnx", "onnxruntime", "stillroom.extraction", "stillroom.training")),
+    ],
+)
+def test_the_stages_meet_only_in_the_cache(room, never):
+    code = f"import sys, {room}; print(*[n for n in {never!r} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

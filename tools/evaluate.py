@@ -1,0 +1,43 @@
+"""Evaluate a run's student alone: mIoU, IoU per class, confusion matrix, time per picture.
+
+python tools/evaluate.py runs/NAME [--shards shards/NAME] [--split val]
+"""
+
+from pathlib import Path
+
+import tyro
+
+from stillroom.cli import run
+
+
+def main(
+    folder: tyro.conf.Positional[Path],
+    shards: Path | None = None,
+    split: str = "val",
+    device: str = "cpu",
+) -> None:
+    """Evaluate a run's student alone and write evaluation.json, confusion.csv and confusion.png
+    into its folder.
+
+    Args:
+        folder: the run, runs/NAME
+        shards: picture shards; those of the run where absent
+        split: train or val
+        device: cpu or cuda
+    """
+    from stillroom.using.evaluate import evaluate, open_data
+    from stillroom.using.student import load_student, milliseconds
+
+    trained = load_student(folder)
+    found = evaluate(trained, open_data(trained, shards), split, device)
+    for name, value in found["iou"].items():
+        print(f"  {name:20} {'absent' if value is None else f'{value:.4f}'}")
+    print(f"mIoU {found['miou']:.4f}, pixel accuracy {found['pixel_accuracy']:.4f} ({split})")
+    print(
+        f"{trained.num_parameters / 1e6:.2f} M parameters,"
+        f" {milliseconds(trained):.1f} ms a picture (batch 1, CPU)"
+    )
+
+
+if __name__ == "__main__":
+    run(lambda: tyro.cli(main))
