@@ -14,25 +14,10 @@ from bench.machine import save
 from bench.stand_ins import save_convolutions, write_pictures
 
 from stillroom.cache import open_cache
-from stillroom.losses import FeatureMSE
-from stillroom.recipe import Data, Recipe
-from stillroom.students.configs import UNetStudent
-from stillroom.teachers.configs import OnnxTeacher
 
+RECIPES = Path(__file__).parent / "bench" / "recipes.py"
 NUM_PICTURES, SIZE_PX, CHANNELS = 128, 64, 256
 SHARD_ROWS = (16, NUM_PICTURES)
-
-
-def recipe() -> Recipe:
-    """One teacher of features at the pictures' own size."""
-    return Recipe(
-        name="stage-1-memory",
-        data=Data(shards="shards"),
-        teachers=(OnnxTeacher(target="inner", path="stand_in.onnx", kind="features"),),
-        student=UNetStudent(),
-        terms=(FeatureMSE(target="inner", tap="encoder.0", weight=1.0),),
-        gate="off",
-    )
 
 
 def main() -> None:
@@ -62,7 +47,7 @@ def _cache(folder: Path, source: str, network: Path, rows: int) -> tuple[Finishe
     call("tools/make_shards.py", source, "--out", folder / "shards", *options)
     done = call(
         "tools/cache_teacher.py",
-        f"{__file__}:recipe",
+        f"{RECIPES}:inner_only",
         *("--data.shards", folder / "shards", "--run.cache", folder / "cache"),
         *("--teachers.0.path", network),
     )
