@@ -4,7 +4,7 @@ Threads, not processes: decoding releases the GIL, and megabyte arrays need no s
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 def read_ahead(
     jobs: Iterable[Job], read: Callable[[Job], Result], workers: int, depth: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield `read(job)` in the order of the jobs, with up to `depth` jobs under way in `workers`
     threads.
 

@@ -8,7 +8,7 @@ afterwards, never before.
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +38,25 @@ def save_checkpoint(
     hashes = {name: file_sha256(aside / name) for name in _TENSORS}
     write_json(aside / "state.json", {"format": FORMAT, "files": hashes, **state})
     replace_folder(aside, folder)
-    for old in sorted(_folders(run))[:-keep]:
-        shutil.rmtree(old)
+    earlier = [old for old in _folders(run) if _step_of(old) <= state["step"]]
+    for old in _folders(run):  # a later one was damaged, or the run would not have come here again
+        if old not in earlier[-keep:]:
+            shutil.rmtree(old)
     return folder
 
 
-def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
+def newest_checkpoint(run: Path, say: Callable[[str], None] = print) -> tuple[Path, dict[str, Any]]:
     """Return the newest checkpoint that verifies, and its state.
 
     Raises UserError where there is none, DamageError where all are damaged.
     """
     problems = []
-    for folder in sorted(_folders(run), reverse=True):
+    for folder in reversed(_folders(run)):
         try:
             return folder, _verified(folder)
         except (DamageError, FileNotFoundError) as error:
             problems.append(str(error))
-            print(f"warning: {folder} is damaged and passed over: {error}", flush=True)
+            say(f"warning: {folder} is damaged and passed over: {error}")
     if problems:
         raise DamageError(f"no checkpoint of {run} can be read", found=problems[0])
     raise UserError(
@@ -108,8 +110,21 @@ def save_best(run: Path, student: nn.Module, about: dict[str, Any]) -> None:
     replace_folder(aside, run / "best")
 
 
+def clear_leftovers(run: Path) -> None:
+    """Remove what a killed process left aside; a `best/` that it had moved away comes back."""
+    for old in run.glob(".best.*.old"):
+        if not (run / "best").exists():
+            old.rename(run / "best")
+    for pattern in (".best.*.tmp", ".best.*.old", "checkpoints/.step-*.*"):
+        for leftover in run.glob(pattern):
+            shutil.rmtree(leftover)
+
+
 def replace_folder(aside: Path, folder: Path) -> None:
-    """Rename a finished folder into place; an older one gives way at the last moment."""
+    """Rename a finished folder into place; an older one of that name gives way at the last moment.
+
+    A kill between the two renames leaves neither: `clear_leftovers` puts the older one back.
+    """
     sync_folder(aside)
     if folder.exists():
         old = folder.parent / f".{folder.name}.{os.getpid()}.old"
@@ -143,5 +158,11 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def _folders(run: Path) -> Iterator[Path]:
-    return (path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
+def _folders(run: Path) -> list[Path]:
+    """Return the checkpoints of a run, oldest first."""
+    folders = (path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
+    return sorted(folders, key=_step_of)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))

@@ -32,8 +32,10 @@ class Log:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
-    def close(self) -> None:
-        """Flush everything."""
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._board.close()
 
 

@@ -8,7 +8,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from stillroom.jsonfile import read_json, write_bytes, write_json
 from stillroom.losses import epoch_progress
 from stillroom.recipe import Recipe
 from stillroom.training.checkpoint import (
+    clear_leftovers,
     load_checkpoint,
     newest_checkpoint,
     save_best,
@@ -31,7 +33,13 @@ from stillroom.training.receipt import about_student, describe, receipt
 from stillroom.training.schedule import learning_rate
 from stillroom.training.show import draw_grid
 from stillroom.training.step import forward_backward, labels, local_counts, seed_forward
-from stillroom.training.stream import HostBatch, to_batch, training_batches, validation_batches
+from stillroom.training.stream import (
+    HostBatch,
+    Source,
+    to_batch,
+    training_batches,
+    validation_batches,
+)
 from stillroom.training.validate import score, validate
 from stillroom.types import Batch
 
@@ -44,17 +52,34 @@ def train(recipe: Recipe) -> Path:
     to stop.
     """
     session = prepare(recipe)
-    stop = _stop_on_signals()
     began = time.perf_counter()
     step, best = _restore(session)
-    log = Log(session.folder, step) if session.is_first else None
     session.say(describe(session))
+    with (
+        _stop_on_signals() as stop,
+        Log(session.folder, step) if session.is_first else nullcontext() as log,
+        closing(_stream(session, step)) as stream,
+    ):
+        _run_steps(session, stream, log, stop, step, best)
+    _finish(session, time.perf_counter() - began)
+    return session.folder
+
+
+def _run_steps(
+    session: Session,
+    stream: Iterator[HostBatch],
+    log: Log | None,
+    stop: threading.Event,
+    step: int,
+    best: float,
+) -> None:
+    """Run the optimiser steps from `step` to the last."""
+    recipe = session.recipe
     record = _Record(session)
-    stream = _stream(session, step)
     mode_of = -1
     while step < session.steps:
         epoch = step // session.epoch_steps
-        frozen = bool(recipe.freeze) and epoch < (recipe.freeze_epochs or recipe.epochs)
+        frozen = _is_frozen(recipe, epoch)
         if mode_of != epoch:
             _set_mode(session, frozen)
             mode_of = epoch
@@ -76,6 +101,8 @@ def train(recipe: Recipe) -> Path:
                 _print_step(session, step, figures)
             told_to_stop = session.any(stop.is_set()) and step < session.steps
 
+        if due or told_to_stop:
+            _require_finite(session, step)
         if due:
             best = _evaluate(session, log, step, epoch, best)
             mode_of = -1
@@ -84,8 +111,6 @@ def train(recipe: Recipe) -> Path:
         if told_to_stop:
             (session.folder / "requeue").touch()
             raise Stopped("told to stop", found=f"saved at step {step} of {session.steps}")
-    _finish(session, log, time.perf_counter() - began)
-    return session.folder
 
 
 class _Record:
@@ -132,7 +157,9 @@ def _restore(session: Session) -> tuple[int, float]:
     """Return the step to go on from and the best score so far."""
     if not session.recipe.run.resume:
         return 0, -1.0
-    folder, state = newest_checkpoint(session.folder)
+    if session.is_first:
+        clear_leftovers(session.folder)
+    folder, state = newest_checkpoint(session.folder, session.say)
     load_checkpoint(folder, session.distiller, session.optimizer.optimizer)
     scaler = session.accelerator.scaler
     if scaler is not None and state["scaler"] is not None:
@@ -141,7 +168,7 @@ def _restore(session: Session) -> tuple[int, float]:
     return state["step"], state["best"]
 
 
-def _stream(session: Session, step: int) -> Iterator[HostBatch]:
+def _stream(session: Session, step: int) -> Generator[HostBatch, None, None]:
     recipe = session.recipe
     return training_batches(
         session.source,
@@ -202,8 +229,14 @@ def _update(session: Session, step: int, frozen: bool) -> float:
     return rate
 
 
+def _is_frozen(recipe: Recipe, epoch: int) -> bool:
+    """Return whether the parts named in `freeze` keep still in this epoch."""
+    epochs = recipe.epochs if recipe.freeze_epochs is None else recipe.freeze_epochs
+    return bool(recipe.freeze) and epoch < epochs
+
+
 def _set_mode(session: Session, frozen: bool) -> None:
-    """Put the network into training mode, frozen parts with their BatchNorm into evaluation mode."""
+    """Put the network into training mode, frozen parts and their BatchNorm into evaluation mode."""
     session.model.train()
     if not frozen:
         return
@@ -217,36 +250,14 @@ def _evaluate(session: Session, log: Log | None, step: int, epoch: int, best: fl
     if session.validation is None:
         found: dict[str, Any] = {}
     else:
-        session.distiller.eval()
-        device, workers = session.accelerator.device, session.recipe.run.workers
-        found = validate(
-            session.distiller,
-            session.terms,
-            (
-                to_batch(host, device, session.cache)
-                for host in validation_batches(
-                    session.validation,
-                    session.recipe.micro_batch,
-                    session.deal.rank,
-                    session.deal.world,
-                    workers=workers,
-                    pin=device.type == "cuda",
-                )
-            ),
-            session.recipe.student.classes,
-            device=device,
-            reduce=session.reduce,
-            autocast=lambda: session.accelerator.autocast(),
-        )
-        names = [f"term_{name}" for name in labels(session.terms)]
-        found |= dict(zip(names, found.pop("terms"), strict=True))
+        found = _validate(session, session.validation)
     new = score(found)
     if log is not None:
         log.write("val", step, epoch, found)
         draw_curves(log.lines, session.folder / "curves.png")
         if session.validation is not None:
             draw_grid(session, session.folder / "pictures" / f"step-{step:06d}.png")
-        if new > best or session.validation is None:
+        if new > best or not found.keys() & {"miou", "agreement"}:
             save_best(
                 session.folder, session.distiller.student, about_student(session, step, found)
             )
@@ -254,6 +265,43 @@ def _evaluate(session: Session, log: Log | None, step: int, epoch: int, best: fl
         print(f"epoch {epoch + 1}: " + ", ".join(f"{n} {v:.4f}" for n, v in known), flush=True)
     session.accelerator.wait_for_everyone()
     return max(best, new)
+
+
+def _validate(session: Session, source: Source) -> dict[str, Any]:
+    """Return the figures of a split over all ranks, each term's mean among them."""
+    session.distiller.eval()
+    device = session.accelerator.device
+    stream = validation_batches(
+        source,
+        session.recipe.micro_batch,
+        session.deal.rank,
+        session.deal.world,
+        workers=session.recipe.run.workers,
+        pin=device.type == "cuda",
+    )
+    with closing(stream) as hosts:
+        found = validate(
+            session.distiller,
+            session.terms,
+            (to_batch(host, device, session.cache) for host in hosts),
+            session.recipe.student.classes,
+            device=device,
+            reduce=session.reduce,
+            autocast=lambda: session.accelerator.autocast(),
+        )
+    names = [f"term_{name}" for name in labels(session.terms)]
+    return found | dict(zip(names, found.pop("terms"), strict=True))
+
+
+def _require_finite(session: Session, step: int) -> None:
+    """Raise FailureError, on every rank, rather than evaluate and save what is not finite."""
+    for name, tensor in session.distiller.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise FailureError(
+                f"the student is not finite after step {step}; nothing was saved of it",
+                found=name,
+                fix="a lower --optimizer.lr, or --precision fp32 or bf16",
+            )
 
 
 def _save(session: Session, step: int, best: float) -> None:
@@ -275,16 +323,22 @@ def _save(session: Session, step: int, best: float) -> None:
     session.accelerator.wait_for_everyone()
 
 
-def _finish(session: Session, log: Log | None, seconds: float) -> None:
+def _finish(session: Session, seconds: float) -> None:
     """Put the best student at the run's top, and the receipt."""
-    if log is None:
+    substituted = int(
+        session.reduce(
+            torch.tensor(float(session.source.substituted), device=session.accelerator.device)
+        )
+    )
+    if not session.is_first:
         return
-    log.close()
     (session.folder / "requeue").unlink(missing_ok=True)
     best = session.folder / "best"
     for name in ("student.safetensors", "student.json"):
         write_bytes(session.folder / name, (best / name).read_bytes())
-    write_json(session.folder / "receipt.json", receipt(session, seconds))
+    write_json(session.folder / "receipt.json", receipt(session, seconds, substituted))
+    if substituted:
+        print(f"{substituted} damaged rows were left out; the rows after them took their places")
     print(f"done: {session.folder}, best {score(read_json(best / 'student.json')['score']):.4f}")
 
 
@@ -301,10 +355,15 @@ def _print_step(session: Session, step: int, figures: dict[str, Any]) -> None:
     )
 
 
-def _stop_on_signals() -> threading.Event:
-    """SIGTERM and SIGUSR1 finish the step under way and save."""
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """Within, SIGTERM and SIGUSR1 set the event; the loop saves at its next line of the log."""
     stop = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, lambda *_: stop.set())
-    return stop
+    on_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGUSR1) if on_main else ()
+    before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from stillroom.cache.identity import Cache, match_cache
 from stillroom.errors import UserError
@@ -91,6 +93,9 @@ def prepare(recipe: Recipe) -> Session:
     distiller = _distiller(recipe, cache, pictures.geometry, accelerator)
     optimizer = make_optimizer(recipe.optimizer, distiller)
     model, wrapped = accelerator.prepare(distiller, optimizer)
+    if isinstance(model, DistributedDataParallel):
+        # As an argument it would warn from torch 2.13 on, and its successor is unknown before.
+        model.broadcast_buffers = False
     count = sum(shard.rows for shard in pictures.shards if shard.split == "train")
     return Session(
         recipe=recipe,
@@ -121,7 +126,7 @@ def _accelerator(recipe: Recipe) -> Accelerator:
             found="the CPU",
             fix="--precision fp32, or bf16, which a CPU can do",
         )
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     return Accelerator(cpu=on_cpu, mixed_precision=launch, kwargs_handlers=[ddp])
 
 
@@ -286,7 +291,7 @@ def frozen_parameters(distiller: Distiller, parts: tuple[str, ...]) -> list[tupl
     names = [(f".{name}", p) for name, p in distiller.student.named_parameters()]
     for part in parts:
         if not any(f".{part}." in name for name, _ in names):
-            legal = sorted({name.split(".")[2] for name, _ in names if name.count(".") > 2})
+            legal = sorted({name.split(".")[1] for name, _ in names})
             raise UserError(f"the student has no part named {part!r}", wanted=", ".join(legal))
     return [(name, p) for name, p in names if any(f".{part}." in name for part in parts)]
 
@@ -303,8 +308,12 @@ def _refuse_idle_taps(recipe: Recipe, distiller: Distiller) -> None:
 
 
 def average_buffers(distiller: nn.Module, world: int) -> None:
-    """Average BatchNorm's running buffers over ranks, so that the state holds no rank."""
-    buffers = [b for b in distiller.buffers() if b.is_floating_point()]
+    """Average BatchNorm's running buffers over ranks, so that the state holds no rank.
+
+    Buffers that do not move (frozen parts, constants) are left as they are, to the last bit.
+    """
+    moving = [m for m in distiller.modules() if isinstance(m, _BatchNorm) and m.training]
+    buffers = [b for m in moving for b in m.buffers() if b.is_floating_point()]
     if world < 2 or not buffers:
         return
     flat = torch.cat([b.flatten() for b in buffers])

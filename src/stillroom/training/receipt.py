@@ -55,7 +55,7 @@ def about_student(session: Session, step: int, found: dict[str, Any]) -> dict[st
     }
 
 
-def receipt(session: Session, seconds: float) -> dict[str, Any]:
+def receipt(session: Session, seconds: float, substituted: int) -> dict[str, Any]:
     """Return what was read, by what, in how long; `teacher_modules` is empty where the stages
     stayed apart.
     """
@@ -72,7 +72,7 @@ def receipt(session: Session, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "seed": session.recipe.seed,
         "steps": session.steps,
-        "substituted_rows": session.source.substituted,
+        "substituted_rows": substituted,  # over all ranks, since the run was last started
         "teacher_modules": [name for name in _TEACHER_MODULES if name in sys.modules],
         "versions": {"stillroom": stillroom.__version__, "torch": str(torch.__version__)},
     }

@@ -6,7 +6,7 @@ must name the same key.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +134,7 @@ def training_batches(
     workers: int,
     pin: bool,
     may_substitute: bool = False,
-) -> Iterator[HostBatch]:
+) -> Generator[HostBatch, None, None]:
     """Yield this rank's micro-batches of the given steps, in order, read ahead by `workers`
     threads.
     """
@@ -155,7 +155,7 @@ def training_batches(
 
 def validation_batches(
     source: Source, size: int, rank: int, world: int, *, workers: int, pin: bool
-) -> Iterator[HostBatch]:
+) -> Generator[HostBatch, None, None]:
     """Yield this rank's batches of a whole split, unaugmented; ranks may get unequal numbers."""
     starts = range(0, len(source), size)[rank::world]
 

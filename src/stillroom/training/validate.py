@@ -68,9 +68,9 @@ def figures(tables: Tensor) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     if tables[0].sum():
-        found |= {"miou": float(miou(tables[0])), "iou": iou(tables[0]).tolist()}
+        found |= {"miou": float(miou(tables[0])), "iou": _known(iou(tables[0]))}
     if tables[1].sum():
-        found |= {"teacher_miou": float(miou(tables[1])), "teacher_iou": iou(tables[1]).tolist()}
+        found |= {"teacher_miou": float(miou(tables[1])), "teacher_iou": _known(iou(tables[1]))}
     if tables[2].sum():
         found["agreement"] = float(tables[2].diagonal().sum() / tables[2].sum())
     return found
@@ -78,4 +78,10 @@ def figures(tables: Tensor) -> dict[str, Any]:
 
 def score(found: dict[str, Any]) -> float:
     """Return what `best` means: mIoU where there are labels, otherwise agreement."""
-    return found.get("miou", found.get("agreement", 0.0))
+    known = [found[name] for name in ("miou", "agreement") if found.get(name) is not None]
+    return known[0] if known else 0.0
+
+
+def _known(values: Tensor) -> list[float | None]:
+    """Return numbers for JSON: None for a class that is neither in truth nor in prediction."""
+    return [None if value != value else value for value in values.tolist()]
