@@ -17,8 +17,9 @@ def main() -> None:
     status = spread_over_gpus(recipe.run.device)
     if status is not None:
         sys.exit(status)
-    cache = cache_teacher(recipe, find_place(recipe.run.device))
-    print(f"{cache.path}: complete" if cache.is_complete else f"{cache.path}: not complete yet")
+    place = find_place(recipe.run.device)
+    cache = cache_teacher(recipe, place)
+    place.say(f"{cache.path}: {'complete' if cache.is_complete else 'not complete yet'}")
 
 
 if __name__ == "__main__":

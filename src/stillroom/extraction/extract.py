@@ -11,7 +11,8 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tqdm import tqdm
 import stillroom
 from stillroom.cache.identity import Cache, claim_cache, find_caches
 from stillroom.codecs import Codec
-from stillroom.errors import Stopped, UserError
+from stillroom.errors import FailureError, Stopped, UserError
 from stillroom.extraction.gate import gate_pictures, judge
 from stillroom.extraction.identity import compose, probe
 from stillroom.extraction.ranks import Place
@@ -52,12 +53,16 @@ def cache_teacher(recipe: Recipe, place: Place) -> Cache:
     Raises UserError for what cannot work, Stopped when a signal asked to stop; the published
     shards stay.
     """
+    with _stop_on_signals() as stop:
+        return _cache_teacher(recipe, place, stop)
+
+
+def _cache_teacher(recipe: Recipe, place: Place, stop: threading.Event) -> Cache:
     pictures = open_pictures(Path(recipe.data.shards))
     check(recipe, pictures)
     if not recipe.teachers:
         raise UserError(f"recipe {recipe.name!r} has no teacher, so there is nothing to cache")
     assert pictures.geometry is not None
-    stop = _stop_on_signals()
     teachers = tuple(config.build(place.device) for config in recipe.teachers)
     specs = [
         spec
@@ -67,8 +72,8 @@ def cache_teacher(recipe: Recipe, place: Place) -> Cache:
     cache = _claim(recipe, compose(recipe, pictures, specs))
     cache.publish_fitted({})
     place.say(f"cache {cache.path}: {_describe(specs)}")
-    for folder in cache.quarantine_bad():
-        place.say(f"warning: a damaged shard was set aside and is made again: {folder}")
+    for folder in cache.quarantine_bad():  # said by the rank that moved it
+        print(f"warning: a damaged shard was set aside and is made again: {folder}", flush=True)
     if missing := cache.missing():
         _warn_of_size(recipe, cache, place)
         quality = _gate(recipe, teachers, pictures, place)
@@ -130,16 +135,26 @@ def _make_shards(job: _Job, pictures: Any, missing: tuple[ShardId, ...]) -> None
         for shard in own + rest:
             if cache.is_published(shard):
                 continue
-            with pictures.open(shard) as source:
-                _make_shard(job, shard, source, bar)
+            try:
+                _make_shard(job, shard, pictures.open(shard), bar)
+            except OSError as error:
+                raise FailureError(
+                    f"shard {shard} could not be made",
+                    found=error,
+                    fix=f"see to the disk of {cache.path}; a rerun goes on with this shard",
+                ) from error
             bar.set_postfix_str(f"{len(every) - len(cache.missing())}/{len(every)} shards")
 
 
 def _make_shard(job: _Job, shard: ShardId, source: PictureShard, bar: Any) -> None:
     began = time.perf_counter()
     writer = job.cache.writer(shard)
-    batches = _batches(source, job.recipe)
-    with writer, _Appender(writer) as appender:
+    with (
+        source,
+        closing(_batches(source, job.recipe)) as batches,
+        writer,
+        _Appender(writer) as appender,
+    ):
         for batch in batches:
             if job.stop.is_set():
                 raise Stopped("told to stop", found=f"{shard} was not finished and is left out")
@@ -149,7 +164,7 @@ def _make_shard(job: _Job, shard: ShardId, source: PictureShard, bar: Any) -> No
         writer.publish(_provenance(job, len(source.keys), time.perf_counter() - began))
 
 
-def _batches(source: PictureShard, recipe: Recipe) -> Iterator[list[Picture]]:
+def _batches(source: PictureShard, recipe: Recipe) -> Generator[list[Picture], None, None]:
     """Yield the shard's pictures in order, `micro_batch` at a time, decoded ahead; never across
     shards.
     """
@@ -159,11 +174,12 @@ def _batches(source: PictureShard, recipe: Recipe) -> Iterator[list[Picture]]:
         numbers, lambda i: source.read(i, labels=False), recipe.run.workers, depth=2 * size
     )
     batch: list[Picture] = []
-    for picture in reader:
-        batch.append(picture)
-        if len(batch) == size:
-            yield batch
-            batch = []
+    with closing(reader) as pictures:
+        for picture in pictures:
+            batch.append(picture)
+            if len(batch) == size:
+                yield batch
+                batch = []
     if batch:
         yield batch
 
@@ -288,10 +304,15 @@ def _describe(specs: Sequence[TargetSpec]) -> str:
     return ", ".join(f"{s.name} {s.kind} {'x'.join(map(str, s.shape))} ({s.codec})" for s in specs)
 
 
-def _stop_on_signals() -> threading.Event:
-    """SIGTERM and SIGUSR1 finish the batch under way and leave no partial shard."""
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """Within, SIGTERM and SIGUSR1 set the event: the batch under way is the last."""
     stop = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, lambda *_: stop.set())
-    return stop
+    on_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGUSR1) if on_main else ()
+    before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -3,6 +3,7 @@ launch, or in a Slurm array.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from stillroom.errors import UserError
+
+_ARRAY = (("MIN", "0"), ("STEP", "1"))  # of a Slurm array, with what is taken where it is not given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +49,10 @@ def find_place(wanted: str, environment: Mapping[str, str] | None = None) -> Pla
     if "RANK" in env:
         rank, world = int(env["RANK"]), int(env["WORLD_SIZE"])
     elif "SLURM_ARRAY_TASK_ID" in env:
-        first = int(env.get("SLURM_ARRAY_TASK_MIN", "0"))
-        rank, world = int(env["SLURM_ARRAY_TASK_ID"]) - first, int(env["SLURM_ARRAY_TASK_COUNT"])
+        world = int(env["SLURM_ARRAY_TASK_COUNT"])
+        first, step = (int(env.get(f"SLURM_ARRAY_TASK_{n}", d)) for n, d in _ARRAY)
+        # An array like 1,5,6 has no even steps; two tasks of one rank repeat work and no more.
+        rank = (int(env["SLURM_ARRAY_TASK_ID"]) - first) // step % world
     else:
         rank, world = 0, 1
     return Place(rank=rank, world=world, device=_device(wanted, int(env.get("LOCAL_RANK", "0"))))
@@ -77,4 +82,20 @@ def spread_over_gpus(wanted: str) -> int | None:
         )
         for r in range(count)
     ]
-    return max(child.wait() for child in children)
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.signal(n, lambda n, _: _send(children, n)) for n in numbers]
+    try:
+        return max(_status(child.wait()) for child in children)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _send(children: list[subprocess.Popen], number: int) -> None:
+    for child in children:
+        child.send_signal(number)
+
+
+def _status(code: int) -> int:
+    """Return what a shell would say of a child: 128 and the signal's number for a killed one."""
+    return code if code >= 0 else 128 - code

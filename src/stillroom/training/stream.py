@@ -6,6 +6,7 @@ must name the same key.
 """
 
 import functools
+import threading
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,7 @@ class Source:
         self.parts = tuple(f"{name}.{part}" for name in targets for part in _parts(cache, name))
         self._picture_shard = functools.lru_cache(_OPEN_SHARDS)(pictures.open)
         self._target_shard = functools.lru_cache(_OPEN_SHARDS)(cache.reader) if cache else None
+        self._lock = threading.Lock()  # the counts are those of all reading threads
         self.substituted = 0
         self.read_rows = 0
 
@@ -105,15 +107,18 @@ class Source:
         """Read a row; where it is damaged and that is allowed, the next row that is not, and count
         it.
         """
-        self.read_rows += 1
+        with self._lock:
+            self.read_rows += 1
         for tried in range(len(self)):
             try:
                 return self.read((row + tried) % len(self))
             except DamageError:
                 if not may_substitute:
                     raise
-                self.substituted += 1
-                if self.substituted > max(1.0, _MAX_SUBSTITUTED * self.read_rows):
+                with self._lock:
+                    self.substituted += 1
+                    too_many = self.substituted > max(1.0, _MAX_SUBSTITUTED * self.read_rows)
+                if too_many:
                     raise
         raise DamageError(f"no readable row in split {self.split!r}")
 
