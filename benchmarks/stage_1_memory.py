@@ -18,6 +18,7 @@ from stillroom.cache import open_cache
 RECIPES = Path(__file__).parent / "bench" / "recipes.py"
 NUM_PICTURES, SIZE_PX, CHANNELS = 128, 64, 256
 SHARD_ROWS = (16, NUM_PICTURES)
+BATCH_ROWS = 2  # even the small shard must fill the queue of batches between teacher and disk
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def _cache(folder: Path, source: str, network: Path, rows: int) -> tuple[Finishe
         "tools/cache_teacher.py",
         f"{RECIPES}:inner_only",
         *("--data.shards", folder / "shards", "--run.cache", folder / "cache"),
-        *("--teachers.0.path", network),
+        *("--teachers.0.path", network, "--batch", BATCH_ROWS, "--micro-batch", BATCH_ROWS),
     )
     (path,) = (folder / "cache").iterdir()
     assert open_cache(path).is_complete
