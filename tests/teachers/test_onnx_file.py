@@ -1,14 +1,18 @@
 """External data is read from plain files beside the graph and from nowhere else."""
 
 import hashlib
+import subprocess
+import sys
 
 import numpy as np
 import onnx
 import pytest
 
 from stillroom.errors import UserError
+from stillroom.teachers import external_data
 from stillroom.teachers.configs import OnnxTeacher
-from stillroom.teachers.onnx_file import embed, external_files, load_graph
+from stillroom.teachers.external_data import external_files
+from stillroom.teachers.onnx_file import embed, load_graph
 
 
 @pytest.fixture
@@ -92,7 +96,7 @@ def test_a_link_is_refused(external, linked):
     place.rename(external.parent / "moved")
     place.symlink_to(external.parent / "moved")
     with pytest.raises(UserError, match="a link"):
-        external_files(load_graph(external), external.parent)
+        external_files(external)
 
 
 def test_external_weights_that_are_cut_short_are_refused(external):
@@ -113,7 +117,10 @@ def test_external_data_of_subgraphs_and_constants_is_seen(external):
         onnx.helper.make_node("If", ["yes"], [], then_branch=inner, else_branch=inner)
     )
     with pytest.raises(UserError, match=r"\.\."):
-        external_files(model, external.parent)
+        embed(model, external.parent)
+    external.write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match=r"\.\."):
+        external_files(external)
 
 
 @pytest.mark.parametrize("content", [b"", b"no protobuf at all \xff\xff\xff", b"\x08\x07"])
@@ -122,3 +129,40 @@ def test_a_file_that_is_no_onnx_is_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match="not an ONNX file"):
         load_graph(path)
+    with pytest.raises(UserError, match="not an ONNX file"):
+        teacher(path).identity()
+
+
+def test_the_ways_to_a_tensor_are_those_of_onnx():
+    """Training graphs, which inference never reads, are the only ones left out."""
+    names = {
+        "ModelProto": "model",
+        "GraphProto": "graph",
+        "FunctionProto": "function",
+        "NodeProto": "node",
+        "AttributeProto": "attribute",
+        "SparseTensorProto": "sparse",
+        "TensorProto": "tensor",
+    }
+    for message, name in names.items():
+        fields = getattr(onnx, message).DESCRIPTOR.fields
+        ways = {f.number: names.get(f.message_type.name) for f in fields if f.message_type}
+        wanted = {number: kind for number, kind in ways.items() if kind is not None}
+        assert external_data._WAYS.get(name, {}) == wanted
+    tensor, entry = onnx.TensorProto.DESCRIPTOR, onnx.StringStringEntryProto.DESCRIPTOR
+    number = {f.name: f.number for f in (*tensor.fields, *entry.fields)}
+    found = [number[n] for n in ("external_data", "data_location", "key", "value")]
+    wanted = [external_data._EXTERNAL_DATA, external_data._DATA_LOCATION]
+    assert found == [*wanted, external_data._KEY, external_data._VALUE]
+    assert onnx.TensorProto.EXTERNAL == external_data._EXTERNAL
+
+
+def test_the_identity_of_a_network_imports_no_onnx(external):
+    code = (
+        "import sys; from stillroom.teachers.configs import OnnxTeacher;"
+        f"print(OnnxTeacher(target='t', kind='logits', path={str(external)!r}).identity());"
+        "assert not {'onnx', 'onnxruntime'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "weights/w.bin" in done.stdout

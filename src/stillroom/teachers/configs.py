@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.errors import DamageError, UserError
 from stillroom.jsonfile import read_json
+from stillroom.teachers.external_data import external_files
 from stillroom.types import Kind
 
 if TYPE_CHECKING:
@@ -78,10 +79,8 @@ class OnnxTeacher:
             "precision": "float32",
         }
         if with_files:
-            from stillroom.teachers.onnx_file import external_files, load_graph
-
             path = existing(self.path)
-            files = external_files(load_graph(path), path.parent)
+            files = external_files(path)
             identity["onnx_sha256"] = _sha256(path)
             identity["external_data_sha256"] = {n: _sha256(f) for n, f in files.items()}
         return identity

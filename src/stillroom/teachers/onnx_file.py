@@ -1,12 +1,13 @@
 """Opens ONNX files: the graph, and the external data beside it, trusted with nothing but bytes."""
 
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from stillroom.errors import UserError
+from stillroom.teachers.external_data import file_inside
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
@@ -24,21 +25,11 @@ def load_graph(path: Path) -> onnx.ModelProto:
     return model
 
 
-def external_files(model: onnx.ModelProto, folder: Path) -> dict[str, Path]:
-    """Return the files that hold the graph's external data, by their names in the graph.
-
-    Raises UserError for a place that is absolute, has `..`, passes a link or does not exist.
-    """
-    places = {_place(tensor) for tensor in _external_tensors(model)}
-    return {place: _inside(folder, place) for place in sorted(places)}
-
-
 def embed(model: onnx.ModelProto, folder: Path) -> None:
     """Read the graph's external data into it, in place; raises UserError as `external_files`."""
-    files = external_files(model, folder)
     for tensor in _external_tensors(model):
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        tensor.raw_data = _read(files[_place(tensor)], entries, tensor)
+        tensor.raw_data = _read(file_inside(folder, entries.get("location", "")), entries, tensor)
         del tensor.external_data[:]
         tensor.data_location = onnx.TensorProto.DEFAULT
 
@@ -71,32 +62,6 @@ def _read(file: Path, entries: dict[str, str], tensor: onnx.TensorProto) -> byte
     with file.open("rb") as stream:
         stream.seek(offset)
         return stream.read(length)
-
-
-def _place(tensor: onnx.TensorProto) -> str:
-    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-
-
-def _inside(folder: Path, place: str) -> Path:
-    """Return the file of a place named in a graph, having refused all that could lead elsewhere."""
-    posix, windows = PurePosixPath(place), PureWindowsPath(place)
-    file = folder / posix
-    if not place or "\0" in place or posix.is_absolute() or windows.drive or "\\" in place:
-        trouble = "no relative path"
-    elif ".." in posix.parts:
-        trouble = "a path with .."
-    elif any((folder / part).is_symlink() for part in (posix, *posix.parents)[:-1]):
-        trouble = "a link"
-    elif not file.is_file():
-        trouble = "no such file"
-    else:
-        return file
-    raise UserError(
-        "the ONNX graph keeps weights in a place that is refused",
-        found=f"{place!r}: {trouble}",
-        wanted=f"a plain file in {folder}",
-        fix="save the network again with its weights in a file beside it; copy links as files",
-    )
 
 
 def _external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
