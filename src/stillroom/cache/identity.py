@@ -164,6 +164,10 @@ class Cache:
         self._record(shard_id)
         return True
 
+    def shard_bytes(self, shard_id: ShardId) -> int:
+        """Return the bytes of a published shard's files; raises DamageError if it is bad."""
+        return sum(size for size, _ in self._record(shard_id).files.values())
+
     def missing(self) -> tuple[ShardId, ...]:
         """Return the shards without a published folder, from one listing."""
         present = {entry.name for entry in os.scandir(self.path)}

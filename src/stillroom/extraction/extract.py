@@ -143,7 +143,9 @@ def _make_shards(job: _Job, pictures: Any, missing: tuple[ShardId, ...]) -> None
                     found=error,
                     fix=f"see to the disk of {cache.path}; a rerun goes on with this shard",
                 ) from error
-            bar.set_postfix_str(f"{len(every) - len(cache.missing())}/{len(every)} shards")
+            row_mb = cache.shard_bytes(shard) / cache.shard_rows(shard) / 1e6
+            published = f"{len(every) - len(cache.missing())}/{len(every)} shards"
+            bar.set_postfix_str(f"{published}, {row_mb:.3g} MB/row")
 
 
 def _make_shard(job: _Job, shard: ShardId, source: PictureShard, bar: Any) -> None:

@@ -12,6 +12,7 @@ Rgb = UInt8[np.ndarray, "h w 3"]
 _VOID = (224, 224, 192)
 _MARGIN_PX = 4
 _TITLE_PX = 18
+_SMALL_PX = 128
 
 
 def colours(palette: Sequence[Sequence[int]]) -> UInt8[np.ndarray, "256 3"]:
@@ -44,7 +45,9 @@ def blend(
 
 
 def grid(rows: Sequence[Sequence[Rgb]], titles: Sequence[str]) -> Image.Image:
-    """Return one picture of equal tiles, `titles` above the columns."""
+    """Return one picture of equal tiles, `titles` above the columns; small tiles are enlarged."""
+    times = max(1, _SMALL_PX // max(rows[0][0].shape[:2]))
+    rows = [[tile.repeat(times, 0).repeat(times, 1) for tile in row] for row in rows]
     height, width = rows[0][0].shape[:2]
     step_x, step_y = width + _MARGIN_PX, height + _MARGIN_PX
     sheet = Image.new(

@@ -23,7 +23,7 @@ from stillroom.losses import (
     SoftKL,
     Temperature,
 )
-from stillroom.recipe import AdamW, Augment, Data, Recipe
+from stillroom.recipe import AdamW, Augment, Data, Recipe, Run
 from stillroom.students.configs import UNetStudent
 from stillroom.teachers.configs import RunTeacher
 
@@ -35,13 +35,14 @@ def tiny_teacher() -> Recipe:
     return Recipe(
         name="tiny-teacher",
         data=_DATA,
-        student=UNetStudent(width=16, depth=3, classes=4),
+        student=UNetStudent(width=12, depth=3, classes=4),
         terms=(CrossEntropy(weight=1.0), BinaryCrossEntropy(weight=0.5), Dice(weight=0.5)),
         augment=Augment(photometric=0.2, mirror=True),
         optimizer=AdamW(lr=4e-3),
         batch=16,
         micro_batch=16,
-        epochs=10,
+        epochs=8,
+        run=Run(evaluate_every=2),
     )
 
 
@@ -56,7 +57,8 @@ def tiny_plain() -> Recipe:
         optimizer=AdamW(lr=4e-3),
         batch=16,
         micro_batch=16,
-        epochs=10,
+        epochs=8,
+        run=Run(evaluate_every=2),
     )
 
 

@@ -261,8 +261,7 @@ def _evaluate(session: Session, log: Log | None, step: int, epoch: int, best: fl
             save_best(
                 session.folder, session.distiller.student, about_student(session, step, found)
             )
-        known = [(n, found[n]) for n in ("miou", "teacher_miou", "agreement") if n in found]
-        print(f"epoch {epoch + 1}: " + ", ".join(f"{n} {v:.4f}" for n, v in known), flush=True)
+        print(f"epoch {epoch + 1}: {_summary(session, found)}", flush=True)
     session.accelerator.wait_for_everyone()
     return max(best, new)
 
@@ -302,6 +301,19 @@ def _require_finite(session: Session, step: int) -> None:
                 found=name,
                 fix="a lower --optimizer.lr, or --precision fp32 or bf16",
             )
+
+
+def _summary(session: Session, found: dict[str, Any]) -> str:
+    """Return an evaluation in a line; of a binary task the foreground's IoU too."""
+    names = {"miou": "mIoU", "teacher_miou": "teacher mIoU", "agreement": "agreement"}
+    known = [f"{label} {found[name]:.4f}" for name, label in names.items() if name in found]
+    if len(session.pictures.classes) == 2:
+        known += [
+            f"{owner}{session.pictures.classes[1]} IoU {found[name][1]:.4f}"
+            for name, owner in (("iou", ""), ("teacher_iou", "teacher "))
+            if found.get(name)
+        ]
+    return ", ".join(known)
 
 
 def _save(session: Session, step: int, best: float) -> None:

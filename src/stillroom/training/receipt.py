@@ -21,9 +21,9 @@ def describe(session: Session) -> str:
     recipe = session.recipe
     total = _count(session.distiller.student.parameters())
     thrown = _count(session.distiller.projections.parameters())
-    extra = f" (+ {thrown / 1e6:.2f} M in projections that are thrown away)" if thrown else ""
+    extra = f" (+ {_short(thrown)} in projections that are thrown away)" if thrown else ""
     text = (
-        f"run {session.folder}: {total / 1e6:.2f} M parameters{extra},"
+        f"run {session.folder}: {_short(total)} parameters{extra},"
         f" {len(session.source)} rows, {session.steps} steps of {recipe.batch}"
         f" in micro-batches of {recipe.micro_batch} on {session.deal.world} x"
         f" {session.accelerator.device.type} ({session.accelerator.mixed_precision})"
@@ -76,6 +76,10 @@ def receipt(session: Session, seconds: float, substituted: int) -> dict[str, Any
         "teacher_modules": [name for name in _TEACHER_MODULES if name in sys.modules],
         "versions": {"stillroom": stillroom.__version__, "torch": str(torch.__version__)},
     }
+
+
+def _short(number: int) -> str:
+    return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number / 1e3:.1f} k"
 
 
 def _count(parameters: Iterable[Tensor]) -> int:

@@ -8,7 +8,7 @@ import torch
 
 from stillroom.metrics import predict
 from stillroom.pictures.dataset import open_pictures
-from stillroom.pictures.draw import blend, colour_mask, grid
+from stillroom.pictures.draw import colour_mask, grid
 from stillroom.pictures.loader import image_tensor, mask_array
 from stillroom.using.student import Trained
 
@@ -30,7 +30,7 @@ def draw_comparison(
             [
                 picture.image,
                 colour_mask(mask_array(picture).astype(np.int64), pictures.palette),
-                *(blend(picture.image, mask, pictures.palette, share=0.75) for mask in found),
+                *(colour_mask(mask, pictures.palette) for mask in found),
             ]
         )
     grid(tiles, ["picture", "truth", *students]).save(path)
