@@ -44,7 +44,7 @@ class Net(nn.Module):
 
 
 def pictures(void: tuple[int, ...] = (), padded: tuple[int, ...] = (1,)) -> Batch:
-    """8 pictures of 8 x 8 px; those of `void` have one labelled pixel, of `padded` 3 rows inside."""
+    """8 pictures of 8 x 8 px; one labelled in those of `void`, three rows inside in `padded`."""
     draw = torch.Generator().manual_seed(0)
     mask = torch.randint(0, 3, (8, 8, 8), generator=draw)
     inside = torch.ones(8, 8, 8, dtype=torch.bool)

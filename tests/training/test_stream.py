@@ -1,4 +1,4 @@
-"""The rows of a step are a function of the seed; each is joined by key; damage is found and counted."""
+"""The rows of a step are a function of the seed, joined by key; damage is found and counted."""
 
 import gc
 import shutil
