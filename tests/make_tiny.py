@@ -51,7 +51,9 @@ def tiny_recipe(world: Path, out: Path) -> Recipe:
     )
 
 
-def make_pictures(folder: Path, train: int = TRAIN, val: int = VAL) -> None:
+def make_pictures(
+    folder: Path, train: int = TRAIN, val: int = VAL, classes: tuple[str, ...] = CLASSES
+) -> None:
     """Write and pack pictures of 24 x 32 px, letterboxed to 32 x 32."""
     void = {Order(rows=train, seed=0).at(position)[1] for position in range(MICRO)}
     sources = {"train": range(train), "val": range(1000, 1000 + val)}
@@ -66,7 +68,7 @@ def make_pictures(folder: Path, train: int = TRAIN, val: int = VAL) -> None:
                 Image.fromarray(array[: 3 * SIZE // 4]).save(
                     folder / split / name / f"{seed:06}.png"
                 )
-    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    (folder / "classes.txt").write_text("\n".join(classes))
     texts = {s: f"folders:{folder / s / 'images'},{folder / s / 'masks'}" for s in sources}
     make_shards(
         texts["train"],

@@ -1,0 +1,166 @@
+"""What a run needs is found before its first step; what is frozen keeps still to the last bit."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from torch import nn
+
+from stillroom.cache.identity import find_caches
+from stillroom.errors import UserError
+from stillroom.pictures.dataset import open_pictures
+from stillroom.recipe import Recipe
+from stillroom.students.configs import UNetStudent
+from stillroom.training.checkpoint import save_student
+from stillroom.training.loop import train
+from stillroom.training.prepare import average_buffers, find_cache, prepare
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps the precision for the whole process; a test has its own."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def student(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint that belong to the student."""
+    tensors = load_file(run / "checkpoints" / f"step-{step:06d}" / "model.safetensors")
+    return {n.removeprefix("student."): t for n, t in tensors.items() if n.startswith("student.")}
+
+
+def moved(old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, tensor in old.items() if not torch.equal(tensor, new[name])}
+
+
+def kept(recipe: Recipe, **run: object) -> Recipe:
+    return replace(recipe, run=replace(recipe.run, keep=9, **run))
+
+
+def test_fp16_on_a_cpu_is_refused(tiny_recipe):
+    with pytest.raises(UserError, match="fp16 training needs a GPU"):
+        prepare(replace(tiny_recipe, precision="fp16"))
+
+
+def test_bf16_trains_on_a_cpu_and_says_so(tiny_recipe, capsys):
+    run = train(replace(tiny_recipe, precision="bf16", epochs=1))
+    assert "(bf16)" in capsys.readouterr().out
+    assert {t.dtype for t in load_file(run / "student.safetensors").values()} == {
+        torch.float32,
+        torch.int64,
+    }
+
+
+def test_a_cuda_device_that_is_not_there_is_refused(tiny_recipe, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"--run\.device cpu"):
+        prepare(replace(tiny_recipe, run=replace(tiny_recipe.run, device="cuda")))
+
+
+def test_one_seed_gives_one_start_and_another_seed_another(tiny_recipe):
+    def start(name: str, seed: int) -> torch.Tensor:
+        recipe = replace(tiny_recipe, seed=seed, run=replace(tiny_recipe.run, name=name))
+        return torch.cat([p.flatten() for p in prepare(recipe).distiller.parameters()])
+
+    assert torch.equal(start("a", 0), start("b", 0))
+    assert not torch.equal(start("c", 0), start("d", 1))
+
+
+def test_frozen_parts_keep_still_for_their_epochs_and_move_afterwards(tiny_recipe):
+    recipe = kept(replace(tiny_recipe, freeze=("encoder",), freeze_epochs=1))
+    start = {n: t.clone() for n, t in prepare(recipe).distiller.student.state_dict().items()}
+    shutil.rmtree(Path(recipe.run.out))
+    run = train(recipe)
+    first, last = student(run, 3), student(run, 6)
+    encoder = {name for name in start if name.startswith("encoder.")}
+    assert any("running_mean" in name for name in encoder)
+    assert not moved(start, first) & encoder
+    assert {"segmentation_head.weight", "decoder.0.1.running_var"} <= moved(start, first)
+    assert moved(first, last) >= encoder
+
+
+def test_how_often_a_run_is_evaluated_does_not_change_what_it_learns(tiny_recipe):
+    recipe = replace(tiny_recipe, epochs=3, freeze=("encoder",), freeze_epochs=1)
+    often = train(kept(recipe, name="often"))
+    once = train(kept(recipe, name="once", evaluate_every=3, log_every=100))
+    assert not moved(student(often, 9), student(once, 9))
+
+
+def test_frozen_for_no_epoch_is_not_frozen(tiny_recipe):
+    recipe = replace(tiny_recipe, epochs=1, freeze=("encoder",))
+    never = train(kept(replace(recipe, freeze_epochs=0), name="never"))
+    free = train(kept(replace(recipe, freeze=()), name="free"))
+    assert not moved(student(never, 3), student(free, 3))
+
+
+def test_frozen_for_good_asks_for_no_gradient_and_keeps_still(tiny_recipe):
+    terms = tuple(term for term in tiny_recipe.terms if term.output == "logits")
+    recipe = kept(replace(tiny_recipe, terms=terms, freeze=("encoder",), epochs=1))
+    session = prepare(recipe)
+    encoder = dict(session.distiller.student.encoder.named_parameters())
+    assert not any(p.requires_grad for p in encoder.values())
+    start = {n: t.clone() for n, t in session.distiller.student.state_dict().items()}
+    shutil.rmtree(Path(recipe.run.out))
+    after = student(train(recipe), 3)
+    assert not {name for name in moved(start, after) if name.startswith("encoder.")}
+    assert moved(start, after)
+
+
+def test_averaging_leaves_constants_and_frozen_statistics_alone(monkeypatch):
+    network = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
+    network.register_buffer("mean", torch.tensor(0.1))
+    network[1].eval()
+    network[0].running_mean.fill_(3.0)
+    seen = []
+
+    def all_reduce(flat):
+        seen.append(flat.clone())
+        flat.mul_(2).add_(1)  # the other rank has one more
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    average_buffers(network, 2)
+    assert seen[0].tolist() == [3.0, 3.0, 1.0, 1.0]
+    assert network[0].running_mean.tolist() == [3.5, 3.5]
+    assert network[1].running_var.tolist() == [1.0, 1.0]
+    assert network.mean == torch.tensor(0.1)
+
+
+def test_without_the_teacher_s_files_the_recorded_identity_is_taken(tiny_recipe, capsys):
+    gone = replace(tiny_recipe.teachers[0], path="nowhere")
+    pictures = open_pictures(Path(tiny_recipe.data.shards))
+    cache = find_cache(replace(tiny_recipe, teachers=(gone,)), pictures, True)
+    assert cache is not None
+    assert cache.path == find_caches(Path(tiny_recipe.run.cache))[0].path
+    assert "the recorded identity is taken" in capsys.readouterr().out
+
+
+def test_another_teacher_of_that_name_is_refused_with_the_command(make_tiny, tiny_recipe, tmp_path):
+    shutil.copytree(tiny_recipe.teachers[0].path, tmp_path / "teacher")
+    weights = load_file(tmp_path / "teacher" / "student.safetensors")
+    weights["segmentation_head.bias"] += 1
+    config = UNetStudent(width=4, depth=2, classes=4)
+    network = config.build()
+    network.load_state_dict(weights)
+    save_student(tmp_path / "teacher", network, {"network": config.architecture()})
+    other = replace(tiny_recipe.teachers[0], path=str(tmp_path / "teacher"))
+    pictures = open_pictures(Path(tiny_recipe.data.shards))
+    with pytest.raises(UserError, match=r"weights_sha256(.|\n)*cache_teacher\.py tiny"):
+        find_cache(replace(tiny_recipe, teachers=(other,)), pictures, True)
+
+
+def test_an_incomplete_cache_is_refused_with_the_count(tiny_recipe, tmp_path):
+    copy = tmp_path / "cache"
+    shutil.copytree(tiny_recipe.run.cache, copy)
+    shutil.rmtree(next(copy.glob("*/train-000001.zarr")))
+    recipe = replace(tiny_recipe, run=replace(tiny_recipe.run, cache=str(copy)))
+    with pytest.raises(UserError, match="1 of 4 shards are missing"):
+        prepare(recipe)
+    assert not Path(recipe.run.out).exists()
