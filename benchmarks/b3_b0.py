@@ -49,13 +49,12 @@ def main() -> None:
         words = ["b3-b0-yolo", *flags, *cache, "--run.out", folder / "runs", "--epochs", 1]
         stage_2 = call("train_student.py", *words, "--run.log-every", 1)
         figures = {
-            "pictures": "shapes" if arguments.source is None else arguments.source.split("/")[-1],
             "size_px": SIZE_PX,
             "gates": gates,
             "stage_1": _stage_1(stage_1, folder / f"cache-{arguments.gates[-1]}"),
             "stage_2": _stage_2(stage_2, folder / "runs" / "b3-b0-yolo"),
         }
-    save("b3_b0", "python benchmarks/b3_b0.py", figures)
+    save("b3_b0", _command(arguments), figures)
 
 
 def _arguments() -> argparse.Namespace:
@@ -67,6 +66,15 @@ def _arguments() -> argparse.Namespace:
     if arguments.gates[-1] == "refuse":
         parser.error("the last gate must not refuse: stage 2 needs its cache")
     return arguments
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """Return what was typed, without where the pictures lie."""
+    words = ["python", "benchmarks/b3_b0.py", "--gates", *arguments.gates]
+    if arguments.source is not None:
+        kind, _, path = arguments.source.partition(":")
+        words += ["--source", f"{kind}:{Path(path).name.upper()}"]
+    return " ".join(words)
 
 
 def _pack(folder: Path, source: str | None) -> None:

@@ -1,0 +1,195 @@
+"""Stage 1 killed (SIGKILL) at ten random moments and then finished loses nothing.
+
+`python benchmarks/kill_stage_1.py [--seed 0]` packs 40 + 8 pictures of shapes in six shards of
+eight, makes two small stand-in teachers for `people-lite`, and caches once without interruption.
+Then it starts stage 1 ten times on one other cache and kills it each time at a moment that is drawn
+from the time in which shards are made: from its first folder in `tmp/` on, at most 1.3 times as
+long as its first shard takes (0.6 times where only two are left). Two processes, the second started
+a shard after the first, finish that cache. Every row, body file and statistic must be that of the
+uninterrupted cache, and no shard may be missing or fail its scrub; otherwise the exit status is 1.
+Figures: `benchmarks/results/kill_stage_1_cpu<cores>_<yyyymm>.json`. About 80 seconds.
+"""
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from bench.commands import call, words
+from bench.machine import save
+from bench.stand_ins import save_convolutions, write_pictures
+
+from stillroom.cache import Cache, open_cache, scrub_shard
+
+SIZE_PX, NUM_TRAIN, NUM_VAL, SHARD_ROWS, NUM_KILLS = 128, 40, 8, 8, 10
+MASK_LAYERS = ((96, 1), (96, 1), (1, 1))  # slow enough to be hit
+DETECTOR_LAYERS = ((32, 2), (64, 2), (128, 2))
+STAGE_1 = "tools/cache_teacher.py"
+WAIT_S = 60.0  # for a process to begin a shard
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0, help="draws the moments")
+    seed = parser.parse_args().seed
+    with tempfile.TemporaryDirectory() as name:
+        flags = _prepare(Path(name))
+        shard_s = _run_whole(flags, Path(name) / "whole")
+        whole = _only(Path(name) / "whole")
+        root = Path(name) / "killed"
+        kills = _kill_often(flags, root, shard_s, random.Random(seed))
+        killed = _only(root)
+        left = len(killed.missing())
+        apart = _finish_with_two(flags, root, killed)
+        problems = _differences(whole, killed)
+        folders = len(_in_tmp(root))
+    landed = sum(kill["during"] != "between shards" for kill in kills)
+    save(
+        "kill_stage_1",
+        f"python benchmarks/kill_stage_1.py --seed {seed}",
+        {
+            "shards": len(whole.shard_ids()),
+            "first_shard_seconds": round(shard_s, 2),
+            "kills": kills,
+            "kills_while_a_shard_was_made": landed,
+            "shards_left_after_the_kills": left,
+            "finished_by": apart,
+            "problems": problems,
+            "folders_left_in_tmp": folders,
+        },
+    )
+    sys.exit(1 if problems else 0)
+
+
+def _prepare(folder: Path) -> list[object]:
+    """Make pictures and teachers; return the flags of stage 1."""
+    train = write_pictures(folder / "train", NUM_TRAIN, SIZE_PX)
+    val = write_pictures(folder / "val", NUM_VAL, SIZE_PX, first_seed=1000)
+    options = ["--val", val, "--size", SIZE_PX, SIZE_PX, "--shard-rows", SHARD_ROWS]
+    call("tools/make_shards.py", train, "--out", folder / "shards", *options, "--classes", 2)
+    mask = save_convolutions(folder / "mask.onnx", MASK_LAYERS, sigmoid=True)
+    detector = save_convolutions(folder / "detector.onnx", DETECTOR_LAYERS, inner="input.427")
+    teachers = ["--teachers.0.path", mask, "--teachers.1.path", detector]
+    small = ["--batch", 2, "--micro-batch", 2, "--gate", "off", "--run.device", "cpu"]
+    return ["people-lite", "--data.shards", folder / "shards", *teachers, *small]
+
+
+def _only(root: Path) -> Cache:
+    (path,) = root.iterdir()
+    return open_cache(path)
+
+
+def _run_whole(flags: list[object], root: Path) -> float:
+    """Cache without interruption; return how many seconds the first shard took."""
+    child = _start(flags, root)
+    _wait_for(lambda: bool(_in_tmp(root)), child)
+    began = time.perf_counter()
+    _wait_for(lambda: bool(set(root.glob("*/*.zarr"))), child)
+    seconds = time.perf_counter() - began
+    _finish(child)
+    return seconds
+
+
+def _kill_often(
+    flags: list[object], root: Path, shard_s: float, generator: random.Random
+) -> list[dict[str, object]]:
+    """Start and kill; return for each kill when it came and what it interrupted."""
+    kills = []
+    for _ in range(NUM_KILLS):
+        before = _in_tmp(root)
+        longest = 1.3 if not before or len(_only(root).missing()) > 2 else 0.6
+        delay = generator.uniform(0, longest * shard_s)
+        child = _start(flags, root)
+        _wait_for(lambda before=before: bool(_in_tmp(root) - before), child)
+        time.sleep(delay)
+        assert child.poll() is None, "stage 1 ended before it was killed"
+        child.kill()
+        child.communicate()
+        kills.append({"after_s": round(delay, 3), "during": _during(_in_tmp(root) - before)})
+    return kills
+
+
+def _in_tmp(root: Path) -> set[Path]:
+    return set(root.glob("*/tmp/*"))
+
+
+def _during(folders: set[Path]) -> str:
+    """What a killed process left of the shard that it was making."""
+    if not folders:
+        return "between shards"
+    (folder,) = folders
+    if (folder / "shard.json").is_file():
+        return "publishing"
+    sizes = [body.stat().st_size for body in folder.rglob("c/0/0/0/0")]
+    return "appending rows" if any(sizes) else "opening a shard"
+
+
+def _finish_with_two(flags: list[object], root: Path, cache: Cache) -> list[dict[str, object]]:
+    """Finish with two processes, the second started when the first has published one more shard."""
+    missing = len(cache.missing())
+    assert missing >= 2, "too few shards are left for two processes"
+    first = _start(flags, root, 0)
+    _wait_for(lambda: len(cache.missing()) < missing, first)
+    left = len(cache.missing())
+    second = _start(flags, root, 1)
+    _finish(first)
+    _finish(second)
+    return [
+        {"rank": rank, "missing_at_its_start": count} for rank, count in enumerate((missing, left))
+    ]
+
+
+def _start(flags: list[object], root: Path, rank: int | None = None) -> subprocess.Popen[str]:
+    """Start stage 1 alone, or as one of two processes."""
+    place = {} if rank is None else {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    return subprocess.Popen(
+        words(STAGE_1, *flags, "--run.cache", root),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **place},
+    )
+
+
+def _finish(child: subprocess.Popen[str]) -> None:
+    said, _ = child.communicate()
+    if child.returncode != 0:
+        raise RuntimeError(f"stage 1 ended with status {child.returncode}:\n{said}")
+
+
+def _wait_for(happened, child: subprocess.Popen) -> None:
+    """Look every 2 ms until something has happened; RuntimeError if the process ends before."""
+    began = time.perf_counter()
+    while not happened():
+        if child.poll() is not None or time.perf_counter() - began > WAIT_S:
+            raise RuntimeError(f"stage 1 ended with {child.poll()} or did not begin in {WAIT_S} s")
+        time.sleep(0.002)
+
+
+def _differences(whole: Cache, other: Cache) -> list[str]:
+    """Return everything in which a cache is not the uninterrupted one, or not finished."""
+    problems = [f"missing: {shard}" for shard in other.missing()]
+    problems += [] if other.is_complete else ["no manifest"]
+    problems += [] if other.fingerprint == whole.fingerprint else ["another fingerprint"]
+    problems += [f"quarantined: {path.name}" for path in (other.path / "quarantine").iterdir()]
+    for shard in whole.shard_ids():
+        problems += scrub_shard(other, shard)
+        with whole.reader(shard) as a, other.reader(shard) as b:
+            if a.rows != b.rows or a.statistics != b.statistics:
+                problems.append(f"{shard}: other rows or statistics")
+            if a.record.files != b.record.files:
+                problems.append(f"{shard}: other bytes in {sorted(a.record.files)}")
+            for i in range(len(a)):
+                one, two = a.read(i), b.read(i)
+                if not all(np.array_equal(one[part], two[part]) for part in one):
+                    problems.append(f"{shard}: row {i} differs")
+    return problems
+
+
+if __name__ == "__main__":
+    main()
