@@ -63,7 +63,7 @@ def make_pictures(
         for number, seed in enumerate(seeds):
             image, mask = draw_shapes(seed, SIZE)
             if split == "train" and number in void:
-                mask[3:] = IGNORE
+                mask[1:] = IGNORE
             for name, array in (("images", image), ("masks", mask)):
                 Image.fromarray(array[: 3 * SIZE // 4]).save(
                     folder / split / name / f"{seed:06}.png"

@@ -1,0 +1,154 @@
+"""Two processes are one: the same gradient, one log, one checkpoint, one complaint."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stillroom.jsonfile import read_json
+from stillroom.recipe import Recipe
+from stillroom.training.log import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+_spec = importlib.util.spec_from_file_location("driver", ROOT / "tests" / "two_ranks_driver.py")
+assert _spec is not None and _spec.loader is not None
+driver = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(driver)
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+
+
+def call(script: str, *words: object, ranks: int) -> subprocess.CompletedProcess[str]:
+    """Run a script in so many processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return subprocess.run(
+        [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / script), *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=110,
+        check=False,
+    )
+
+
+def start_two(script: str, *words: object) -> None:
+    """Run a script in two processes as torchrun would; that itself takes three seconds more."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    children = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / script), *map(str, words)],
+            env={**ENVIRONMENT, **place, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"},
+        )
+        for rank in "01"
+    ]
+    assert [child.wait(100) for child in children] == [0, 0]
+
+
+@pytest.fixture(scope="module")
+def first_steps(tiny_world, tmp_path_factory) -> dict[int, dict[str, torch.Tensor]]:
+    """The first step of this process alone and of two."""
+    found = {}
+    for ranks in (1, 2):
+        out = tmp_path_factory.mktemp(f"ranks{ranks}")
+        if ranks == 1:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            driver.main(tiny_world, out)
+            torch.set_num_threads(threads)
+        else:
+            start_two("tests/two_ranks_driver.py", tiny_world, out)
+        found[ranks] = load_file(out / "first_step.safetensors")
+        found[ranks]["refused"] = json.loads((out / "refused.json").read_text())
+    return found
+
+
+def test_the_first_gradient_is_that_of_one_process(first_steps):
+    one, two = (
+        {n: g for n, g in first_steps[ranks].items() if n.startswith("gradient.")}
+        for ranks in (1, 2)
+    )
+    assert one.keys() == two.keys()
+    assert sum("projections" in name for name in one) == 6  # the feature terms have their share
+    flat_1, flat_2 = (torch.cat([g[n].flatten() for n in sorted(one)]).double() for g in (one, two))
+    assert (flat_1 - flat_2).norm() <= 1e-6 * flat_1.norm()
+    assert (flat_1 - flat_2).abs().max() <= 1e-6 * flat_1.abs().max()
+    assert flat_1.norm() > 0
+
+
+def test_counts_are_global_and_the_micro_batches_very_unequal(first_steps, tiny_recipe):
+    one, two = first_steps[1], first_steps[2]
+    assert torch.equal(one["counts"], two["counts"])
+    assert torch.equal(one["first"], two["first"])
+    assert torch.allclose(one["totals"], two["totals"], rtol=1e-6)
+    labels = [i for i, term in enumerate(tiny_recipe.terms) if term.label == "ce"]
+    said = [i for i, term in enumerate(tiny_recipe.terms) if term.label == "kl"]
+    share = one["first"] / one["counts"]
+    assert (share[labels] < 0.05).all()  # nearly all void
+    assert (share[said] == 0.5).all()
+    assert one["counts"][said].tolist() == [8 * 24 * 32]  # no padding
+
+
+def test_a_world_that_does_not_divide_the_micro_batches_is_refused_with_the_list(first_steps):
+    assert first_steps[1]["refused"] == ""
+    said = first_steps[2]["refused"]
+    assert "2 processes, --batch 8 --micro-batch 8" in said
+    assert "wanted: 1 processes" in said
+
+
+def flags(recipe: Recipe, out: Path) -> list[object]:
+    """The command line of such a recipe."""
+    return [
+        *("tiny", "--data.shards", recipe.data.shards, "--data.label-share", 1.0),
+        *("--run.cache", recipe.run.cache, "--run.out", out, "--run.device", "cpu"),
+        *("--teachers.0.path", recipe.teachers[0].path, "--run.log-every", 2),
+        *("--student.width", 4, "--student.depth", 2),
+        *(
+            "--batch",
+            8,
+            "--micro-batch",
+            4,
+            "--epochs",
+            2,
+            "--run.keep",
+            1,
+            "--run.evaluate-every",
+            1,
+        ),
+    ]
+
+
+def test_two_ranks_train_evaluate_and_save_once_and_say_no_more_than_one(tiny_recipe, tmp_path):
+    words = flags(tiny_recipe, tmp_path)
+    done = call("train_student.py", *words, ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    starts = [line.split()[0] for line in done.stdout.splitlines()]
+    assert starts == ["cache:", "run", "step", "step", "epoch", "step", "step", "epoch", "done:"]
+    run = tmp_path / "tiny"
+    lines = [(line["kind"], line["step"]) for line in read_metrics(run)]
+    assert lines == [("train", s) if k else ("val", s) for s, k in SEEN]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000006"]
+    assert read_json(run / "receipt.json")["processes"] == 2
+    assert all(0 < line["miou"] <= 1 for line in read_metrics(run) if line["kind"] == "val")
+    assert not list(run.rglob(".*"))
+
+
+SEEN = ((2, 1), (3, 1), (3, 0), (4, 1), (6, 1), (6, 0))  # (step, whether of training)
+
+
+@pytest.mark.slow
+def test_a_mistake_of_the_user_is_told_in_words_under_torchrun(tiny_recipe, tmp_path):
+    words = [*flags(tiny_recipe, tmp_path), "--micro-batch", 8]
+    done = call("train_student.py", *words, ranks=2)
+    assert done.returncode == 1
+    assert "wanted: 1 processes" in done.stderr
+    assert "File" not in done.stderr.split("torch")[0]  # no traceback of ours
+    assert not (tmp_path / "tiny").exists()

@@ -1,0 +1,95 @@
+"""Runs the first optimiser step of `train` and writes down its gradient, counts and totals.
+
+torchrun --nproc-per-node N tests/two_ranks_driver.py WORLD OUT
+
+The network gets what a split into ranks could change: BatchNorm (it has it), dropout, DropPath. A
+world that does not divide the micro-batches is tried first.
+"""
+
+import importlib.util
+import json
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+import stillroom.training.loop as loop
+import stillroom.training.prepare as prepare
+from stillroom.errors import Stopped, UserError
+from stillroom.recipe import Recipe
+from stillroom.students.distiller import Distiller, build_distiller
+from stillroom.training.session import Session
+from stillroom.training.step import forward_backward
+
+_spec = importlib.util.spec_from_file_location("make", Path(__file__).with_name("make_tiny.py"))
+assert _spec is not None and _spec.loader is not None
+make = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(make)
+
+
+def main(world: Path, out: Path) -> None:
+    """Write `first_step.safetensors` and what is said of steps of one micro-batch."""
+    recipe = make.tiny_recipe(world, out / "runs")
+    refused = refusal(replace(recipe, micro_batch=8, run=replace(recipe.run, name="refused")))
+    listener = Listener(out)
+    with (
+        patch.object(prepare, "build_distiller", with_dropout),
+        patch.object(loop, "forward_backward", listener.forward_backward),
+        patch.object(loop, "_update", listener.instead_of_a_step),
+        suppress(Stopped),
+    ):
+        loop.train(recipe)
+    (out / "refused.json").write_text(json.dumps(refused))
+
+
+def refusal(recipe: Recipe) -> str:
+    """What is said of a recipe."""
+    try:
+        prepare.prepare(recipe)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def with_dropout(*words: object) -> Distiller:
+    """The distiller of the recipe, with what it does not have."""
+    distiller = build_distiller(*words)
+    distiller.student.encoder[1].append(nn.Dropout2d(0.4))
+    distiller.student.encoder[2].append(nn.Dropout(0.3))
+    distiller.student.decoder[0].append(StochasticDepth(0.5, "row"))
+    return distiller
+
+
+class Listener:
+    """Writes what the first step has, instead of stepping."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.found: dict[str, Tensor] = {}
+
+    def forward_backward(self, model, terms, batches, counts, **more):
+        totals = forward_backward(model, terms, batches, counts, **more)
+        self.found["counts"], self.found["totals"] = counts.clone(), totals.double()
+        self.found["first"] = torch.stack([term.count(batches[0]) for term in terms])
+        return totals
+
+    def instead_of_a_step(self, session: Session, *_: object) -> float:
+        session.reduce(self.found["totals"])
+        for name, parameter in session.distiller.named_parameters():
+            if parameter.grad is not None:
+                self.found[f"gradient.{name}"] = parameter.grad.clone()
+        if session.is_first:
+            save_file(self.found, self.out / "first_step.safetensors")
+        session.accelerator.wait_for_everyone()
+        raise Stopped("that is all")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
