@@ -21,6 +21,7 @@ from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.pictures.loader import image_tensor, mask_array
 from stillroom.teachers.configs import Teacher
+from stillroom.types import IGNORE
 
 MAX_PICTURES = 32
 MARGIN = 0.01  # of mIoU: measured differences between normalisations start at 0.02
@@ -63,11 +64,17 @@ def judge(
     for name, kind in config.targets.items():
         figures, reasons = _health(said[name])
         scorable = kind == "logits" and said[name].classes == classes
-        if not reasons and scorable and all(picture.mask is not None for picture in samples):
+        if not reasons and scorable and _is_labelled(samples):
             scored = _score(name, built, image, samples, floor)
             figures, reasons = figures | scored[0], scored[1]
         verdicts.append(Verdict(target=name, figures=figures, reasons=tuple(reasons)))
     return tuple(verdicts)
+
+
+def _is_labelled(samples: Sequence[Picture]) -> bool:
+    """Return whether every picture has a mask, and some mask a pixel that counts."""
+    masks = [picture.mask for picture in samples if picture.mask is not None]
+    return len(masks) == len(samples) and any(bool((mask != IGNORE).any()) for mask in masks)
 
 
 def _score(
@@ -82,7 +89,7 @@ def _score(
             " wrong weights, wrong classes, or a teacher too weak"
         )
     door = built.door
-    best = ("", declared)
+    best = ("", -1.0)
     for label, other in _other_doors(door).items():
         built.door = other.to(image.device)
         try:

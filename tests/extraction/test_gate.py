@@ -1,0 +1,201 @@
+"""The quality gate: the right preprocessing passes, every usual wrong one is refused by name."""
+
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stillroom.errors import UserError
+from stillroom.extraction.extract import cache_teacher
+from stillroom.extraction.gate import Verdict, gate_pictures, judge
+from stillroom.extraction.ranks import Place
+from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from stillroom.pictures.dataset import Picture, open_pictures
+from stillroom.teachers.configs import RunTeacher
+
+ZERO, ONE, HALF = (0.0,) * 3, (1.0,) * 3, (0.5,) * 3
+DOORS = {
+    "in [0, 1]": (ZERO, ONE, 1.0),
+    "in 0..255": (ZERO, ONE, 255.0),
+    "in [-1, 1]": (HALF, HALF, 1.0),
+    "with ImageNet mean and std": (IMAGENET_MEAN, IMAGENET_STD, 1.0),
+}
+CONFIG = RunTeacher(target="said", path="not read here")
+
+
+def door(name: str, channels: str = "RGB") -> Normalise:
+    mean, std, scale = DOORS[name]
+    if channels == "BGR":
+        mean, std = mean[::-1], std[::-1]
+    return Normalise(mean, std, scale=scale, channels=channels)
+
+
+@dataclass
+class Reddish:
+    """A teacher that knows foreground exactly: where red is above one half.
+
+    It was "trained" behind one door, so its threshold lies where that door puts one half of red;
+    it is asked through another.
+    """
+
+    trained: Normalise
+    door: Normalise
+
+    def __post_init__(self) -> None:
+        self.red = 0 if self.trained.channels == "RGB" else 2
+        self.half = float(self.trained(torch.full((1, 3, 1, 1), 0.5))[0, self.red])
+
+    def __call__(self, image):
+        return {"said": self.door(image)[:, [self.red]] - self.half}
+
+
+@dataclass
+class Saying:
+    """A teacher that says what a function makes of the picture."""
+
+    function: object
+    door: Normalise
+
+    def __call__(self, image):
+        return {name: self.function(image) for name in ("said", "inner")}
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Picture]:
+    """8 pictures of coloured blocks; foreground is where red is above one half."""
+    draw = np.random.default_rng(0)
+    found = []
+    for number in range(8):
+        blocks = draw.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        image = blocks.repeat(4, 0).repeat(4, 1)
+        mask = (image[..., 0] > 127).astype(np.uint8)
+        mask[0] = 255
+        found.append(Picture(key=str(number), image=image, mask=mask, inside=(0, 0, 16, 16)))
+    return found
+
+
+def judged(built, samples, config=CONFIG, floor=0.0, classes=2) -> Verdict:
+    return judge(config, built, samples, classes, floor, "cpu")[0]
+
+
+@pytest.mark.parametrize("channels", ["RGB", "BGR"])
+@pytest.mark.parametrize("name", DOORS)
+def test_the_right_preprocessing_passes(samples, name, channels):
+    built = Reddish(door(name, channels), door(name, channels))
+    verdict = judged(built, samples, floor=0.99)
+    assert verdict.reasons == ()
+    assert verdict.figures["miou"] == 1.0
+    assert verdict.figures["best_other_miou"] < 0.99
+
+
+@pytest.mark.parametrize(("true", "declared"), [p for p in product(DOORS, DOORS) if p[0] != p[1]])
+@pytest.mark.parametrize("channels", ["RGB", "BGR"])
+def test_another_usual_normalisation_is_refused_and_the_right_one_named(
+    samples, true, declared, channels
+):
+    built = Reddish(door(true, channels), door(declared, channels))
+    (reason,) = judged(built, samples).reasons
+    assert reason.startswith(f"{channels} {true} gives mIoU 1.000, the declared")
+    assert built.door.mean.flatten().tolist() == pytest.approx(
+        door(declared, channels).mean.flatten().tolist()
+    )  # it is put back
+
+
+@pytest.mark.parametrize(("true", "declared"), [("RGB", "BGR"), ("BGR", "RGB")])
+def test_swapped_channels_are_refused_and_the_order_named(samples, true, declared):
+    built = Reddish(door("in [0, 1]", true), door("in [0, 1]", declared))
+    (reason,) = judged(built, samples).reasons
+    assert reason.startswith(f"channels={true} gives mIoU 1.000")
+
+
+def test_a_usual_normalisation_written_otherwise_is_not_tried_against_itself(samples):
+    written = Normalise((127.5,) * 3, (127.5,) * 3, scale=255.0)
+    verdict = judged(Reddish(door("in [-1, 1]"), written), samples)
+    assert verdict.reasons == ()
+    assert verdict.figures["best_other_miou"] < 0.99
+
+
+def test_a_teacher_below_the_floor_is_refused_with_both_numbers(samples):
+    built = Saying(lambda image: image[:, [2]] - 0.5, door("in [0, 1]"))  # blue says nothing
+    verdict = judged(built, samples, floor=0.9)
+    assert any("is below --gate-floor 0.9" in reason for reason in verdict.reasons)
+    assert f"{verdict.figures['miou']:.3f}" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda image: image[:, :1] / 0 - 1, "not finite"),
+        (lambda image: torch.full_like(image[:, :1], torch.nan), "100.00% of the values"),
+        (lambda image: torch.zeros_like(image[:, :1]), "the same everywhere"),
+        (lambda image: torch.arange(16.0).expand(len(image), 1, 16, 16), "for every picture"),
+    ],
+)
+def test_what_says_nothing_is_refused(samples, function, reason):
+    (found,) = judged(Saying(function, door("in [0, 1]")), samples).reasons
+    assert reason in found
+
+
+@pytest.mark.parametrize(("dead", "refused"), [(2, False), (6, True)])
+def test_features_of_which_most_channels_are_dead_are_refused(samples, dead, refused):
+    def feature(image):
+        channels = image[:, :1].expand(-1, 8, -1, -1).clone()
+        channels[:, :dead] = 0.25
+        return channels
+
+    config = replace(CONFIG, taps=(("inner", "encoder.0"),))
+    verdicts = judge(config, Saying(feature, door("in [0, 1]")), samples, 2, 0.0, "cpu")
+    inner = {verdict.target: verdict for verdict in verdicts}["inner"]
+    assert inner.figures["dead_channels"] == dead / 8
+    assert [("75% of the channels" in r) for r in inner.reasons] == [True] * refused
+    assert "miou" not in inner.figures
+
+
+def test_without_labels_or_with_other_classes_there_is_no_score(samples):
+    built = Reddish(door("in [0, 1]"), door("in [0, 1]"))
+    unlabelled = [replace(picture, mask=None) for picture in samples]
+    void = [replace(picture, mask=np.full_like(picture.mask, 255)) for picture in samples]
+    for pictures in (unlabelled, void):
+        assert judged(built, pictures, floor=0.99).figures.keys() == {"finite", "dead_channels"}
+    assert "miou" not in judged(built, samples, floor=0.99, classes=21).figures
+
+
+def test_labelled_pictures_of_the_validation_split_are_taken(tiny_world):
+    pictures = open_pictures(tiny_world / "shards")
+    assert [p.key for p in gate_pictures(pictures)] == [f"{n:06}" for n in range(1000, 1008)]
+    assert len(gate_pictures(pictures, wanted=3)) == 3
+
+
+@pytest.fixture
+def gated(tiny_recipe, tmp_path):
+    """The recipe `tiny` with a teacher that cannot reach the floor and a cache of its own."""
+    run = replace(tiny_recipe.run, cache=str(tmp_path / "cache"))
+    return replace(tiny_recipe, run=run, gate_floor=0.99, gate="refuse")
+
+
+def published(recipe) -> list[Path]:
+    return list(Path(recipe.run.cache).glob("*/*.zarr"))
+
+
+def test_refused_nothing_is_stored(gated):
+    with pytest.raises(UserError, match=r"'shapes' failed(.|\n)*--gate-floor 0\.99"):
+        cache_teacher(gated, Place())
+    assert published(gated) == []
+
+
+def test_warned_it_goes_on_and_the_figures_are_kept_with_each_shard(gated, capsys):
+    cache = cache_teacher(replace(gated, gate="warn"), Place())
+    assert cache.is_complete
+    assert "warning: shapes: mIoU" in capsys.readouterr().out
+    with cache.reader(cache.shard_ids()[0]) as reader:
+        quality = reader.provenance["quality"]
+    assert quality["shapes"]["miou"] < 0.99
+    assert quality["inner"].keys() == {"finite", "dead_channels"}
+
+
+def test_off_it_is_not_asked_and_that_is_said(gated, capsys):
+    assert cache_teacher(replace(gated, gate="off"), Place()).is_complete
+    assert "quality gate: off" in capsys.readouterr().out

@@ -1,0 +1,113 @@
+"""Which of how many: from torchrun, a Slurm array, or nothing; and one process per GPU."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import stillroom.extraction.ranks as ranks
+from stillroom.errors import UserError
+from stillroom.extraction.ranks import Place, find_place, spread_over_gpus
+
+ARRAY = "SLURM_ARRAY_TASK_"
+
+
+def place(**environment: object) -> tuple[int, int]:
+    found = find_place("cpu", {name: str(value) for name, value in environment.items()})
+    return found.rank, found.world
+
+
+def array(task: int, first: int, count: int, step: int = 1) -> tuple[int, int]:
+    words = {"ID": task, "MIN": first, "COUNT": count, "STEP": step}
+    return place(**{ARRAY + name: value for name, value in words.items()})
+
+
+def test_alone_it_is_the_only_one():
+    assert find_place("cpu", {}) == Place(rank=0, world=1, device="cpu")
+    assert find_place("cpu", {}).is_first
+
+
+def test_torchrun_and_accelerate_say_rank_and_world():
+    assert place(RANK=3, WORLD_SIZE=8, LOCAL_RANK=1) == (3, 8)
+    assert place(RANK=1, WORLD_SIZE=2, **{ARRAY + "ID": 5, ARRAY + "COUNT": 9}) == (1, 2)
+
+
+def test_the_tasks_of_an_array_are_ranks_from_0():
+    assert [array(task, 0, 4) for task in range(4)] == [(r, 4) for r in range(4)]
+    assert [array(task, 1, 3) for task in (1, 2, 3)] == [(r, 3) for r in range(3)]
+    assert [array(task, 2, 3, step=4) for task in (2, 6, 10)] == [(r, 3) for r in range(3)]
+    assert array(5, 5, 1) == (0, 1)  # one task of an array, started again alone
+
+
+def test_a_ragged_array_still_gives_ranks_within_the_world():
+    assert all(0 <= array(task, 1, 3)[0] < 3 for task in (1, 5, 6))
+
+
+def test_cuda_where_there_is_none_is_refused_and_auto_takes_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no CUDA device"):
+        find_place("cuda", {})
+    assert find_place("auto", {}).device == "cpu"
+
+
+def test_each_local_rank_has_its_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    devices = [find_place("auto", {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": n}) for n in "012"]
+    assert [found.device for found in devices] == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+@pytest.fixture
+def two_gpus(monkeypatch, tmp_path):
+    """Two GPUs, none of which is used, and a command that ends with status 10 + rank."""
+    script = tmp_path / "command.py"
+    script.write_text("import os, sys; sys.exit(10 + int(os.environ['RANK']))")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    for name in ("RANK", ARRAY + "ID"):
+        monkeypatch.delenv(name, raising=False)
+    return script
+
+
+def test_alone_with_two_gpus_it_runs_twice_and_returns_the_worst_status(two_gpus):
+    assert spread_over_gpus("auto") == 11
+    assert spread_over_gpus("cpu") is None
+
+
+def test_started_by_a_launcher_it_does_not_spread(two_gpus, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    assert spread_over_gpus("auto") is None
+
+
+def test_a_child_that_was_killed_is_no_success(two_gpus):
+    two_gpus.write_text("import os; os.environ['RANK'] == '1' and os.kill(os.getpid(), 9)")
+    assert spread_over_gpus("auto") == 128 + 9
+
+
+def test_told_to_stop_it_tells_its_children(two_gpus, tmp_path):
+    two_gpus.write_text(
+        "import os, pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        f"pathlib.Path({str(tmp_path)!r}, os.environ['RANK']).touch()\n"
+        "time.sleep(60)\n"
+    )
+    # Here the waiting is done in another process, so that the signal is not sent to pytest.
+    source = Path(ranks.__file__).parents[2]
+    code = (
+        f"import sys, torch; sys.path.insert(0, {str(source)!r}); sys.argv = [{str(two_gpus)!r}]\n"
+        "torch.cuda.device_count = lambda: 2\n"
+        "from stillroom.extraction.ranks import spread_over_gpus\n"
+        "sys.exit(spread_over_gpus('auto'))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ)) as parent:
+        until = time.monotonic() + 60
+        while not all((tmp_path / rank).exists() for rank in "01"):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(60) == 75
