@@ -21,13 +21,18 @@ from stillroom.using.student import Trained
 
 
 def open_data(trained: Trained, shards: Path | None) -> PictureSet:
-    """Open the pictures that a run was trained on, or others of the same classes and size."""
+    """Open the pictures that a run was trained on, or others of the same classes and one size."""
     pictures = open_pictures(Path(trained.about["pictures"]["path"]) if shards is None else shards)
     if list(pictures.classes) != trained.about["classes"]:
         raise UserError(
             f"{pictures.path} has other classes than the student",
             found=", ".join(pictures.classes),
             wanted=", ".join(trained.about["classes"]),
+        )
+    if pictures.geometry is None:
+        raise UserError(
+            f"the pictures of {pictures.path} have different sizes, so they cannot be batched",
+            fix="pack them with tools/make_shards.py ... --size H W",
         )
     return pictures
 
@@ -40,6 +45,11 @@ def confusion_of(
 
     Raises UserError where the split has no labelled picture.
     """
+    if not pictures.shard_ids(split):
+        splits = dict.fromkeys(shard.split for shard in pictures.shards)
+        raise UserError(
+            f"{pictures.path} has no split {split!r}", wanted=", ".join(splits), fix="--split NAME"
+        )
     network = trained.network.to(device)
     k = len(trained.about["classes"])
     table = torch.zeros(k, k, dtype=torch.int64)

@@ -1,0 +1,324 @@
+"""Stage 1 stores what the teacher says, whole shards only, whatever ends it."""
+
+import errno
+import gc
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import stillroom.extraction.extract as extract
+from stillroom.cache.identity import Cache, open_cache
+from stillroom.cache.writer import ShardWriter
+from stillroom.errors import DamageError, FailureError, Stopped, UserError
+from stillroom.extraction.extract import cache_teacher
+from stillroom.extraction.ranks import Place
+from stillroom.pictures.dataset import open_pictures
+from stillroom.pictures.loader import image_tensor
+from stillroom.recipe import Recipe
+from stillroom.types import ShardId
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SHARDS = (*(ShardId("train", number) for number in range(3)), ShardId("val", 0))
+
+
+@pytest.fixture
+def recipe(tiny_recipe, tmp_path) -> Recipe:
+    """The recipe `tiny` with a cache of its own and two batches and a half a shard."""
+    run = replace(tiny_recipe.run, cache=str(tmp_path / "cache"))
+    return replace(tiny_recipe, run=run, batch=3, micro_batch=3)
+
+
+def cache_of(recipe: Recipe) -> Cache:
+    (folder,) = Path(recipe.run.cache).iterdir()
+    return open_cache(folder)
+
+
+def leftovers(cache: Cache) -> list[Path]:
+    return list((cache.path / "tmp").iterdir())
+
+
+def rows(cache: Cache) -> dict[str, dict[str, np.ndarray]]:
+    found = {}
+    for shard in cache.shard_ids():
+        with cache.reader(shard) as reader:
+            found |= {row.key: reader.read(i) for i, row in enumerate(reader.rows)}
+    return found
+
+
+def equal(one: Cache, two: Cache) -> bool:
+    a, b = rows(one), rows(two)
+    return a.keys() == b.keys() and all(
+        np.array_equal(a[key][part], b[key][part]) for key in a for part in a[key]
+    )
+
+
+def threads() -> list[str]:
+    gc.collect()
+    return [t.name for t in threading.enumerate() if t.name.startswith(("read-ahead", "appender"))]
+
+
+@pytest.fixture
+def signalled(monkeypatch):
+    """Makes stage 1 get a signal while it answers its n-th batch."""
+
+    def arrange(batch: int, number: int = signal.SIGTERM) -> list[tuple[str, ...]]:
+        answer, seen = extract._answer, []
+
+        def answering(job, pictures):
+            seen.append(tuple(picture.key for picture in pictures))
+            if len(seen) == batch:
+                os.kill(os.getpid(), number)
+            return answer(job, pictures)
+
+        monkeypatch.setattr(extract, "_answer", answering)
+        return seen
+
+    return arrange
+
+
+def test_every_row_is_what_the_teacher_says_of_the_picture_of_that_key(recipe):
+    cache = cache_teacher(recipe, Place())
+    assert cache.is_complete
+    teacher = recipe.teachers[0].build("cpu")
+    stored, pictures = rows(cache), open_pictures(Path(recipe.data.shards))
+    assert len(stored) == 32
+    for shard in pictures.shard_ids():
+        opened = pictures.open(shard)
+        for i, key in enumerate(opened.keys):
+            said = teacher(image_tensor(opened.read(i).image)[None])
+            for name in ("shapes", "inner"):
+                found = torch.from_numpy(stored[key][f"{name}.value"])
+                assert torch.equal(found, said[name][0].half()) or torch.allclose(
+                    found.float(), said[name][0], rtol=2e-3, atol=1e-3
+                )
+
+
+def test_batches_never_straddle_shards_and_their_size_changes_nothing_stored(recipe, signalled):
+    seen = signalled(batch=-1)
+    one = cache_teacher(recipe, Place())
+    assert [len(keys) for keys in seen] == [3, 3, 2] * 4
+    other = replace(recipe, micro_batch=8, batch=8, run=replace(recipe.run, cache=recipe.run.out))
+    two = cache_teacher(other, Place())
+    assert one.fingerprint == two.fingerprint
+    for (_, a), (_, b) in zip(sorted(rows(one).items()), sorted(rows(two).items()), strict=True):
+        assert all(np.allclose(a[part], b[part], rtol=2e-3, atol=1e-3) for part in a)
+
+
+def test_statistics_and_provenance_are_kept_with_a_shard(recipe):
+    cache = cache_teacher(recipe, Place())
+    with cache.reader(SHARDS[1]) as reader:
+        for i in range(len(reader)):
+            value = reader.read(i)["shapes.value"].astype(np.float32)
+            low, high = (reader.statistics["shapes"][name][i] for name in ("min", "max"))
+            assert low == pytest.approx(value.min(), rel=1e-3)
+            assert high == pytest.approx(value.max(), rel=1e-3)
+        assert set(reader.statistics["shapes"]["finite"]) == {1.0}
+        found = reader.provenance
+    assert found["device"] == "cpu"
+    assert found["providers"] == ["torch"]
+    assert found["versions"]["torch"] == torch.__version__
+
+
+def test_a_shard_that_is_too_large_is_told_with_the_rows_that_fit(recipe, capsys):
+    row_bytes = 2 * (4 * 32 * 32 + 16 * 8 * 8)
+    small = replace(recipe, run=replace(recipe.run, shard_limit_gb=(3.5 * row_bytes) / 1e9))
+    cache_teacher(small, Place())
+    assert "--shard-rows 3 " in capsys.readouterr().out
+    run = replace(recipe.run, cache=recipe.run.out, shard_limit_gb=8 * row_bytes / 1e9)
+    cache_teacher(replace(recipe, run=run), Place())
+    assert "--shard-rows" not in capsys.readouterr().out
+
+
+def test_told_to_stop_in_a_shard_it_leaves_no_part_of_it_and_a_rerun_goes_on(recipe, signalled):
+    handler = signal.getsignal(signal.SIGTERM)
+    seen = signalled(batch=5)  # the second of the second shard
+    with pytest.raises(Stopped, match="train-000001 was not finished") as stopped:
+        cache_teacher(recipe, Place())
+    assert stopped.value.exit_code == 75
+    assert len(seen) == 5
+    cache = cache_of(recipe)
+    assert cache.missing() == SHARDS[1:]
+    assert leftovers(cache) == []
+    assert threads() == []
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert cache_teacher(recipe, Place()).is_complete
+    assert len(seen) == 5 + 9  # the first shard was not made again
+
+
+def test_the_command_ends_with_75_when_it_is_told_to_stop(recipe):
+    code = (
+        "import os, signal, sys\n"
+        "import stillroom.extraction.extract as extract\n"
+        "from stillroom.cli import recipe_from, run\n"
+        "from stillroom.extraction.ranks import Place\n"
+        "put, seen = extract._Appender.put, []\n"
+        "def putting(self, *batch):\n"
+        "    seen.append(1)\n"
+        "    if len(seen) == 4: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return put(self, *batch)\n"
+        "extract._Appender.put = putting\n"
+        "run(lambda: extract.cache_teacher(recipe_from(), Place()))\n"
+    )
+    words = ["tiny", "--data.shards", recipe.data.shards, "--run.cache", recipe.run.cache]
+    words += ["--teachers.0.path", recipe.teachers[0].path, "--gate", "off"]
+    words += ["--batch", "3", "--micro-batch", "3"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 75, done.stderr
+    assert "told to stop" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert cache_of(recipe).missing() == SHARDS[1:]
+    assert leftovers(cache_of(recipe)) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_full_disk_is_told_in_words_and_leaves_nothing(recipe, monkeypatch, batch_size):
+    append = ShardWriter.append
+    done = []
+
+    def full(self, *row):
+        done.append(row)
+        if len(done) == 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, *row)
+
+    monkeypatch.setattr(ShardWriter, "append", full)
+    recipe = replace(recipe, batch=batch_size, micro_batch=batch_size)
+    with pytest.raises(FailureError, match=r"train-000001(.|\n)*No space left on device"):
+        cache_teacher(recipe, Place())
+    cache = cache_of(recipe)
+    assert cache.missing() == SHARDS[1:]
+    assert leftovers(cache) == []
+    assert threads() == []
+    monkeypatch.setattr(ShardWriter, "append", append)
+    assert cache_teacher(recipe, Place()).is_complete
+
+
+def test_a_disk_that_is_full_at_the_very_end_of_a_shard_leaves_nothing(recipe, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ShardWriter, "_write_record", full)
+    with pytest.raises(FailureError, match="No space left on device"):
+        cache_teacher(recipe, Place())
+    assert cache_of(recipe).missing() == SHARDS
+    assert leftovers(cache_of(recipe)) == []
+
+
+def test_an_error_of_the_teacher_is_not_hidden_by_a_full_queue(recipe, monkeypatch):
+    def broken(job, pictures):
+        raise UserError("the teacher cannot")
+
+    monkeypatch.setattr(extract, "_answer", broken)
+    with pytest.raises(UserError, match="the teacher cannot"):
+        cache_teacher(recipe, Place())
+    assert threads() == []
+
+
+def test_a_damaged_picture_stops_stage_1_and_is_named(recipe, tiny_world, tmp_path):
+    shutil.copytree(tiny_world / "shards", tmp_path / "shards")
+    pictures = open_pictures(tmp_path / "shards")
+    shard = pictures.open(SHARDS[2])
+    data = bytearray(shard.path.read_bytes())
+    data[int(shard._spans["picture"][4, 0]) + 50] ^= 8
+    shard.path.write_bytes(data)
+    spoilt = replace(recipe, data=replace(recipe.data, shards=str(tmp_path / "shards")))
+    with pytest.raises(DamageError, match=r"train-000002\.tar.*000020"):
+        cache_teacher(spoilt, Place())
+    assert cache_of(spoilt).missing() == SHARDS[2:]
+    assert threads() == []
+
+
+@pytest.mark.parametrize("harm", ["record", "cut", "gone"])
+def test_a_damaged_shard_is_set_aside_and_made_again(recipe, capsys, harm):
+    cache = cache_teacher(recipe, Place())
+    before = rows(cache)
+    folder = cache.path / "train-000001.zarr"
+    file = folder / "shard.json"
+    if harm != "record":
+        file = next(path for path in folder.rglob("*") if path.is_file() and "c" in path.parts)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    if harm == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(data if harm == "record" else data[:-1])
+    capsys.readouterr()
+    again = cache_teacher(recipe, Place())
+    assert "damaged shard was set aside" in capsys.readouterr().out
+    assert again.is_complete
+    after = rows(again)
+    assert all(np.array_equal(before[k][p], after[k][p]) for k in before for p in before[k])
+    assert len(list((cache.path / "quarantine").glob("*.json"))) == 1
+
+
+def test_a_complete_cache_is_not_touched(recipe, signalled):
+    cache = cache_teacher(recipe, Place())
+    stamps = {path: path.stat().st_mtime_ns for path in cache.path.rglob("*") if path.is_file()}
+    seen = signalled(batch=-1)
+    cache_teacher(recipe, Place())
+    assert seen == []
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_each_rank_makes_its_own_shards_first_and_then_all_that_are_missing(
+    recipe, monkeypatch, world
+):
+    made = {}
+    for rank in range(world):
+        monkeypatch.setattr(
+            extract,
+            "_make_shard",
+            lambda job, shard, *_, r=rank: made.setdefault(r, []).append(shard),
+        )
+        monkeypatch.setattr(Cache, "shard_bytes", lambda *_: 0)
+        cache_teacher(recipe, Place(rank=rank, world=world))
+    for rank, order in made.items():
+        own = SHARDS[rank::world]
+        assert tuple(order[: len(own)]) == own
+        assert sorted(order) == list(SHARDS)  # each once
+    assert sorted(s for r in made for s in SHARDS[r::world]) == list(SHARDS)
+
+
+def test_two_at_once_make_every_shard_whole(recipe, tiny_recipe):
+    errors = []
+
+    def one(rank):
+        try:
+            cache_teacher(recipe, Place(rank=rank, world=2))
+        except BaseException as error:
+            errors.append(error)
+
+    ranks = [threading.Thread(target=one, args=(rank,)) for rank in (0, 1)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join()
+    assert errors == []
+    cache = cache_of(recipe)
+    assert cache.is_complete
+    assert leftovers(cache) == []
+    alone = replace(recipe, run=replace(recipe.run, cache=tiny_recipe.run.out))
+    assert equal(cache, cache_teacher(alone, Place()))
+
+
+def test_without_a_teacher_there_is_nothing_to_cache(recipe):
+    terms = tuple(term for term in recipe.terms if term.target is None)
+    with pytest.raises(UserError, match="no teacher"):
+        cache_teacher(replace(recipe, teachers=(), codec={}, terms=terms), Place())
