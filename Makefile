@@ -1,6 +1,8 @@
 # make demo | test | test-all | lint | bench: each makes .venv first and installs what constraints.txt pins.
 PYTHON ?= python3
 BIN := .venv/bin
+# One process a core and one thread a process: OpenMP threads that share busy cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 # A mark that the environment fits the project's files; made again when they change.
 READY := .venv/.ready
 
@@ -16,10 +18,10 @@ demo: $(READY)
 	$(BIN)/python tools/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m 'not slow and not gpu'
+	$(PYTEST) -m 'not slow and not gpu'
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

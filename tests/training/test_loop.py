@@ -91,7 +91,7 @@ def test_an_error_in_validation_gives_threads_back(tiny_recipe, monkeypatch):
     def broken(*_, **__):
         raise FailureError("broken")
 
-    monkeypatch.setattr(loop, "validate", lambda *a, **k: (next(iter(a[2])), broken())[1])
+    monkeypatch.setattr(evaluation, "validate", lambda *a, **k: (next(iter(a[2])), broken())[1])
     with pytest.raises(FailureError) as kept:
         loop.train(plain(tiny_recipe))
     assert names_of_threads() <= before

@@ -17,8 +17,10 @@ from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import Recipe
 from stillroom.students.configs import UNetStudent
 from stillroom.training.checkpoint import save_student
+from stillroom.training.find import find_cache
 from stillroom.training.loop import train
-from stillroom.training.prepare import average_buffers, find_cache, prepare
+from stillroom.training.parameters import average_buffers
+from stillroom.training.prepare import prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,14 +4,12 @@ Order, learning rate, temperature and randomness are functions of the step, so t
 that a resume needs besides tensors.
 """
 
-import math
 import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,23 +22,23 @@ from stillroom.training.checkpoint import (
     clear_leftovers,
     load_checkpoint,
     newest_checkpoint,
-    save_best,
     save_checkpoint,
 )
-from stillroom.training.log import Log, draw_curves
-from stillroom.training.prepare import Session, average_buffers, frozen_parameters, prepare
-from stillroom.training.receipt import about_student, describe, receipt
+from stillroom.training.evaluation import evaluate
+from stillroom.training.log import Log
+from stillroom.training.parameters import average_buffers, frozen_parameters
+from stillroom.training.prepare import prepare
+from stillroom.training.receipt import describe, receipt
+from stillroom.training.record import Record, step_line
 from stillroom.training.schedule import learning_rate
-from stillroom.training.show import draw_grid
-from stillroom.training.step import forward_backward, labels, local_counts, seed_forward
+from stillroom.training.session import Session
+from stillroom.training.step import forward_backward, local_counts, seed_forward
 from stillroom.training.stream import (
     HostBatch,
-    Source,
     to_batch,
     training_batches,
-    validation_batches,
 )
-from stillroom.training.validate import score, validate
+from stillroom.training.validate import score
 from stillroom.types import Batch
 
 
@@ -75,7 +73,7 @@ def _run_steps(
 ) -> None:
     """Run the optimiser steps from `step` to the last."""
     recipe = session.recipe
-    record = _Record(session)
+    record = Record(session)
     mode_of = -1
     while step < session.steps:
         epoch = step // session.epoch_steps
@@ -98,59 +96,19 @@ def _run_steps(
             figures = record.figures(step) | {"lr": rate}
             if log is not None:
                 log.write("train", step, epoch, figures)
-                _print_step(session, step, figures)
+                session.say(step_line(session, step, figures))
             told_to_stop = session.any(stop.is_set()) and step < session.steps
 
         if due or told_to_stop:
             _require_finite(session, step)
         if due:
-            best = _evaluate(session, log, step, epoch, best)
+            best = evaluate(session, log, step, epoch, best)
             mode_of = -1
         if due or told_to_stop:
             _save(session, step, best)
         if told_to_stop:
             (session.folder / "requeue").touch()
             raise Stopped("told to stop", found=f"saved at step {step} of {session.steps}")
-
-
-class _Record:
-    """Sums and counts of the terms since the last line of the log, kept on the device."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._names = labels(session.terms)
-        self._began = time.perf_counter()
-        self._steps = 0
-        self._totals: Tensor | float = 0.0
-        self._counts: Tensor | float = 0.0
-
-    def add(self, totals: Tensor, counts: Tensor) -> None:
-        """Add one step: this rank's totals and the global counts, (terms,)."""
-        self._totals = self._totals + totals.double()
-        self._counts = self._counts + counts
-        self._steps += 1
-
-    def figures(self, step: int) -> dict[str, Any]:
-        """Return means over the steps since the last call, over all ranks; raises FailureError
-        where one is not finite.
-        """
-        assert isinstance(self._totals, Tensor) and isinstance(self._counts, Tensor)
-        means = (self._session.reduce(self._totals) / self._counts).tolist()
-        seen = (self._counts > 0).tolist()
-        found: dict[str, Any] = {}
-        loss = 0.0
-        for term, name, mean, there in zip(
-            self._session.terms, self._names, means, seen, strict=True
-        ):
-            found[f"term_{name}"] = mean if there else None
-            loss += term.weight * mean if there else 0.0
-            if there and not math.isfinite(mean):
-                raise FailureError(f"the term {name} is not finite at step {step}", found=mean)
-        seconds = time.perf_counter() - self._began
-        rows = self._steps * self._session.recipe.batch
-        self._totals, self._counts, self._steps = 0.0, 0.0, 0
-        self._began = time.perf_counter()
-        return {"loss": loss, **found, "rows_per_s": round(rows / seconds, 2)}
 
 
 def _restore(session: Session) -> tuple[int, float]:
@@ -245,53 +203,6 @@ def _set_mode(session: Session, frozen: bool) -> None:
             module.eval()
 
 
-def _evaluate(session: Session, log: Log | None, step: int, epoch: int, best: float) -> float:
-    """Evaluate, write figures and pictures, keep the best; return the best score so far."""
-    if session.validation is None:
-        found: dict[str, Any] = {}
-    else:
-        found = _validate(session, session.validation)
-    new = score(found)
-    if log is not None:
-        log.write("val", step, epoch, found)
-        draw_curves(log.lines, session.folder / "curves.png")
-        if session.validation is not None:
-            draw_grid(session, session.folder / "pictures" / f"step-{step:06d}.png")
-        if new > best or not found.keys() & {"miou", "agreement"}:
-            save_best(
-                session.folder, session.distiller.student, about_student(session, step, found)
-            )
-        print(f"epoch {epoch + 1}: {_summary(session, found)}", flush=True)
-    session.accelerator.wait_for_everyone()
-    return max(best, new)
-
-
-def _validate(session: Session, source: Source) -> dict[str, Any]:
-    """Return the figures of a split over all ranks, each term's mean among them."""
-    session.distiller.eval()
-    device = session.accelerator.device
-    stream = validation_batches(
-        source,
-        session.recipe.micro_batch,
-        session.deal.rank,
-        session.deal.world,
-        workers=session.recipe.run.workers,
-        pin=device.type == "cuda",
-    )
-    with closing(stream) as hosts:
-        found = validate(
-            session.distiller,
-            session.terms,
-            (to_batch(host, device, session.cache) for host in hosts),
-            session.recipe.student.classes,
-            device=device,
-            reduce=session.reduce,
-            autocast=lambda: session.accelerator.autocast(),
-        )
-    names = [f"term_{name}" for name in labels(session.terms)]
-    return found | dict(zip(names, found.pop("terms"), strict=True))
-
-
 def _require_finite(session: Session, step: int) -> None:
     """Raise FailureError, on every rank, rather than evaluate and save what is not finite."""
     for name, tensor in session.distiller.state_dict().items():
@@ -301,19 +212,6 @@ def _require_finite(session: Session, step: int) -> None:
                 found=name,
                 fix="a lower --optimizer.lr, or --precision fp32 or bf16",
             )
-
-
-def _summary(session: Session, found: dict[str, Any]) -> str:
-    """Return an evaluation in a line; of a binary task the foreground's IoU too."""
-    names = {"miou": "mIoU", "teacher_miou": "teacher mIoU", "agreement": "agreement"}
-    known = [f"{label} {found[name]:.4f}" for name, label in names.items() if name in found]
-    if len(session.pictures.classes) == 2:
-        known += [
-            f"{owner}{session.pictures.classes[1]} IoU {found[name][1]:.4f}"
-            for name, owner in (("iou", ""), ("teacher_iou", "teacher "))
-            if found.get(name)
-        ]
-    return ", ".join(known)
 
 
 def _save(session: Session, step: int, best: float) -> None:
@@ -352,19 +250,6 @@ def _finish(session: Session, seconds: float) -> None:
     if substituted:
         print(f"{substituted} damaged rows were left out; the rows after them took their places")
     print(f"done: {session.folder}, best {score(read_json(best / 'student.json')['score']):.4f}")
-
-
-def _print_step(session: Session, step: int, figures: dict[str, Any]) -> None:
-    terms = ", ".join(
-        f"{name.removeprefix('term_')} {value:.4f}"
-        for name, value in figures.items()
-        if name.startswith("term_") and value is not None
-    )
-    print(
-        f"step {step}/{session.steps}: loss {figures['loss']:.4f} ({terms}),"
-        f" {figures['rows_per_s']:.1f} rows/s",
-        flush=True,
-    )
 
 
 @contextmanager

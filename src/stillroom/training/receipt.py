@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import stillroom
-from stillroom.training.prepare import Session
+from stillroom.training.session import Session
 
 _TEACHER_MODULES = ("onnx", "onnxruntime", "stillroom.teachers.onnx", "stillroom.teachers.torch")
 

@@ -7,7 +7,7 @@ import torch
 
 from stillroom.metrics import predict
 from stillroom.pictures.draw import blend, grid
-from stillroom.training.prepare import Session
+from stillroom.training.session import Session
 from stillroom.training.stream import collate, to_batch
 from stillroom.training.validate import teacher_target
 from stillroom.types import IGNORE

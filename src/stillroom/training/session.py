@@ -1,0 +1,66 @@
+"""What one process of a run works with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from stillroom.cache.identity import Cache
+from stillroom.losses import Term
+from stillroom.pictures.dataset import PictureSet
+from stillroom.recipe import Recipe
+from stillroom.students.distiller import Distiller
+from stillroom.training.order import Deal, Order
+from stillroom.training.stream import Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What one process of a run works with."""
+
+    recipe: Recipe
+    accelerator: Accelerator
+    folder: Path
+    pictures: PictureSet
+    cache: Cache | None
+    source: Source
+    validation: Source | None
+    order: Order
+    deal: Deal
+    epoch_steps: int
+    distiller: Distiller  # bare: evaluated, saved
+    model: Any  # the same, as DDP and AMP wrap it: trained
+    optimizer: Any
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.recipe.epochs * self.epoch_steps
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The recipe's terms."""
+        return self.recipe.terms
+
+    @property
+    def is_first(self) -> bool:
+        """True for the process that writes and talks."""
+        return self.accelerator.is_main_process
+
+    def reduce(self, values: Tensor) -> Tensor:
+        """Sum a tensor over all ranks."""
+        if self.accelerator.num_processes > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def any(self, claim: bool) -> bool:
+        """Return whether a claim is true on any rank; waits for the device."""
+        return bool(self.reduce(torch.tensor(float(claim), device=self.accelerator.device)) > 0)
+
+    def say(self, text: str) -> None:
+        """Print a line from rank 0."""
+        if self.is_first:
+            print(text, flush=True)
