@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import stillroom.training.evaluation as evaluation
 import stillroom.training.loop as loop
 from stillroom.errors import DamageError, FailureError, Stopped
 from stillroom.jsonfile import read_json
@@ -19,9 +20,10 @@ from stillroom.losses import CrossEntropy
 from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import AdamW, Augment, Recipe
 from stillroom.training.log import read_metrics
+from stillroom.training.session import Session
 from stillroom.using.student import load_student
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 
 def plain(recipe: Recipe, **changes: object) -> Recipe:
@@ -98,10 +100,7 @@ def test_an_error_in_validation_gives_threads_back(tiny_recipe, monkeypatch):
     assert kept.value.what == "broken"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(
-    tiny_recipe, monkeypatch, number
-):
+def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(tiny_recipe, monkeypatch):
     recipe = plain(tiny_recipe, epochs=3, augment=Augment(photometric=0.2))
     recipe = replace(recipe, run=replace(recipe.run, log_every=2))
     straight = loop.train(replace(recipe, run=replace(recipe.run, name="straight")))
@@ -110,7 +109,7 @@ def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(
     def signalled(session, step, frozen):
         calls.append(step)
         if step == 4:
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGUSR1)  # SIGTERM: test_end_to_end
         return update(session, step, frozen)
 
     monkeypatch.setattr(loop, "_update", signalled)
@@ -127,6 +126,18 @@ def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(
     assert all(torch.equal(one[name], two[name]) for name in one)
     for a, b in zip(read_metrics(straight), read_metrics(run), strict=True):
         assert {**a, "rows_per_s": 0} == {**b, "rows_per_s": 0}
+
+
+def test_a_binary_task_without_foreground_is_summed_up(tiny_world):
+    pictures = open_pictures(tiny_world / "shards")
+    pictures.classes = ("ground", "person")
+    session = Session.__new__(Session)
+    object.__setattr__(session, "pictures", pictures)
+    assert evaluation._summary(session, {"miou": 1.0, "iou": [1.0, None]}) == "mIoU 1.0000"
+    found = {"miou": 0.75, "iou": [1.0, 0.5], "teacher_iou": [1.0, 0.25]}
+    assert evaluation._summary(session, found).endswith(
+        "person IoU 0.5000, teacher person IoU 0.2500"
+    )
 
 
 def test_a_substituted_row_is_counted_in_the_receipt(tiny_world, tiny_recipe, tmp_path, capsys):

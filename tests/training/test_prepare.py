@@ -22,7 +22,7 @@ from stillroom.training.loop import train
 from stillroom.training.parameters import average_buffers
 from stillroom.training.prepare import prepare
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 
 @pytest.fixture(autouse=True)

@@ -68,6 +68,6 @@ def _summary(session: Session, found: dict[str, Any]) -> str:
         known += [
             f"{owner}{session.pictures.classes[1]} IoU {found[name][1]:.4f}"
             for name, owner in (("iou", ""), ("teacher_iou", "teacher "))
-            if found.get(name)
+            if found.get(name) and found[name][1] is not None
         ]
     return ", ".join(known)
