@@ -68,6 +68,6 @@ def test_tensorboard_has_the_scalars_even_when_the_run_ends_in_an_error(tmp_path
 
 def test_curves_are_drawn_from_any_lines(tmp_path):
     write(tmp_path, 1, 8)
-    for number, lines in enumerate(([], read_metrics(tmp_path)[:1], read_metrics(tmp_path))):
+    for number, lines in enumerate(([], read_metrics(tmp_path))):
         draw_curves(lines, tmp_path / f"{number}.png")
         assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
