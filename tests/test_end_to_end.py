@@ -245,7 +245,7 @@ def test_a_cache_of_other_pictures_is_refused_with_the_command_that_makes_it(fla
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--freeze", "down"], "nothing before it trains"),
+        (["--freeze", "encoder"], "nothing before it trains"),
         (["--freeze", "nothing_of_that_name"], "no part named"),
         (["--terms.2.target", "nobody"], "'nobody'"),
         (["--terms.2.target", "inner"], "needs logits"),
