@@ -13,12 +13,16 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def machine(*packages: str) -> dict[str, object]:
-    """Return processor, cores, date, and the versions of Python and of the packages named."""
+    """Return processor, cores, date, load, and the versions of Python and of the packages named.
+
+    A load above the number of cores says that other work shared them: seconds are too long then.
+    """
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return {
         "date": time.strftime("%Y-%m-%d"),
         "cpu": next(line.partition(": ")[2] for line in lines if line.startswith("model name")),
         "cores": os.cpu_count(),
+        "load_1_5_15_min": [round(load, 1) for load in os.getloadavg()],
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }
