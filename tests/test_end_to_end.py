@@ -27,7 +27,7 @@ from stillroom.using.evaluate import evaluate, open_data
 from stillroom.using.student import load_student
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = ["--batch", "8", "--micro-batch", "4", "--run.log-every", "2"]
+QUICK = ["--batch", "8", "--micro-batch", "4", "--run.log-every", "2", "--run.evaluate-every", "1"]
 SMALL = ["--student.width", "4", "--student.depth", "2"]
 
 
