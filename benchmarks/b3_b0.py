@@ -4,10 +4,10 @@
 detector (three convolutions and the inner tensor `segmentation_model_34_Concat_output_0`,
 1024x80x80, with more after it) and a randomly initialised U-Net EfficientNet-B3, runs stage 1 and
 three steps of stage 2 in batches of two, each in a process of its own, and writes
-`benchmarks/results/b3_b0_cpu<cores>_<yyyymm>.json`. About 100 seconds on two cores. The stand-in
-does about 4 GMAC a picture, the real detector some 60 times that. Real pictures: `--source
-voc:PATH`, a folder with a train and a val list of a few names. `--gates refuse warn off` runs stage
-1 once per gate (a random teacher is refused with status 2).
+`benchmarks/results/b3_b0_cpu<cores>_<yyyymm>.json`. About 100 seconds on two cores. Stage 1's
+seconds are not those of the real detector: the stand-in does 4 GMAC a picture. Real pictures:
+`--source voc:PATH`, a folder with a train and a val list of a few names. `--gates refuse warn off`
+runs stage 1 once per gate (a random teacher is refused with status 2).
 """
 
 import argparse
