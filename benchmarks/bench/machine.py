@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+
 from stillroom.jsonfile import write_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -31,8 +33,9 @@ def machine(*packages: str) -> dict[str, object]:
 def save(name: str, command: str, figures: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Write `<folder>/<name>_cpu<cores>_<yyyymm>.json`, print it line by line, return its path."""
     path = folder / f"{name}_cpu{os.cpu_count()}_{time.strftime('%Y%m')}.json"
-    packages = ("torch", "onnxruntime-gpu", "zarr", "segmentation-models-pytorch")
-    write_json(path, {"command": command, "machine": machine(*packages), **figures})
+    found = machine("torch", "zarr", "segmentation-models-pytorch")
+    found["onnxruntime"] = onnxruntime.__version__  # of whichever package there is
+    write_json(path, {"command": command, "machine": found, **figures})
     for member, value in figures.items():
         print(f"  {member}: {value}")
     print(path)
