@@ -194,10 +194,14 @@ class RunTeacher:
 Teacher = OnnxTeacher | SmpTeacher | RunTeacher
 
 
+class MissingTeacherError(UserError):
+    """A teacher's file is not here; stage 2 can do without, stage 1 cannot."""
+
+
 def existing(path: str) -> Path:
-    """Return the path of a teacher's file; raises UserError where there is none."""
+    """Return the path of a teacher's file; raises MissingTeacherError where there is none."""
     if not Path(path).is_file():
-        raise UserError(
+        raise MissingTeacherError(
             f"the teacher's file {path} does not exist",
             found="a folder" if Path(path).is_dir() else "nothing",
             wanted="the network's file",
@@ -215,7 +219,7 @@ def read_run(path: str) -> tuple[dict[str, Any], Path]:
     description, weights = folder / "student.json", folder / "student.safetensors"
     missing = [file.name for file in (description, weights) if not file.is_file()]
     if missing:
-        raise UserError(
+        raise MissingTeacherError(
             f"the teacher's folder {path} is not a finished run",
             found=f"no {' and no '.join(missing)}",
             wanted="the folder of a finished run, runs/NAME",

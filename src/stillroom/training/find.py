@@ -6,6 +6,7 @@ from stillroom.cache.identity import Cache, match_cache
 from stillroom.errors import UserError
 from stillroom.pictures.dataset import PictureSet
 from stillroom.recipe import Recipe, teacher_identities
+from stillroom.teachers.configs import MissingTeacherError
 
 
 def find_cache(recipe: Recipe, pictures: PictureSet, talk: bool) -> Cache | None:
@@ -20,7 +21,7 @@ def find_cache(recipe: Recipe, pictures: PictureSet, talk: bool) -> Cache | None
     assert pictures.geometry is not None
     try:
         teachers, known = teacher_identities(recipe, with_files=True), True
-    except UserError:
+    except MissingTeacherError:
         teachers, known = teacher_identities(recipe, with_files=False), False
     try:
         cache = match_cache(

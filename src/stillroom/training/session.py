@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stillroom.cache.identity import Cache
+from stillroom.errors import FailureError
 from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet
 from stillroom.recipe import Recipe
@@ -51,9 +52,16 @@ class Session:
         return self.accelerator.is_main_process
 
     def reduce(self, values: Tensor) -> Tensor:
-        """Sum a tensor over all ranks."""
+        """Sum a tensor over all ranks; raises FailureError where one of them is gone."""
         if self.accelerator.num_processes > 1:
-            torch.distributed.all_reduce(values)
+            try:
+                torch.distributed.all_reduce(values)
+            except RuntimeError as error:
+                raise FailureError(
+                    "another process of this run has ended",
+                    found=str(error).splitlines()[0],
+                    fix="see what that process said",
+                ) from error
         return values
 
     def any(self, claim: bool) -> bool:
