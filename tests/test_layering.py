@@ -25,7 +25,17 @@ ALLOWED = {
     "recipe": GROUND | {"codecs", "losses", "pictures", "students", "teachers.configs"},
     "extraction": GROUND
     | {"pictures", "teachers", "codecs", "cache", "metrics", "recipe", "networks.normalise"},
-    "training": GROUND | {"pictures", "codecs", "cache", "students", "losses", "metrics", "recipe"},
+    "training": GROUND
+    | {
+        "pictures",
+        "codecs",
+        "cache",
+        "students",
+        "losses",
+        "metrics",
+        "recipe",
+        "teachers.configs",
+    },
     "using": GROUND | {"pictures", "cache", "students", "metrics", "recipe", "networks"},
     "recipes": GROUND | {"recipe", "losses", "students", "teachers.configs"},
     "cli": GROUND | {"recipe", "recipes"},
