@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from stillroom.jsonfile import read_json
+from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import Recipe
 from stillroom.training.log import read_metrics
 
@@ -24,7 +27,9 @@ _spec.loader.exec_module(driver)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
 
 
-def call(script: str, *words: object, ranks: int) -> subprocess.CompletedProcess[str]:
+def call(
+    script: str, *words: object, ranks: int, patience_s: int = 110
+) -> subprocess.CompletedProcess[str]:
     """Run a script in so many processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return subprocess.run(
@@ -32,7 +37,7 @@ def call(script: str, *words: object, ranks: int) -> subprocess.CompletedProcess
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
-        timeout=110,
+        timeout=patience_s,
         check=False,
     )
 
@@ -152,3 +157,52 @@ def test_a_mistake_of_the_user_is_told_in_words_under_torchrun(tiny_recipe, tmp_
     assert "wanted: 1 processes" in done.stderr
     assert "File" not in done.stderr.split("torch")[0]  # no traceback of ours
     assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_row_that_one_rank_cannot_read_stops_both(tiny_recipe, tmp_path):
+    shards = tmp_path / "shards"
+    shutil.copytree(tiny_recipe.data.shards, shards)
+    pictures = open_pictures(shards)
+    shard = pictures.open(pictures.shard_ids("train")[1])
+    data = bytearray(shard.path.read_bytes())
+    data[int(shard._spans["picture"][3, 0]) + 40] ^= 1
+    shard.path.write_bytes(data)
+    words = [*flags(tiny_recipe, tmp_path / "runs"), "--data.shards", shards]
+    done = call("train_student.py", *words, ranks=2, patience_s=500)
+    assert done.returncode == 1
+    assert "train-000001.tar: the picture of 000011 at byte" in done.stderr
+    assert "another process of this run has ended" in done.stderr
+    assert "SIGKILL" not in done.stderr  # which torchrun sends to what has not ended in 30 seconds
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_ranks_told_to_stop_save_and_one_alone_goes_on(tiny_recipe, tmp_path):
+    words = flags(tiny_recipe, tmp_path)
+    words += ["--epochs", 40, "--run.evaluate-every", 40, "--run.log-every", 1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    with subprocess.Popen(
+        [*command, str(ROOT / "train_student.py"), *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=ENVIRONMENT,
+    ) as launcher:
+        assert launcher.stdout is not None
+        for line in launcher.stdout:
+            if line.startswith("step 5/"):
+                launcher.send_signal(signal.SIGTERM)
+                break
+        said = launcher.stdout.read()
+    run = tmp_path / "tiny"
+    assert (run / "requeue").is_file(), said
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert 5 <= int(checkpoint.name.removeprefix("step-")) < 120
+    done = call("train_student.py", *words, "--run.resume", ranks=1, patience_s=400)
+    assert done.returncode == 0, done.stderr
+    assert f"resumed from {checkpoint}" in done.stdout
+    steps = [line["step"] for line in read_metrics(run) if line["kind"] == "train"]
+    assert steps == list(range(1, 121))
+    assert not (run / "requeue").exists()
