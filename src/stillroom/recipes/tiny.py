@@ -42,7 +42,7 @@ def tiny_teacher() -> Recipe:
         batch=16,
         micro_batch=16,
         epochs=8,
-        run=Run(evaluate_every=2),
+        run=Run(evaluate_every=4),
     )
 
 
@@ -58,7 +58,7 @@ def tiny_plain() -> Recipe:
         batch=16,
         micro_batch=16,
         epochs=8,
-        run=Run(evaluate_every=2),
+        run=Run(evaluate_every=4),
     )
 
 
