@@ -34,7 +34,7 @@ def draw_shapes(
         image[inside] = (pattern * colours[0] + (1 - pattern) * colours[1])[inside]
         mask[inside] = kind
         mask[np.abs(distance) < _BORDER_PX] = IGNORE
-    noise = generator.normal(0, 12, image.shape).astype(np.float32)
+    noise = generator.normal(0, 8, image.shape).astype(np.float32)
     return (image + noise).clip(0, 255).astype(np.uint8), mask
 
 
@@ -55,7 +55,7 @@ def _ground(generator: np.random.Generator, size: int) -> Float[np.ndarray, "h w
     ground = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
     y, x = np.mgrid[:size, :size].astype(np.float32)
     false = _texture(int(generator.integers(1, 4)), x, y, generator)[..., None]
-    return np.asarray(ground, np.float32) + 25 * (false - 0.5)
+    return np.asarray(ground, np.float32) + 16 * (false - 0.5)
 
 
 def _distance(
@@ -69,7 +69,7 @@ def _distance(
     angle.
     """
     cx, cy = generator.uniform(0.1 * size, 0.9 * size, 2)
-    radius = generator.uniform(0.1, 0.24) * size
+    radius = generator.uniform(0.15, 0.3) * size
     angle = generator.uniform(0, 2 * np.pi)
     u = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
     v = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)

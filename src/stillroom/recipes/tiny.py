@@ -39,8 +39,8 @@ def tiny_teacher() -> Recipe:
         terms=(CrossEntropy(weight=1.0), BinaryCrossEntropy(weight=0.5), Dice(weight=0.5)),
         augment=Augment(photometric=0.2, mirror=True),
         optimizer=AdamW(lr=4e-3),
-        batch=16,
-        micro_batch=16,
+        batch=8,
+        micro_batch=8,
         epochs=8,
         run=Run(evaluate_every=4),
     )
@@ -55,8 +55,8 @@ def tiny_plain() -> Recipe:
         terms=(CrossEntropy(weight=1.0), Dice(weight=0.5)),
         augment=Augment(photometric=0.2),
         optimizer=AdamW(lr=4e-3),
-        batch=16,
-        micro_batch=16,
+        batch=8,
+        micro_batch=8,
         epochs=8,
         run=Run(evaluate_every=4),
     )
