@@ -22,7 +22,7 @@ from stillroom.errors import FailureError
 from stillroom.jsonfile import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAIN, VALIDATION, SIZE_PX = 352, 80, 64
+TRAIN, VALIDATION, SIZE_PX = 384, 80, 48
 RUNS = {"teacher": "tiny-teacher", "plain": "tiny-plain", "distilled": "tiny"}
 
 

@@ -89,7 +89,7 @@ def _texture(
     generator: np.random.Generator,
 ) -> Float[np.ndarray, "h w"]:
     """Stripes, checks or dots between 0 and 1."""
-    period = generator.uniform(5, 8)
+    period = generator.uniform(4, 6)
     phase = generator.uniform(0, period, 2)
     angle = generator.uniform(0, np.pi)
     u = (x * np.cos(angle) + y * np.sin(angle) + phase[0]) / period

@@ -39,10 +39,10 @@ def tiny_teacher() -> Recipe:
         terms=(CrossEntropy(weight=1.0), BinaryCrossEntropy(weight=0.5), Dice(weight=0.5)),
         augment=Augment(photometric=0.2, mirror=True),
         optimizer=AdamW(lr=4e-3),
-        batch=8,
-        micro_batch=8,
-        epochs=8,
-        run=Run(evaluate_every=4),
+        batch=16,
+        micro_batch=16,
+        epochs=10,
+        run=Run(evaluate_every=5),
     )
 
 
@@ -55,10 +55,10 @@ def tiny_plain() -> Recipe:
         terms=(CrossEntropy(weight=1.0), Dice(weight=0.5)),
         augment=Augment(photometric=0.2),
         optimizer=AdamW(lr=4e-3),
-        batch=8,
-        micro_batch=8,
-        epochs=8,
-        run=Run(evaluate_every=4),
+        batch=16,
+        micro_batch=16,
+        epochs=10,
+        run=Run(evaluate_every=5),
     )
 
 
@@ -80,5 +80,5 @@ def tiny() -> Recipe:
             RunTeacher(target="shapes", path="runs/tiny-teacher", taps=(("inner", "encoder.2"),)),
         ),
         codec={"shapes": "float16", "inner": "float16"},
-        terms=(*plain.terms, *distilled),
+        terms=(CrossEntropy(weight=0.3), Dice(weight=0.15), *distilled),
     )
