@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "stillroom"
-GROUND = {"types", "errors", "jsonfile"}
+GROUND = {"types", "errors", "jsonfile", "signals"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
     "jsonfile": {"errors"},
+    "signals": set(),
     "networks": GROUND,
     "metrics": GROUND,
     "pictures": GROUND,

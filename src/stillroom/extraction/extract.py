@@ -8,11 +8,10 @@ the first writer of a shard wins.
 
 import platform
 import queue
-import signal
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from stillroom.jsonfile import digest
 from stillroom.pictures.dataset import Picture, PictureShard, open_pictures
 from stillroom.pictures.loader import image_tensor, read_ahead
 from stillroom.recipe import Recipe, check
+from stillroom.signals import stop_on_signals
 from stillroom.types import Row, ShardId, TargetSpec, View
 
 
@@ -53,7 +53,7 @@ def cache_teacher(recipe: Recipe, place: Place) -> Cache:
     Raises UserError for what cannot work, Stopped when a signal asked to stop; the published
     shards stay.
     """
-    with _stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         return _cache_teacher(recipe, place, stop)
 
 
@@ -304,17 +304,3 @@ def _warn_of_size(recipe: Recipe, cache: Cache, place: Place) -> None:
 
 def _describe(specs: Sequence[TargetSpec]) -> str:
     return ", ".join(f"{s.name} {s.kind} {'x'.join(map(str, s.shape))} ({s.codec})" for s in specs)
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """Within, SIGTERM and SIGUSR1 set the event: the batch under way is the last."""
-    stop = threading.Event()
-    on_main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGTERM, signal.SIGUSR1) if on_main else ()
-    before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
-    try:
-        yield stop
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

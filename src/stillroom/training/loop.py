@@ -4,11 +4,10 @@ Order, learning rate, temperature and randomness are functions of the step, so t
 that a resume needs besides tensors.
 """
 
-import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from stillroom.errors import FailureError, Stopped
 from stillroom.jsonfile import read_json, write_bytes, write_json
 from stillroom.losses import epoch_progress
 from stillroom.recipe import Recipe
+from stillroom.signals import stop_on_signals
 from stillroom.training.checkpoint import (
     clear_leftovers,
     load_checkpoint,
@@ -54,7 +54,7 @@ def train(recipe: Recipe) -> Path:
     step, best = _restore(session)
     session.say(describe(session))
     with (
-        _stop_on_signals() as stop,
+        stop_on_signals() as stop,
         Log(session.folder, step) if session.is_first else nullcontext() as log,
         closing(_stream(session, step)) as stream,
     ):
@@ -250,17 +250,3 @@ def _finish(session: Session, seconds: float) -> None:
     if substituted:
         print(f"{substituted} damaged rows were left out; the rows after them took their places")
     print(f"done: {session.folder}, best {score(read_json(best / 'student.json')['score']):.4f}")
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """Within, SIGTERM and SIGUSR1 set the event; the loop saves at its next line of the log."""
-    stop = threading.Event()
-    on_main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGTERM, signal.SIGUSR1) if on_main else ()
-    before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
-    try:
-        yield stop
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

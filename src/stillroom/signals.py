@@ -1,0 +1,20 @@
+"""Being told to stop: both stages finish what is under way and leave nothing half done."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Within, SIGTERM and SIGUSR1 set the event; the caller looks at it where it can stop."""
+    stop = threading.Event()
+    on_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGUSR1) if on_main else ()
+    before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
