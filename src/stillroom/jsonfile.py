@@ -97,6 +97,12 @@ def write_bytes(path: Path, data: bytes, *, replace: bool = True) -> bool:
     return True
 
 
+def file_sha256(path: Path) -> str:
+    """Return the sha256 (hex) of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)

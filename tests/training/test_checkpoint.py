@@ -15,10 +15,9 @@ from torch import nn
 
 import stillroom.training.checkpoint as checkpoint
 from stillroom.errors import DamageError, UserError
-from stillroom.jsonfile import read_json
+from stillroom.jsonfile import file_sha256, read_json
 from stillroom.training.checkpoint import (
     clear_leftovers,
-    file_sha256,
     load_checkpoint,
     newest_checkpoint,
     save_best,

@@ -96,12 +96,6 @@ class HashedFile:
         self._file.close()
 
 
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file, read in pieces of 1 MB."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def sync_file(path: Path) -> None:
     """Make a file durable, and drop it from memory so that the next read comes from the disk."""
     descriptor = os.open(path, os.O_RDONLY)

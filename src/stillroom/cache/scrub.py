@@ -5,10 +5,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stillroom.cache.frames import crc32c, file_sha256
+from stillroom.cache.frames import crc32c
 from stillroom.cache.reader import ShardReader
 from stillroom.cache.record import FILE, Plan, Record
 from stillroom.errors import DamageError
+from stillroom.jsonfile import file_sha256
 from stillroom.types import ShardId
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import numpy as np
 
 from stillroom.cache.body import BodyWriter, Part, Spans
 from stillroom.cache.faults import reach
-from stillroom.cache.frames import HashedFile, crc32c, file_sha256
+from stillroom.cache.frames import HashedFile, crc32c
+from stillroom.jsonfile import file_sha256
 from stillroom.types import Row
 
 _CRC_BYTES = 4

@@ -20,7 +20,7 @@ from typing import Any
 import google_crc32c
 
 from stillroom.errors import FailureError, UserError
-from stillroom.jsonfile import digest, sync_folder, write_json
+from stillroom.jsonfile import digest, file_sha256, sync_folder, write_json
 from stillroom.pictures.dataset import (
     FORMAT,
     ShardInfo,
@@ -136,8 +136,7 @@ def _write_shard(
                 hashes.append(hashlib.sha256(row.picture).digest())
         file.flush()
         os.fsync(file.fileno())
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = file_sha256(path)
     index = {"format": FORMAT, "split": shard.split, "number": shard.number, "rows": columns}
     write_json(folder / f"{shard}.json", index)
     return ShardInfo(

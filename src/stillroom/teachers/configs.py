@@ -4,7 +4,6 @@ Stage 2 imports this module to recognise a cache; what runs a teacher is importe
 only.
 """
 
-import hashlib
 import math
 import re
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.errors import DamageError, UserError
-from stillroom.jsonfile import read_json
+from stillroom.jsonfile import file_sha256, read_json
 from stillroom.teachers.external_data import external_files
 from stillroom.types import Kind
 
@@ -81,8 +80,8 @@ class OnnxTeacher:
         if with_files:
             path = existing(self.path)
             files = external_files(path)
-            identity["onnx_sha256"] = _sha256(path)
-            identity["external_data_sha256"] = {n: _sha256(f) for n, f in files.items()}
+            identity["onnx_sha256"] = file_sha256(path)
+            identity["external_data_sha256"] = {n: file_sha256(f) for n, f in files.items()}
         return identity
 
     def build(self, device: str) -> "BuiltOnnxTeacher":
@@ -141,7 +140,7 @@ class SmpTeacher:
             "precision": "float32",
         }
         if with_files:
-            identity["weights_sha256"] = _sha256(existing(self.path))
+            identity["weights_sha256"] = file_sha256(existing(self.path))
         return identity
 
     def build(self, device: str) -> "BuiltTorchTeacher":
@@ -181,7 +180,7 @@ class RunTeacher:
         if with_files:
             architecture, weights = read_run(self.path)
             identity["architecture"] = architecture
-            identity["weights_sha256"] = _sha256(weights)
+            identity["weights_sha256"] = file_sha256(weights)
         return identity
 
     def build(self, device: str) -> "BuiltTorchTeacher":
@@ -258,8 +257,3 @@ def _kinds(target: str, taps: Taps) -> dict[str, Kind]:
 
 def _tensors(target: str, taps: Taps) -> dict[str, str]:
     return {target: "logits", **dict(taps)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,6 @@ A folder `checkpoints/step-000400/` is written aside, flushed and renamed; older
 afterwards, never before.
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stillroom.errors import DamageError, UserError
-from stillroom.jsonfile import read_json, sync_folder, write_json
+from stillroom.jsonfile import file_sha256, read_json, sync_folder, write_json
 
 FORMAT = "stillroom checkpoint 1"
 _TENSORS = ("model.safetensors", "optimizer.safetensors")
@@ -135,12 +134,6 @@ def replace_folder(aside: Path, folder: Path) -> None:
     else:
         aside.rename(folder)
     sync_folder(folder.parent)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 it.
 """
 
-import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from stillroom.errors import DamageError, UserError
-from stillroom.jsonfile import read_json
+from stillroom.jsonfile import file_sha256, read_json
 from stillroom.networks.build import Network, build_network, load_weights
 
 
@@ -48,7 +47,7 @@ def load_student(run: Path) -> Trained:
             fix=f"finish it with --run.resume, or use {run / 'best'}",
         )
     about = read_json(run / "student.json")
-    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    found = file_sha256(weights)
     if found != about.get("weights_sha256"):
         raise DamageError(
             f"{weights} is not what student.json names",
