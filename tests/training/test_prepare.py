@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
 
-from stillroom.cache.identity import find_caches
+from stillroom.cache import find_caches
 from stillroom.errors import UserError
 from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import Recipe

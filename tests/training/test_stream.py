@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from stillroom.cache.identity import Cache, find_caches
+from stillroom.cache import Cache, find_caches
 from stillroom.errors import DamageError, UserError
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.pictures.loader import image_tensor

@@ -1,13 +1,16 @@
 """Where what a teacher said is kept (docs/format.md, section 3)."""
 
-from stillroom.cache.identity import Cache, claim_cache, find_caches, match_cache, open_cache
+from stillroom.cache.find import find_caches, match_cache
+from stillroom.cache.identity import Cache, claim_cache, open_cache
 from stillroom.cache.identity_json import make_identity
 from stillroom.cache.reader import ShardReader
+from stillroom.cache.rows import CachedRow
 from stillroom.cache.scrub import scrub_shard
 from stillroom.cache.writer import ShardWriter
 
 __all__ = [
     "Cache",
+    "CachedRow",
     "ShardReader",
     "ShardWriter",
     "claim_cache",

@@ -1,4 +1,4 @@
-"""A cache folder: claiming one, opening it, finding those that fit, and what lies in it.
+"""A cache folder: claiming one, opening it, and what lies in it.
 
 Opening reads `identity.json` only; nothing is listed and no shard is touched.
 """
@@ -6,7 +6,6 @@ Opening reads `identity.json` only; nothing is listed and no shard is touched.
 import hashlib
 import os
 import re
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,11 @@ from stillroom.cache.identity_json import (
     differences,
     fingerprint,
     make_identity,
-    plain,
     target_specs,
 )
 from stillroom.cache.reader import ShardReader
 from stillroom.cache.record import Plan, Record, check_files, read_record
+from stillroom.cache.rows import CachedRow, CachedRows
 from stillroom.cache.writer import ShardWriter
 from stillroom.cache.zarr_body import ZarrBody
 from stillroom.codecs import Codec, parse_codec
@@ -40,15 +39,14 @@ __all__ = [
     "BODIES",
     "Cache",
     "claim_cache",
-    "find_caches",
     "make_identity",
-    "match_cache",
     "open_cache",
 ]
 
 BODIES: dict[str, Body] = {"zarr": ZarrBody()}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_IDENTITY, _CODECS, _MANIFEST = "identity.json", "codecs.safetensors", "manifest.json"
+IDENTITY_FILE = "identity.json"
+_CODECS, _MANIFEST = "codecs.safetensors", "manifest.json"
 _MAX_CODECS_BYTES = 1 << 30
 
 
@@ -206,6 +204,35 @@ class Cache:
                 places.append(self.quarantine(shard_id, error))
         return tuple(place for place in places if place is not None)
 
+    # rows, for people
+
+    def __len__(self) -> int:
+        return sum(map(self.shard_rows, self._rows))
+
+    def __getitem__(self, i: int) -> CachedRow:
+        """Return row i of all shards in order, decoded. Raises UserError where it is not there
+        yet, DamageError where it is damaged, IndexError past the end.
+        """
+        return self._cached_rows[i]
+
+    def rows(self, key: str) -> tuple[CachedRow, ...]:
+        """Return every row (region, view) of a picture, decoded; needs a complete cache."""
+        return self._cached_rows.of_key(key)
+
+    @cached_property
+    def _cached_rows(self) -> CachedRows:
+        num_rows = {shard_id: self.shard_rows(shard_id) for shard_id in self._rows}
+        return CachedRows(num_rows, self._open_published, self.codecs, self.fitted)
+
+    def _open_published(self, shard_id: ShardId) -> ShardReader:
+        if not self._folder(shard_id).exists():
+            raise UserError(
+                f"shard {shard_id} of {self.path} is not published yet",
+                found=f"{len(self.missing())} of {len(self._rows)} shards missing",
+                fix="finish stage 1: python tools/cache_teacher.py RECIPE",
+            )
+        return self.reader(shard_id)
+
     # completion
 
     @property
@@ -226,7 +253,7 @@ class Cache:
             "format": FORMAT,
             "fingerprint": self.fingerprint,
             "codecs_sha256": self.codecs_sha256,
-            "rows": sum(map(self.shard_rows, self._rows)),
+            "rows": len(self),
             "shards": [
                 {
                     "split": shard_id.split,
@@ -253,13 +280,14 @@ class Cache:
         return record
 
 
-def open_cache(path: Path) -> Cache:
+def open_cache(path: Path | str) -> Cache:
     """Open a cache folder. Raises UserError if there is none, DamageError if it is damaged."""
+    path = Path(path)
     try:
-        identity = read_json(path / _IDENTITY)
+        identity = read_json(path / IDENTITY_FILE)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{path} is not a cache: it has no {_IDENTITY}",
+            f"{path} is not a cache: it has no {IDENTITY_FILE}",
             fix="python tools/cache_teacher.py RECIPE",
         ) from None
     check_identity(identity)
@@ -279,7 +307,7 @@ def claim_cache(root: Path, name: str, identity: dict[str, Any]) -> Cache:
     path = root / f"{name}-{fingerprint(identity)[:8]}"
     for folder in (path, path / "tmp", path / "quarantine"):
         folder.mkdir(parents=True, exist_ok=True)
-    write_json(path / _IDENTITY, identity, replace=False)
+    write_json(path / IDENTITY_FILE, identity, replace=False)
     reach("identity-linked")
     sync_folder(root)
     cache = open_cache(path)
@@ -292,75 +320,3 @@ def claim_cache(root: Path, name: str, identity: dict[str, Any]) -> Cache:
             fix="give the cache another name, or move that folder away",
         )
     return cache
-
-
-def find_caches(root: Path) -> tuple[Cache, ...]:
-    """Return the caches directly below a folder, by name, or the folder itself where it is one."""
-    if (root / _IDENTITY).exists():
-        return (open_cache(root),)
-    return tuple(open_cache(path.parent) for path in sorted(root.glob(f"*/{_IDENTITY}")))
-
-
-def match_cache(
-    root: Path,
-    pictures_digest: str,
-    geometry: Sequence[int] | None,
-    teachers: dict[str, dict[str, Any]],
-) -> Cache:
-    """Return the one cache of these pictures that holds every target of these teachers.
-
-    Codecs are the cache's own affair. `geometry` is (h, w) in pixels, or None for any; `teachers`
-    has, per needed target, the items of its teacher's identity that must be equal. Raises UserError
-    where none fits (with the nearest one's differences) or several do.
-    """
-    caches = find_caches(root)
-    if not caches:
-        raise UserError(
-            f"there is no cache in {root}",
-            wanted=f"one with {', '.join(sorted(teachers))}",
-            fix="python tools/cache_teacher.py RECIPE",
-        )
-    misfits = [(_misfit(cache, pictures_digest, geometry, teachers), cache) for cache in caches]
-    fitting = [cache for misfit, cache in misfits if not misfit]
-    if len(fitting) > 1:
-        raise UserError(
-            f"{len(fitting)} caches fit",
-            found=", ".join(str(cache.path) for cache in fitting),
-            wanted="one",
-            fix=f"name it: --run.cache {fitting[0].path}",
-        )
-    if not fitting:
-        misfit, nearest = min(misfits, key=lambda pair: len(pair[0]))
-        found, wanted = both_sides(misfit)
-        raise UserError(
-            f"none of the {len(caches)} caches in {root} fits; the nearest is {nearest.path}",
-            found=found,
-            wanted=wanted,
-            fix="python tools/cache_teacher.py RECIPE",
-        )
-    return fitting[0]
-
-
-def _misfit(
-    cache: Cache,
-    pictures_digest: str,
-    geometry: Sequence[int] | None,
-    teachers: dict[str, dict[str, Any]],
-) -> list[tuple[str, Any, Any]]:
-    """(name, found, wanted) of everything that keeps a cache from being used."""
-    found: dict[str, Any] = {"pictures digest": cache.identity["pictures"]["digest"]}
-    wanted: dict[str, Any] = {"pictures digest": pictures_digest}
-    if geometry is not None:
-        found["height and width"], wanted["height and width"] = (
-            list(cache.geometry),
-            list(geometry),
-        )
-    for target, teacher in teachers.items():
-        recorded = cache.identity["targets"].get(target)
-        name = f"teacher of {target}"
-        wanted[name] = plain(teacher)
-        if recorded is None:
-            found[name] = "no such target"
-        else:
-            found[name] = {member: recorded["teacher"].get(member) for member in teacher}
-    return differences(found, wanted)

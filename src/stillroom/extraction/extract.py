@@ -21,7 +21,8 @@ import torch
 from tqdm import tqdm
 
 import stillroom
-from stillroom.cache.identity import Cache, claim_cache, find_caches
+from stillroom.cache.find import find_caches
+from stillroom.cache.identity import Cache, claim_cache
 from stillroom.codecs import Codec
 from stillroom.errors import FailureError, Stopped, UserError
 from stillroom.extraction.gate import gate_pictures, judge

@@ -200,8 +200,9 @@ class PictureSet:
                 self._open.popitem()[1].close()
 
 
-def open_pictures(path: Path) -> PictureSet:
+def open_pictures(path: Path | str) -> PictureSet:
     """Open a packed data set; raises UserError where there is none, DamageError on bad bytes."""
+    path = Path(path)
     file = path / "dataset.json"
     if not file.is_file():
         raise UserError(

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from stillroom.cache.identity import Cache, match_cache
+from stillroom.cache.find import match_cache
+from stillroom.cache.identity import Cache
 from stillroom.errors import UserError
 from stillroom.pictures.dataset import PictureSet
 from stillroom.recipe import Recipe, teacher_identities

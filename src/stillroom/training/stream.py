@@ -61,7 +61,9 @@ class Source:
         self.places = self._find_places(labelled_only)
         self.parts = tuple(f"{name}.{part}" for name in targets for part in _parts(cache, name))
         self._picture_shard = functools.lru_cache(_OPEN_SHARDS)(pictures.open)
-        self._target_shard = functools.lru_cache(_OPEN_SHARDS)(cache.reader) if cache else None
+        self._target_shard = (
+            None if cache is None else functools.lru_cache(_OPEN_SHARDS)(cache.reader)
+        )
         self._lock = threading.Lock()  # the counts are those of all reading threads
         self.substituted = 0
         self.read_rows = 0

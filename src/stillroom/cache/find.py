@@ -1,0 +1,81 @@
+"""Finding caches: all below a folder, and the one that fits what a recipe needs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stillroom.cache.identity import IDENTITY_FILE, Cache, open_cache
+from stillroom.cache.identity_json import both_sides, differences, plain
+from stillroom.errors import UserError
+
+
+def find_caches(root: Path) -> tuple[Cache, ...]:
+    """Return the caches directly below a folder, by name, or the folder itself where it is one."""
+    if (root / IDENTITY_FILE).exists():
+        return (open_cache(root),)
+    return tuple(open_cache(path.parent) for path in sorted(root.glob(f"*/{IDENTITY_FILE}")))
+
+
+def match_cache(
+    root: Path,
+    pictures_digest: str,
+    geometry: Sequence[int] | None,
+    teachers: dict[str, dict[str, Any]],
+) -> Cache:
+    """Return the one cache of these pictures that holds every target of these teachers.
+
+    Codecs are the cache's own affair. `geometry` is (h, w) in pixels, or None for any; `teachers`
+    has, per needed target, the items of its teacher's identity that must be equal. Raises UserError
+    where none fits (with the nearest one's differences) or several do.
+    """
+    caches = find_caches(root)
+    if not caches:
+        raise UserError(
+            f"there is no cache in {root}",
+            wanted=f"one with {', '.join(sorted(teachers))}",
+            fix="python tools/cache_teacher.py RECIPE",
+        )
+    misfits = [(_misfit(cache, pictures_digest, geometry, teachers), cache) for cache in caches]
+    fitting = [cache for misfit, cache in misfits if not misfit]
+    if len(fitting) > 1:
+        raise UserError(
+            f"{len(fitting)} caches fit",
+            found=", ".join(str(cache.path) for cache in fitting),
+            wanted="one",
+            fix=f"name it: --run.cache {fitting[0].path}",
+        )
+    if not fitting:
+        misfit, nearest = min(misfits, key=lambda pair: len(pair[0]))
+        found, wanted = both_sides(misfit)
+        raise UserError(
+            f"none of the {len(caches)} caches in {root} fits; the nearest is {nearest.path}",
+            found=found,
+            wanted=wanted,
+            fix="python tools/cache_teacher.py RECIPE",
+        )
+    return fitting[0]
+
+
+def _misfit(
+    cache: Cache,
+    pictures_digest: str,
+    geometry: Sequence[int] | None,
+    teachers: dict[str, dict[str, Any]],
+) -> list[tuple[str, Any, Any]]:
+    """(name, found, wanted) of everything that keeps a cache from being used."""
+    found: dict[str, Any] = {"pictures digest": cache.identity["pictures"]["digest"]}
+    wanted: dict[str, Any] = {"pictures digest": pictures_digest}
+    if geometry is not None:
+        found["height and width"], wanted["height and width"] = (
+            list(cache.geometry),
+            list(geometry),
+        )
+    for target, teacher in teachers.items():
+        recorded = cache.identity["targets"].get(target)
+        name = f"teacher of {target}"
+        wanted[name] = plain(teacher)
+        if recorded is None:
+            found[name] = "no such target"
+        else:
+            found[name] = {member: recorded["teacher"].get(member) for member in teacher}
+    return differences(found, wanted)
