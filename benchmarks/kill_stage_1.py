@@ -178,7 +178,7 @@ def _differences(whole: Cache, other: Cache) -> list[str]:
     problems += [] if other.fingerprint == whole.fingerprint else ["another fingerprint"]
     problems += [f"quarantined: {path.name}" for path in (other.path / "quarantine").iterdir()]
     for shard in whole.shard_ids():
-        problems += scrub_shard(other, shard)
+        problems += map(str, scrub_shard(other, shard))
         with whole.reader(shard) as a, other.reader(shard) as b:
             if a.rows != b.rows or a.statistics != b.statistics:
                 problems.append(f"{shard}: other rows or statistics")

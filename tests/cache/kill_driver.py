@@ -83,7 +83,7 @@ def partial(root: Path) -> list[str]:
         cache = open_cache(path)
         shards = [id_ for id_ in cache.shard_ids() if (path / f"{id_}.zarr").exists()]
         for shard_id in shards:
-            problems += scrub_shard(cache, shard_id)
+            problems += map(str, scrub_shard(cache, shard_id))
         if (path / "manifest.json").exists() and cache.missing():
             problems.append("a manifest without its shards")
     return problems

@@ -294,7 +294,7 @@ def test_the_scrub_names_exotic_metadata_strangers_and_a_missing_view(cache: Cac
     }
     write_json(folder / "shard.json", body)
     (folder / "stranger").write_text("x")
-    problems = "\n".join(scrub_shard(cache, TRAIN))
+    problems = "\n".join(map(str, scrub_shard(cache, TRAIN)))
     assert "another shape, type or codec" in problems and "does not belong" in problems
     assert len(read_all(cache)) == 10  # the reader takes no shape from there
 

@@ -86,7 +86,7 @@ def test_a_reader_sees_a_shard_whole_or_not_at_all(tmp_path: Path, make):
     def watch() -> None:
         while not stop.is_set():
             if cache.is_published(TRAIN):
-                problems.extend(scrub_shard(cache, TRAIN))
+                problems.extend(map(str, scrub_shard(cache, TRAIN)))
                 stop.set()
 
     thread = threading.Thread(target=watch)

@@ -55,3 +55,17 @@ def test_what_half_precision_cannot_hold_is_refused(value: float):
     target[1, 2, 3, 0] = value
     with pytest.raises(UserError, match="float16"):
         Float16().encode(target, {})
+
+
+def test_no_value_is_further_off_than_the_stated_bound_and_some_are_exactly_that_far():
+    bits = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64)  # all >= 0
+    middles = (bits[:-1] + bits[1:]) / 2  # the worst there is between two neighbours; exact in fp32
+    values = np.concatenate([bits, middles, np.nextafter(middles, 0), -middles]).astype(np.float32)
+    target = torch.from_numpy(values)[None]
+    bound = Float16().error_bound(target, {})
+    error = (Float16().decode(Float16().encode(target, {}), {}) - target).abs()
+    assert bound.shape == target.shape and bound.dtype == torch.float32
+    assert torch.all(error <= bound)
+    is_power = torch.frexp(target.abs()).mantissa <= 0.5 + 2.0**-11  # just above a power of two
+    assert torch.all((error / bound)[is_power & (error > 0)] > 0.999)
+    assert float(bound.min()) == 2.0**-25

@@ -5,12 +5,13 @@ from stillroom.cache.identity import Cache, claim_cache, open_cache
 from stillroom.cache.identity_json import make_identity
 from stillroom.cache.reader import ShardReader
 from stillroom.cache.rows import CachedRow
-from stillroom.cache.scrub import scrub_shard
+from stillroom.cache.scrub import Problem, scrub_shard
 from stillroom.cache.writer import ShardWriter
 
 __all__ = [
     "Cache",
     "CachedRow",
+    "Problem",
     "ShardReader",
     "ShardWriter",
     "claim_cache",

@@ -93,12 +93,12 @@ class Cache:
         """Return the number of rows of a shard: pictures times views."""
         return self._rows[shard_id] * self.num_views(shard_id.split)
 
-    def plan(self, shard_id: ShardId) -> Plan:
-        """Return what a shard must be; needs the fitted values."""
+    def plan(self, shard_id: ShardId, codecs_sha256: str | None = None) -> Plan:
+        """Return what a shard must be; needs the fitted values, or their file's sha256."""
         return Plan(
             shard_id=shard_id,
             fingerprint=self.fingerprint,
-            codecs_sha256=self.codecs_sha256,
+            codecs_sha256=codecs_sha256 or self.codecs_sha256,
             num_rows=self.shard_rows(shard_id),
             num_views=self.num_views(shard_id.split),
             parts=self.parts,
@@ -248,6 +248,13 @@ class Cache:
         if self.missing():
             return False
         reach("manifest-next")
+        path, data = self.path / _MANIFEST, self.manifest()
+        if not path.exists() or path.read_bytes() != data:
+            write_bytes(path, data)
+        return True
+
+    def manifest(self) -> bytes:
+        """Return what `manifest.json` must hold; raises DamageError if a shard is absent or bad."""
         records = {shard_id: self._record(shard_id) for shard_id in self._rows}
         manifest = {
             "format": FORMAT,
@@ -264,10 +271,7 @@ class Cache:
                 for shard_id, record in records.items()
             ],
         }
-        path, data = self.path / _MANIFEST, encode_json(manifest)
-        if not path.exists() or path.read_bytes() != data:
-            write_bytes(path, data)
-        return True
+        return encode_json(manifest)
 
     def _folder(self, shard_id: ShardId) -> Path:
         assert shard_id in self._rows, shard_id

@@ -43,6 +43,12 @@ class Codec(Protocol):
         """Return the target as fp32."""
         ...
 
+    def error_bound(
+        self, target: Float[Tensor, "b ..."], fitted: dict[str, Tensor]
+    ) -> Float[Tensor, "b ..."]:
+        """Return, per value, how far the decoded value may at most be from the target's."""
+        ...
+
 
 CODECS: dict[str, type[Float16]] = {"float16": Float16}
 

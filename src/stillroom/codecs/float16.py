@@ -58,3 +58,13 @@ class Float16:
     def decode(self, parts: dict[str, Tensor], fitted: dict[str, Tensor]) -> Float[Tensor, "b ..."]:
         """Widen to fp32: exact."""
         return parts["value"].float()
+
+    def error_bound(
+        self, target: Float[Tensor, "b ..."], fitted: dict[str, Tensor]
+    ) -> Float[Tensor, "b ..."]:
+        """Half a unit in the last place: 2^-11 of the magnitude, and never less than 2^-25.
+
+        A number in [2^e, 2^(e+1)) has neighbours 2^(e-10) apart, so rounding to the nearest moves
+        it by at most 2^(e-11) <= 2^-11 of itself; below 2^-14 (subnormal) they are 2^-24 apart.
+        """
+        return target.float().abs().mul(2.0**-11).clamp_min(2.0**-25)
