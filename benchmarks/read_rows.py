@@ -23,7 +23,7 @@ import zarr
 
 from stillroom.cache import Cache, claim_cache, make_identity
 from stillroom.jsonfile import write_json
-from stillroom.types import Row, ShardId, View
+from stillroom.types import Figures, Row, ShardId, View
 
 SHARD, PART = ShardId("train", 0), "detector.value"
 SHAPE = (1024, 80, 80)
@@ -71,7 +71,7 @@ def measure(folder: Path, content: str, num_rows: int) -> dict[str, float]:
             np.save(folder / f"{i}.npy", value)
             row = Row(key=f"{i:06d}", view=View(x0=0, y0=0, x1=640, y1=640))
             began = time.perf_counter()
-            writer.append(row, {PART: value}, {"detector": (-6.0, 6.0, 1.0)})
+            writer.append(row, {PART: value}, {"detector": Figures(-6.0, 6.0, 1.0, None)})
             written += time.perf_counter() - began
         began = time.perf_counter()
         assert writer.publish({})

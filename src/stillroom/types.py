@@ -67,6 +67,15 @@ class TargetSpec:
     codec: str = "float16"
 
 
+class Figures(NamedTuple):
+    """What is kept of one row of one target besides its values, from before encoding."""
+
+    low: float
+    high: float
+    finite: float  # share of the values
+    confidence: float | None  # mean over the cells of the likeliest class's probability; logits
+
+
 @dataclass(slots=True, kw_only=True)
 class Batch:
     """Pictures with what is known of them; every tensor on one device.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stillroom.cache import Cache, claim_cache, make_identity
-from stillroom.types import Row, ShardId, View
+from stillroom.types import Figures, Row, ShardId, View
 
 SHARDS = (("train", 0, 5), ("train", 1, 5), ("val", 0, 3))
 Values = dict[str, np.ndarray]
@@ -45,9 +45,12 @@ def values_of(cache: Cache, shard_id: ShardId, i: int) -> Values:
     }
 
 
-def statistics_of(values: Values) -> dict[str, tuple[float, float, float]]:
+def statistics_of(values: Values) -> dict[str, Figures]:
+    """Figures of the small cache's targets, or of those among them; `mask` holds logits."""
     return {
-        name.partition(".")[0]: (float(value.min()), float(value.max()), 1.0)
+        name.partition(".")[0]: Figures(
+            float(value.min()), float(value.max()), 1.0, 0.75 if name == "mask.value" else None
+        )
         for name, value in values.items()
     }
 

@@ -244,6 +244,29 @@ def test_swapped_keys_are_refused_at_opening(cache: Cache):
         cache.reader(TRAIN)
 
 
+@pytest.mark.parametrize(
+    ("target", "column", "value"),
+    [
+        ("mask", "min", None),
+        ("mask", "max", "0"),
+        ("mask", "finite", 1.5),
+        ("mask", "confidence", None),
+        ("mask", "confidence", -0.1),
+        ("mask", "confidence", True),
+        ("detector", "confidence", 0.5),
+    ],
+)
+def test_figures_that_cannot_be_are_refused_at_opening(
+    cache: Cache, target: str, column: str, value: object
+):
+    path = cache.path / f"{TRAIN}.zarr" / "shard.json"
+    body = read_json(path)
+    body["statistics"][target][column][2] = value
+    write_json(path, body)
+    with pytest.raises(DamageError, match="row 2 of a column"):
+        cache.reader(TRAIN)
+
+
 @pytest.mark.parametrize("missing", ["rows", "parts", "files", "statistics", "provenance"])
 @pytest.mark.parametrize("value", [None, {}, [], 5])
 def test_a_record_without_a_member_is_refused(cache: Cache, missing: str, value: object):

@@ -14,9 +14,10 @@ import zarr
 from stillroom.cache import Cache, claim_cache, open_cache, scrub_shard
 from stillroom.cache.frames import content_size, crc32c, encode_frame, is_finite
 from stillroom.errors import DamageError, FailureError, UserError
-from stillroom.types import Row, ShardId, View
+from stillroom.types import Figures, Row, ShardId, View
 
 TRAIN = ShardId("train", 0)
+COLUMNS = ("min", "max", "finite", "confidence")
 
 
 def test_every_row_is_read_as_it_was_written(cache: Cache, make):
@@ -31,7 +32,9 @@ def test_every_row_is_read_as_it_was_written(cache: Cache, make):
                 for name, value in said.items():
                     assert read[name].dtype == value.dtype
                     assert np.array_equal(read[name], value)
-                    assert reader.statistics["mask"]["max"][i] == said["mask.value"].max()
+                for target, figures in make.statistics(said).items():
+                    columns = reader.statistics[target]
+                    assert tuple(columns[name][i] for name in COLUMNS) == figures
 
 
 def test_plain_zarr_reads_equal_arrays(cache: Cache):
@@ -79,7 +82,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, make, bad: float
         writer.append(make.row(TRAIN, 0), said, figures)
     said = make.values(cache, TRAIN, 0)
     with cache.writer(TRAIN) as writer, pytest.raises(UserError, match="not finite"):
-        writer.append(make.row(TRAIN, 0), said, figures | {"mask": (0.0, 1.0, 0.5)})
+        writer.append(make.row(TRAIN, 0), said, figures | {"mask": Figures(0.0, 1.0, 0.5, 0.75)})
     assert cache.missing() == (TRAIN,) and not list((cache.path / "tmp").iterdir())
 
 

@@ -121,11 +121,31 @@ def test_statistics_and_provenance_are_kept_with_a_shard(recipe):
             low, high = (reader.statistics["shapes"][name][i] for name in ("min", "max"))
             assert low == pytest.approx(value.min(), rel=1e-3)
             assert high == pytest.approx(value.max(), rel=1e-3)
+            shifted = np.exp(value - value.max(0))
+            wanted = (shifted / shifted.sum(0)).max(0).mean()
+            assert reader.statistics["shapes"]["confidence"][i] == pytest.approx(wanted, abs=1e-3)
         assert set(reader.statistics["shapes"]["finite"]) == {1.0}
+        assert set(reader.statistics["inner"]["confidence"]) == {None}
         found = reader.provenance
     assert found["device"] == "cpu"
     assert found["providers"] == ["torch"]
     assert found["versions"]["torch"] == torch.__version__
+
+
+def test_one_channels_confidence_is_in_the_likelier_of_two_classes():
+    logits = torch.tensor([[[[3.0, -3.0]]], [[[0.0, 100.0]]]])  # b 1 1 2
+    first, second = extract._statistics(logits, "logits")
+    p = 1 / (1 + np.exp(-3.0))
+    assert first == pytest.approx((-3.0, 3.0, 1.0, p)) and second.confidence == 0.75
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_one_value_that_is_not_finite_shows_in_its_rows_figures(bad):
+    said = torch.zeros(2, 3, 8, 10)
+    said[1, 0, 5, 5] = bad
+    whole, holed = extract._statistics(said, "features")
+    assert whole == (0, 0, 1, None)
+    assert holed.finite == 239 / 240 and not np.isfinite(holed.high)
 
 
 def test_a_shard_that_is_too_large_is_told_with_the_rows_that_fit(recipe, capsys):

@@ -101,6 +101,7 @@ class Cache:
             codecs_sha256=codecs_sha256 or self.codecs_sha256,
             num_rows=self.shard_rows(shard_id),
             num_views=self.num_views(shard_id.split),
+            kinds={name: spec.kind for name, spec in self.specs.items()},
             parts=self.parts,
             body=self.body,
         )

@@ -15,9 +15,11 @@ from stillroom.cache.body import Body, Part, Spans
 from stillroom.cache.identity_json import FORMAT
 from stillroom.errors import DamageError
 from stillroom.jsonfile import digest, read_json
-from stillroom.types import KEY, Row, ShardId, View
+from stillroom.types import KEY, Kind, Row, ShardId, View
 
 FILE = "shard.json"
+COLUMNS = ("min", "max", "finite", "confidence")  # of the statistics, in the order of Figures
+Statistics = dict[str, dict[str, list[Any]]]  # per target and column, one number (or None) a row
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LARGEST = 1 << 62
 
@@ -31,6 +33,7 @@ class Plan:
     codecs_sha256: str
     num_rows: int
     num_views: int
+    kinds: dict[str, Kind]  # per target
     parts: tuple[Part, ...]
     body: Body
 
@@ -47,7 +50,7 @@ class Record:
     rows: tuple[Row, ...]
     spans: dict[str, Spans]  # per part
     files: dict[str, tuple[int, str]]  # size and sha256
-    statistics: dict[str, dict[str, list[float]]]  # per target: min, max, finite
+    statistics: Statistics
     provenance: dict[str, Any]
     sha256: str  # of shard.json
 
@@ -143,9 +146,12 @@ def _checked(body: dict[str, Any], plan: Plan) -> Record:
         problem = plan.body.check_spans(part, spans[part.name], files[plan.body.file_of(part)][0])
         if problem is not None:
             raise _Bad(f"part {part.name}: {problem}")
-    statistics = {name: _statistics(entry, len(rows)) for name, entry in body["statistics"].items()}
-    if statistics.keys() != {part.name.partition(".")[0] for part in plan.parts}:
-        raise _Bad(f"statistics are of {sorted(statistics)}")
+    if body["statistics"].keys() != plan.kinds.keys():
+        raise _Bad(f"statistics are of {sorted(body['statistics'])}")
+    statistics = {
+        name: _statistics(body["statistics"][name], len(rows), kind)
+        for name, kind in plan.kinds.items()
+    }
     if not isinstance(body["provenance"], dict):
         raise _Bad("provenance is no object")
     return Record(
@@ -187,8 +193,13 @@ def _spans(columns: dict[str, Any], num_rows: int, part: Part) -> Spans:
     return spans
 
 
-def _statistics(columns: dict[str, Any], num_rows: int) -> dict[str, list[float]]:
-    return {name: _column(columns[name], num_rows, _is_number) for name in ("min", "max", "finite")}
+def _statistics(columns: dict[str, Any], num_rows: int, kind: Kind) -> dict[str, list[Any]]:
+    confidence = _is_share if kind == "logits" else _is_null
+    checks = (_is_number, _is_number, _is_share, confidence)
+    return {
+        name: _column(columns[name], num_rows, check)
+        for name, check in zip(COLUMNS, checks, strict=True)
+    }
 
 
 def _file(entry: dict[str, Any]) -> tuple[int, str]:
@@ -217,6 +228,14 @@ def _is_crc(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
+def _is_null(value: Any) -> bool:
+    return value is None
 
 
 def _is_key(value: Any) -> bool:

@@ -18,11 +18,11 @@ import numpy as np
 from stillroom.cache.body import Spans
 from stillroom.cache.faults import reach
 from stillroom.cache.frames import crc32c, encode_frame, is_finite, sync_file
-from stillroom.cache.record import FILE, Plan, Record, record_body, row_order
+from stillroom.cache.record import COLUMNS, FILE, Plan, Record, Statistics, record_body, row_order
 from stillroom.cache.scrub import scrub_folder
 from stillroom.errors import DamageError, FailureError, UserError
 from stillroom.jsonfile import sync_folder, write_json
-from stillroom.types import Row
+from stillroom.types import Figures, Row
 
 
 class ShardWriter:
@@ -34,9 +34,8 @@ class ShardWriter:
         self._rows: list[Row] = []
         self._spans = {name: Spans(offset=[], size=[], crc32c=[]) for name in self._parts}
         self._raw_crcs: dict[str, list[int]] = {name: [] for name in self._parts}
-        targets = dict.fromkeys(name.partition(".")[0] for name in self._parts)
-        self._statistics: dict[str, dict[str, list[float]]] = {
-            name: {"min": [], "max": [], "finite": []} for name in targets
+        self._statistics: Statistics = {
+            name: {column: [] for column in COLUMNS} for name in plan.kinds
         }
         self._folder = cache_path / "tmp" / f"{plan.folder}-{_unique()}"
 
@@ -57,14 +56,11 @@ class ShardWriter:
             shutil.rmtree(self._folder)
 
     def append(
-        self,
-        row: Row,
-        parts: dict[str, np.ndarray],
-        statistics: dict[str, tuple[float, float, float]],
+        self, row: Row, parts: dict[str, np.ndarray], statistics: dict[str, Figures]
     ) -> None:
-        """Compress and write one row; `parts` and `statistics` have no batch axis.
+        """Compress and write one row.
 
-        `parts` is `<target>.<part>` -> array, `statistics` target -> (min, max, finite share).
+        `parts` is `<target>.<part>` -> array without a batch axis, `statistics` is per target.
         Raises UserError for values that are not finite.
         """
         assert not self._rows or row_order(self._rows[-1]) < row_order(row), "rows come in order"
@@ -72,9 +68,9 @@ class ShardWriter:
         assert parts.keys() == self._parts.keys(), sorted(parts)
         assert statistics.keys() == self._statistics.keys(), sorted(statistics)
         for name, figures in statistics.items():
-            _check_figures(row, name, figures)
-            for column, figure in zip(("min", "max", "finite"), figures, strict=True):
-                self._statistics[name][column].append(float(figure))
+            self._check_figures(row, name, figures)
+            for column, figure in zip(COLUMNS, figures, strict=True):
+                self._statistics[name][column].append(figure)
         for name in self._parts:
             self._append_part(row, name, parts[name])
         self._rows.append(row)
@@ -110,6 +106,11 @@ class ShardWriter:
             )
         reach("read-back")
         return self._rename()
+
+    def _check_figures(self, row: Row, name: str, figures: Figures) -> None:
+        assert (figures.confidence is not None) == (self._plan.kinds[name] == "logits"), name
+        if not (all(np.isfinite(f) for f in figures if f is not None) and figures.finite == 1):
+            raise _not_finite(row, name, ", ".join(map(str, figures)))
 
     def _append_part(self, row: Row, name: str, value: np.ndarray) -> None:
         part = self._parts[name]
@@ -147,11 +148,6 @@ class ShardWriter:
         sync_folder(self._cache_path)
         reach("parent-synced")
         return True
-
-
-def _check_figures(row: Row, name: str, figures: tuple[float, float, float]) -> None:
-    if not (np.isfinite(figures).all() and figures[2] == 1.0):
-        raise _not_finite(row, name, f"min, max, finite share {figures}")
 
 
 def _not_finite(row: Row, name: str, found: str) -> UserError:

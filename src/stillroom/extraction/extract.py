@@ -33,7 +33,7 @@ from stillroom.pictures.dataset import Picture, PictureShard, open_pictures
 from stillroom.pictures.loader import image_tensor, read_ahead
 from stillroom.recipe import Recipe, check
 from stillroom.signals import stop_on_signals
-from stillroom.types import Row, ShardId, TargetSpec, View
+from stillroom.types import Figures, Kind, Row, ShardId, TargetSpec, View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,21 +187,21 @@ def _batches(source: PictureShard, recipe: Recipe) -> Generator[list[Picture], N
         yield batch
 
 
-Encoded = tuple[list[Row], dict[str, np.ndarray], dict[str, np.ndarray]]
+Encoded = tuple[list[Row], dict[str, np.ndarray], dict[str, list[Figures]]]
 
 
 def _answer(job: _Job, batch: list[Picture]) -> Encoded:
-    """Run every teacher on one batch; return rows, encoded parts (b ...) and statistics (b 3)."""
+    """Run every teacher on one batch; return rows, encoded parts (b ...) and figures per row."""
     image = torch.stack([image_tensor(picture.image) for picture in batch]).to(job.place.device)
     rows = [
         Row(key=p.key, view=View(x0=0, y0=0, x1=p.image.shape[1], y1=p.image.shape[0]))
         for p in batch
     ]
     parts: dict[str, np.ndarray] = {}
-    statistics: dict[str, np.ndarray] = {}
+    statistics: dict[str, list[Figures]] = {}
     for built in job.teachers:
         for name, answer in built(image).items():
-            statistics[name] = _statistics(answer)
+            statistics[name] = _statistics(answer, job.cache.specs[name].kind)
             codec: Codec = job.cache.codecs[name]
             encoded = codec.encode(answer, job.cache.fitted.get(name, {}))
             for part, tensor in encoded.items():
@@ -209,11 +209,21 @@ def _answer(job: _Job, batch: list[Picture]) -> Encoded:
     return rows, parts, statistics
 
 
-def _statistics(answer: torch.Tensor) -> np.ndarray:
-    """Return min, max and finite share of each row, (b 3)."""
+def _statistics(answer: torch.Tensor, kind: Kind) -> list[Figures]:
+    """Return the figures of each row of an answer (b c y x); one softmax is the largest copy."""
     flat = answer.flatten(1)
-    share = torch.isfinite(flat).float().mean(1)
-    return torch.stack([flat.amin(1), flat.amax(1), share], 1).cpu().numpy()
+    share = torch.isfinite(flat).sum(1).double() / flat.shape[1]
+    low, high, finite = torch.stack([*flat.aminmax(dim=1), share]).tolist()
+    is_logits = kind == "logits"
+    sure = _confidence(answer.float()).tolist() if is_logits else [None] * len(finite)
+    return list(map(Figures, low, high, finite, sure))
+
+
+def _confidence(logits: torch.Tensor) -> torch.Tensor:
+    """Return each row's mean over the cells of the likeliest class's probability, (b)."""
+    several = logits.shape[1] > 1
+    likeliest = logits.softmax(1).amax(1) if several else logits.abs().sigmoid()
+    return likeliest.flatten(1).mean(1).clamp(max=1)  # rounding may pass 1 by 1e-7
 
 
 class _Appender:
@@ -261,10 +271,7 @@ class _Appender:
 
     def _append(self, rows: list[Row], parts: dict[str, Any], statistics: dict[str, Any]) -> None:
         for i, row in enumerate(rows):
-            figures = {
-                name: (float(v[i, 0]), float(v[i, 1]), float(v[i, 2]))
-                for name, v in statistics.items()
-            }
+            figures = {name: column[i] for name, column in statistics.items()}
             self._writer.append(row, {name: part[i] for name, part in parts.items()}, figures)
 
 
