@@ -62,6 +62,7 @@ class Run:
     evaluate_every: int = 1  # epochs between two evaluations
     keep: int = 2  # checkpoints kept
     shard_limit_gb: float = 1.0  # stage 1 warns when one teacher shard would pass this size
+    preflight: bool = True  # stage 1 refuses to begin what will not fit on the disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

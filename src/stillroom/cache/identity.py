@@ -304,17 +304,21 @@ def open_cache(path: Path | str) -> Cache:
 def claim_cache(root: Path, name: str, identity: dict[str, Any]) -> Cache:
     """Make or join `root/<name>-<fingerprint8>`; of several processes one makes it and all open it.
 
-    Raises UserError, with both sides, where that folder has another identity.
+    A `root` that is a cache, or has the name of this one, is itself the folder. Raises UserError,
+    with both sides, where the folder has another identity.
     """
     if not _NAME.fullmatch(name):
         raise UserError("not a name for a cache", found=repr(name), wanted="letters, digits, _ . -")
     check_identity(identity)
     path = root / f"{name}-{fingerprint(identity)[:8]}"
-    for folder in (path, path / "tmp", path / "quarantine"):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_json(path / IDENTITY_FILE, identity, replace=False)
-    reach("identity-linked")
-    sync_folder(root)
+    if (root / IDENTITY_FILE).exists() or root.name == path.name:
+        path = root
+    if not (path / IDENTITY_FILE).exists():
+        for folder in (path, path / "tmp", path / "quarantine"):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_json(path / IDENTITY_FILE, identity, replace=False)
+        reach("identity-linked")
+        sync_folder(path.parent)
     cache = open_cache(path)
     if different := differences(cache.identity, identity):
         found, wanted = both_sides(different)
@@ -322,6 +326,8 @@ def claim_cache(root: Path, name: str, identity: dict[str, Any]) -> Cache:
             f"{path} was made for something else",
             found=found,
             wanted=wanted,
-            fix="give the cache another name, or move that folder away",
+            fix=f"--run.cache {path.absolute().parent} (where each has its own), or move it away"
+            if path == root
+            else "give the cache another name, or move that folder away",
         )
     return cache

@@ -46,14 +46,15 @@ class ShardWriter:
             plan = self._plan
             self._body = plan.body.create(self._folder, plan.parts, plan.num_rows)
         except BaseException:
-            shutil.rmtree(self._folder)
+            self._remove(is_first_error=False)
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._body.abort()
-        if self._folder.exists():
-            shutil.rmtree(self._folder)
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self._body.abort()
+        finally:
+            self._remove(is_first_error=kind is None)
 
     def append(
         self, row: Row, parts: dict[str, np.ndarray], statistics: dict[str, Figures]
@@ -111,6 +112,13 @@ class ShardWriter:
         assert (figures.confidence is not None) == (self._plan.kinds[name] == "logits"), name
         if not (all(np.isfinite(f) for f in figures if f is not None) and figures.finite == 1):
             raise _not_finite(row, name, ", ".join(map(str, figures)))
+
+    def _remove(self, *, is_first_error: bool) -> None:
+        """Remove what was not published. After an error (no file to be had) that one is told, and
+        what then resists stays in `tmp/`, which nobody reads.
+        """
+        if self._folder.exists():
+            shutil.rmtree(self._folder, ignore_errors=not is_first_error)
 
     def _append_part(self, row: Row, name: str, value: np.ndarray) -> None:
         part = self._parts[name]

@@ -80,11 +80,15 @@ class _ZarrWriter:
         self._folder, self._body, self._parts = folder, ZarrBody(), parts
         self._spans: dict[str, tuple[list[int], list[int]]] = {}
         self._files: dict[str, HashedFile] = {}
-        for part in parts:
-            path = folder / self._body.file_of(part)
-            path.parent.mkdir(parents=True)
-            self._files[part.name] = HashedFile(path)
-            self._spans[part.name] = ([], [])
+        try:
+            for part in parts:
+                path = folder / self._body.file_of(part)
+                path.parent.mkdir(parents=True)
+                self._files[part.name] = HashedFile(path)
+                self._spans[part.name] = ([], [])
+        except BaseException:
+            self.abort()
+            raise
 
     def append(self, row: Row, name: str, frame: bytes, crc: int) -> int:
         file, (offsets, sizes) = self._files[name], self._spans[name]

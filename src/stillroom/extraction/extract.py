@@ -24,10 +24,12 @@ import stillroom
 from stillroom.cache.find import find_caches
 from stillroom.cache.identity import Cache, claim_cache
 from stillroom.codecs import Codec
-from stillroom.errors import FailureError, Stopped, UserError
+from stillroom.errors import Stopped, UserError
 from stillroom.extraction.gate import gate_pictures, judge
 from stillroom.extraction.identity import compose, probe
+from stillroom.extraction.preflight import require_space
 from stillroom.extraction.ranks import Place
+from stillroom.extraction.refused import in_words
 from stillroom.jsonfile import digest
 from stillroom.pictures.dataset import Picture, PictureShard, open_pictures
 from stillroom.pictures.loader import image_tensor, read_ahead
@@ -51,10 +53,10 @@ class _Job:
 def cache_teacher(recipe: Recipe, place: Place) -> Cache:
     """Run stage 1 of a recipe as one of `place.world` processes and return the cache.
 
-    Raises UserError for what cannot work, Stopped when a signal asked to stop; the published
-    shards stay.
+    Raises UserError for what cannot work, FailureError where disk or system fails, Stopped when a
+    signal asked to stop; the published shards stay.
     """
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, in_words("stage 1 cannot go on", Path(recipe.run.cache)):
         return _cache_teacher(recipe, place, stop)
 
 
@@ -70,20 +72,33 @@ def _cache_teacher(recipe: Recipe, place: Place, stop: threading.Event) -> Cache
         for config, built in zip(recipe.teachers, teachers, strict=True)
         for spec in probe(config, built, pictures.geometry, recipe.codec, place.device)
     ]
+    _look(stop, "before anything was made")
     cache = _claim(recipe, compose(recipe, pictures, specs))
-    cache.publish_fitted({})
+    if not cache.is_fitted:
+        cache.publish_fitted({})
     place.say(f"cache {cache.path}: {_describe(specs)}")
     for folder in cache.quarantine_bad():  # said by the rank that moved it
         print(f"warning: a damaged shard was set aside and is made again: {folder}", flush=True)
     if missing := cache.missing():
         _warn_of_size(recipe, cache, place)
         quality = _gate(recipe, teachers, pictures, place)
+        _look(stop, "after the quality gate, before the first shard")
         job = _Job(
             recipe=recipe, cache=cache, teachers=teachers, place=place, quality=quality, stop=stop
         )
+        if recipe.run.preflight and (
+            line := require_space(cache, pictures, missing, lambda batch: _answer(job, batch)[1])
+        ):
+            place.say(line)
         _make_shards(job, pictures, missing)
     cache.finalize()
     return cache
+
+
+def _look(stop: threading.Event, found: str) -> None:
+    """Raise Stopped if a signal has asked for it."""
+    if stop.is_set():
+        raise Stopped("told to stop", found=found, fix="the same command goes on from here")
 
 
 def _claim(recipe: Recipe, identity: dict[str, Any]) -> Cache:
@@ -135,15 +150,11 @@ def _make_shards(job: _Job, pictures: Any, missing: tuple[ShardId, ...]) -> None
     ) as bar:
         for shard in own + rest:
             if cache.is_published(shard):
+                bar.update(cache.shard_rows(shard))
                 continue
-            try:
+            _look(job.stop, f"{shard} was not begun")
+            with in_words(f"shard {shard} could not be made", cache.path):
                 _make_shard(job, shard, pictures.open(shard), bar)
-            except OSError as error:
-                raise FailureError(
-                    f"shard {shard} could not be made",
-                    found=error,
-                    fix=f"see to the disk of {cache.path}; a rerun goes on with this shard",
-                ) from error
             row_mb = cache.shard_bytes(shard) / cache.shard_rows(shard) / 1e6
             published = f"{len(every) - len(cache.missing())}/{len(every)} shards"
             bar.set_postfix_str(f"{published}, {row_mb:.3g} MB/row")
@@ -158,9 +169,13 @@ def _make_shard(job: _Job, shard: ShardId, source: PictureShard, bar: Any) -> No
         writer,
         _Appender(writer) as appender,
     ):
+        left = job.cache.shard_rows(shard)
         for batch in batches:
-            if job.stop.is_set():
-                raise Stopped("told to stop", found=f"{shard} was not finished and is left out")
+            _look(job.stop, f"{shard} was not finished and is left out")
+            if job.cache.is_published(shard):  # another was faster: go on with the next
+                bar.update(left)
+                return
+            left -= len(batch)
             appender.put(*_answer(job, batch))
             bar.update(len(batch))
         appender.finish()
