@@ -57,6 +57,28 @@ def test_two_identities_in_one_folder_are_refused_with_both_sides(tmp_path: Path
     assert read_json(cache.path / "identity.json") == theirs
 
 
+def test_a_cache_named_exactly_is_that_one_or_refused_and_nothing_is_nested_in_it(
+    tmp_path: Path, make
+):
+    cache = claim_cache(tmp_path, "people", make.identity())
+    before = sorted(path.name for path in cache.path.iterdir())
+    assert claim_cache(cache.path, "people", make.identity()).path == cache.path
+    assert claim_cache(cache.path, "renamed", make.identity()).path == cache.path
+    with pytest.raises(UserError, match="was made for something else") as refused:
+        claim_cache(cache.path, "people", make.identity(geometry=(64, 40)))
+    assert "geometry.height = 32" in str(refused.value.found)
+    assert "geometry.height = 64" in str(refused.value.wanted)
+    assert f"--run.cache {tmp_path}" in str(refused.value.fix)
+    assert sorted(path.name for path in cache.path.iterdir()) == before
+
+
+def test_a_cache_may_be_named_exactly_before_it_exists(tmp_path: Path, make):
+    wanted = claim_cache(tmp_path / "elsewhere", "people", make.identity()).path.name
+    (tmp_path / wanted / "tmp").mkdir(parents=True)  # as one leaves it who dies too early
+    assert claim_cache(tmp_path / wanted, "people", make.identity()).path == tmp_path / wanted
+    assert not list((tmp_path / wanted).glob("people-*"))
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a b", "-x"])
 def test_names_that_are_no_folder_are_refused(tmp_path: Path, make, name: str):
     with pytest.raises(UserError, match="name"):

@@ -1,4 +1,4 @@
-"""What to say when the operating system refuses stage 1 something: space, a folder, an open file."""
+"""What to say when the operating system refuses stage 1 something: space, a folder, a file."""
 
 import errno
 import os

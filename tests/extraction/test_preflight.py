@@ -1,0 +1,104 @@
+"""Stage 1 does not begin what will not fit on the disk, and does not make anyone wait for that."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import stillroom.extraction.extract as extract
+import stillroom.extraction.preflight as preflight
+from stillroom.cache.identity import open_cache
+from stillroom.errors import UserError
+from stillroom.extraction.extract import cache_teacher
+from stillroom.extraction.ranks import Place
+from stillroom.recipe import Recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ROW_BYTES = 2 * (4 * 32 * 32 + 16 * 8 * 8)  # uncompressed
+
+
+@pytest.fixture
+def recipe(tiny_recipe, tmp_path) -> Recipe:
+    return replace(tiny_recipe, run=replace(tiny_recipe.run, cache=str(tmp_path / "cache")))
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Sets what the disk is said to have free."""
+    return lambda count: monkeypatch.setattr(preflight, "free_bytes", lambda _: count)
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[int]:
+    """The size of every batch that the teachers answer."""
+    answer, sizes = extract._answer, []
+
+    def answering(job, pictures):
+        sizes.append(len(pictures))
+        return answer(job, pictures)
+
+    monkeypatch.setattr(extract, "_answer", answering)
+    return sizes
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_will_not_fit_is_refused_before_the_first_shard_with_both_amounts(recipe, free, seen):
+    free(100_000)
+    with pytest.raises(UserError) as refused:
+        cache_teacher(recipe, Place())
+    said = str(refused.value)
+    assert "0.1 MB free" in said
+    assert "32 missing rows of" in said
+    assert "--run.no-preflight" in said
+    assert seen == [1, 1, 1, 1]
+    (folder,) = Path(recipe.run.cache).iterdir()
+    assert len(open_cache(folder).missing()) == 4
+    assert not list((folder / "tmp").iterdir())
+
+
+def test_the_refusal_can_be_overruled(recipe, free):
+    free(0)
+    without = replace(recipe, run=replace(recipe.run, preflight=False))
+    assert cache_teacher(without, Place()).is_complete
+
+
+def test_where_even_uncompressed_rows_fit_no_picture_is_shown_to_anyone(recipe, free, seen, capsys):
+    free(2 * 32 * ROW_BYTES + 1_000_000)
+    assert cache_teacher(recipe, Place()).is_complete
+    assert 1 not in seen
+    assert "disk:" not in capsys.readouterr().out
+
+
+def test_the_estimate_is_above_what_the_cache_takes_and_not_twice_that(recipe, free, monkeypatch):
+    estimates, needed = [], preflight._needed_bytes
+
+    def noting(*arguments):
+        estimates.append(needed(*arguments))
+        return estimates[-1]
+
+    monkeypatch.setattr(preflight, "_needed_bytes", noting)
+    monkeypatch.setattr(preflight, "_SHARD_BYTES", 8192)  # the shards of tests are tiny
+    free(0)
+    with pytest.raises(UserError):
+        cache_teacher(recipe, Place())
+    raw, estimate = estimates
+    cache = cache_teacher(replace(recipe, run=replace(recipe.run, preflight=False)), Place())
+    assert size_of(cache.path) < estimate < raw
+    assert estimate < 2 * size_of(cache.path)
+
+
+def test_only_what_is_missing_must_fit(recipe, free):
+    cache = cache_teacher(recipe, Place())
+    (cache.path / "train-000001.zarr").rename(cache.path / "quarantine" / "x")
+    free(0)
+    with pytest.raises(UserError, match="8 missing rows"):
+        cache_teacher(recipe, Place())
+
+
+def test_a_complete_cache_needs_no_space(recipe, free):
+    cache_teacher(recipe, Place())
+    free(0)
+    assert cache_teacher(recipe, Place()).is_complete

@@ -1,0 +1,62 @@
+"""Whatever the operating system refuses is told as what, found and fix, with the right status."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from stillroom.errors import FailureError, UserError
+from stillroom.extraction.refused import free_bytes, in_words
+
+
+def told(number: int, cache: Path, filename: str | None = None) -> Exception:
+    with pytest.raises((UserError, FailureError)) as caught, in_words("it ended", cache):
+        raise OSError(number, os.strerror(number), filename)
+    assert isinstance(caught.value.__cause__, OSError)
+    return caught.value
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_a_failure_that_says_how_much_is_free(tmp_path, number):
+    error = told(number, tmp_path)
+    assert isinstance(error, FailureError)
+    assert f"it ended: the disk of {tmp_path} is full" in str(error)
+    assert os.strerror(number) in str(error)
+    assert "MB free" in str(error)
+    assert "--run.cache" in str(error)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_folder_that_may_not_be_written_is_the_users_to_mend_and_is_named(tmp_path, number):
+    error = told(number, tmp_path, str(tmp_path / "tmp" / "x"))
+    assert isinstance(error, UserError)
+    assert f"{tmp_path / 'tmp' / 'x'} cannot be written" in str(error)
+    assert "fix:" in str(error)
+
+
+@pytest.mark.parametrize("number", [errno.EEXIST, errno.ENOTDIR])
+def test_a_file_where_a_folder_should_be_is_the_users_mistake(tmp_path, number):
+    assert "cannot be a folder" in str(told(number, tmp_path))
+    assert isinstance(told(number, tmp_path), UserError)
+
+
+def test_too_many_open_files_names_the_limit_and_how_to_raise_it(tmp_path):
+    error = told(errno.EMFILE, tmp_path)
+    assert isinstance(error, FailureError)
+    assert "ulimit -n" in str(error)
+
+
+def test_any_other_refusal_is_a_failure_with_the_systems_own_words(tmp_path):
+    error = told(errno.EIO, tmp_path)
+    assert isinstance(error, FailureError)
+    assert os.strerror(errno.EIO) in str(error)
+
+
+def test_what_is_no_refusal_passes_unchanged(tmp_path):
+    with pytest.raises(UserError, match=r"^mine$"), in_words("it ended", tmp_path):
+        raise UserError("mine")
+
+
+def test_free_space_is_known_before_the_folder_exists(tmp_path):
+    assert free_bytes(tmp_path / "not" / "there") > 0
