@@ -24,7 +24,7 @@ assert _spec is not None and _spec.loader is not None
 make = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(make)
 
-EXTRA = ("row-appended:3", "chunk-half-written:9", "folder-made:2", "renamed:3", "parent-synced:2")
+EXTRA = ("row-appended:3", "frame-half-written:9", "folder-made:2", "renamed:3", "parent-synced:2")
 ASIDE = ("link:1", "link:2", "replace:1", "replace:4")  # inside the writing of a JSON file
 CASES = (*faults.POINTS, *EXTRA, *ASIDE)
 

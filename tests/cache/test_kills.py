@@ -42,7 +42,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
         *POINTS,
         *(
             "row-appended:3",
-            "chunk-half-written:9",
+            "frame-half-written:9",
             "folder-made:2",
             "renamed:3",
             "parent-synced:2",

@@ -63,7 +63,7 @@ class BodyWriter(Protocol):
 class Body(Protocol):
     """Knows the files of a shard from ids alone."""
 
-    suffix: str  # of the folder: `.zarr`
+    suffix: str  # of the folder: `.zarr`, `.wds`
 
     def create(self, folder: Path, parts: tuple[Part, ...], num_rows: int) -> BodyWriter:
         """Start a body in an empty folder."""
@@ -77,10 +77,14 @@ class Body(Protocol):
         """The paths of all files but `shard.json`."""
         ...
 
-    def check_spans(self, part: Part, spans: Spans, file_size: int) -> str | None:
-        """Say what is wrong with a part's spans in a file of that size, or None."""
+    def check_spans(
+        self, parts: tuple[Part, ...], spans: dict[str, Spans], sizes: dict[str, int]
+    ) -> str | None:
+        """Say what is wrong with the spans of each part in files of these sizes, or None."""
         ...
 
-    def problems(self, folder: Path, part: Part, spans: Spans) -> list[str]:
-        """Say where the body's own metadata of a part differs from `shard.json` (for scrubs)."""
+    def problems(
+        self, folder: Path, parts: tuple[Part, ...], rows: tuple[Row, ...], spans: dict[str, Spans]
+    ) -> list[str]:
+        """Say where what is no frame is not as written (for scrubs); each begins with the file."""
         ...

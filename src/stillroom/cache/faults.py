@@ -13,10 +13,10 @@ POINTS = (
     "identity-linked",  # identity.json has its name, nothing else is there
     "codecs-published",  # codecs.safetensors has its name
     "folder-made",  # the temporary folder exists and is empty
-    "metadata-written",  # zarr's metadata files exist, the arrays are empty
-    "chunk-half-written",  # the first half of an encoded chunk was written
+    "body-started",  # the files of the body exist, no row is in them
+    "frame-half-written",  # the first half of a row's frame was written
     "row-appended",  # every part of a row was appended
-    "index-written",  # the body is complete, nothing is flushed
+    "body-finished",  # the body is complete, nothing is flushed
     "files-synced",  # every file of the body is durable
     "shard-json-written",  # shard.json exists in the temporary folder
     "folders-synced",  # every folder below the temporary one is durable

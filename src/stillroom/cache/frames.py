@@ -12,6 +12,7 @@ import google_crc32c
 import numpy as np
 from numcodecs import zstd  # pyright: ignore[reportAttributeAccessIssue]
 
+from stillroom.cache.faults import reach
 from stillroom.errors import DamageError
 
 _MAGIC = 0xFD2FB528
@@ -85,6 +86,14 @@ class HashedFile:
             view = view[self._file.write(view) :]
         self._sha256.update(data)
         self.size += len(data)
+
+    def write_frame(self, frame: bytes) -> int:
+        """Append a frame, between whose halves a test may kill; return its offset."""
+        offset, view, half = self.size, memoryview(frame), len(frame) // 2
+        self.write(view[:half])
+        reach("frame-half-written")
+        self.write(view[half:])
+        return offset
 
     @property
     def sha256(self) -> str:

@@ -28,6 +28,7 @@ from stillroom.cache.identity_json import (
 from stillroom.cache.reader import ShardReader
 from stillroom.cache.record import Plan, Record, check_files, read_record
 from stillroom.cache.rows import CachedRow, CachedRows
+from stillroom.cache.tar_body import TarBody
 from stillroom.cache.writer import ShardWriter
 from stillroom.cache.zarr_body import ZarrBody
 from stillroom.codecs import Codec, parse_codec
@@ -43,7 +44,7 @@ __all__ = [
     "open_cache",
 ]
 
-BODIES: dict[str, Body] = {"zarr": ZarrBody()}
+BODIES: dict[str, Body] = {"zarr": ZarrBody(), "tar": TarBody()}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 IDENTITY_FILE = "identity.json"
 _CODECS, _MANIFEST = "codecs.safetensors", "manifest.json"

@@ -140,12 +140,10 @@ def _checked(body: dict[str, Any], plan: Plan) -> Record:
         raise _Bad(f"files are {sorted(files)}")
     if body["parts"].keys() != {part.name for part in plan.parts}:
         raise _Bad(f"parts are {sorted(body['parts'])}")
-    spans = {}
-    for part in plan.parts:
-        spans[part.name] = _spans(body["parts"][part.name], len(rows), part)
-        problem = plan.body.check_spans(part, spans[part.name], files[plan.body.file_of(part)][0])
-        if problem is not None:
-            raise _Bad(f"part {part.name}: {problem}")
+    spans = {part.name: _spans(body["parts"][part.name], len(rows), part) for part in plan.parts}
+    sizes = {name: size for name, (size, _) in files.items()}
+    if (problem := plan.body.check_spans(plan.parts, spans, sizes)) is not None:
+        raise _Bad(problem)
     if body["statistics"].keys() != plan.kinds.keys():
         raise _Bad(f"statistics are of {sorted(body['statistics'])}")
     statistics = {

@@ -125,11 +125,11 @@ def _file_problems(reader: ShardReader, folder: Path, plan: Plan, tick: Tick) ->
     for name in sorted(found - files.keys() - {FILE}):
         what = f"shard {shard}: {folder / name} does not belong"
         problems.append(Problem(shard=shard, path=folder / name, what=what))
-    for part in plan.parts:
-        for text in plan.body.problems(folder, part, reader.record.spans[part.name]):
-            what = f"shard {shard}: {folder}/{text}"
-            problems.append(Problem(shard=shard, path=folder, what=what))
+    for text in plan.body.problems(folder, plan.parts, reader.rows, reader.record.spans):
+        what = f"shard {shard}: {folder}/{text}"
+        problems.append(Problem(shard=shard, path=folder, what=what))
     return problems
+
 
 
 def _sha256(path: Path, tick: Tick) -> str:

@@ -89,7 +89,7 @@ class ShardWriter:
                 wanted=f"{self._plan.num_rows} rows",
             )
         files = self._body.finish()
-        reach("index-written")
+        reach("body-finished")
         for name in files:
             sync_file(self._folder / name)
         reach("files-synced")

@@ -43,18 +43,24 @@ class ZarrBody:
             names += [f"{part.name}/{_METADATA}", self.file_of(part)]
         return frozenset(names)
 
-    def check_spans(self, part: Part, spans: Spans, file_size: int) -> str | None:
+    def check_spans(
+        self, parts: tuple[Part, ...], spans: dict[str, Spans], sizes: dict[str, int]
+    ) -> str | None:
         """Chunks lie in row order without gaps, then comes the index, then nothing."""
-        end = 0
-        for row, (offset, size) in enumerate(zip(spans.offset, spans.size, strict=True)):
-            if offset != end:
-                return f"row {row} begins at {offset}, not at {end}"
-            end = offset + size + _CRC_BYTES
-        end += 16 * len(spans.offset) + _CRC_BYTES
-        return None if end == file_size else f"chunks and index end at {end} of {file_size} bytes"
+        for part in parts:
+            problem = _spans_problem(spans[part.name], sizes[self.file_of(part)])
+            if problem is not None:
+                return f"part {part.name}: {problem}"
+        return None
 
-    def problems(self, folder: Path, part: Part, spans: Spans) -> list[str]:
-        """Compare zarr's index and metadata with what this part must have."""
+    def problems(
+        self, folder: Path, parts: tuple[Part, ...], rows: tuple[Row, ...], spans: dict[str, Spans]
+    ) -> list[str]:
+        """Compare zarr's index and metadata with what each part must have."""
+        found = [self._part_problems(folder, part, spans[part.name]) for part in parts]
+        return [problem for problems in found for problem in problems]
+
+    def _part_problems(self, folder: Path, part: Part, spans: Spans) -> list[str]:
         wanted = _index(spans.offset, spans.size)
         found = _tail(folder / self.file_of(part), len(wanted))
         problems = []
@@ -76,7 +82,6 @@ class ZarrBody:
 class _ZarrWriter:
     def __init__(self, folder: Path, parts: tuple[Part, ...], num_rows: int) -> None:
         _write_metadata(folder, parts, num_rows)
-        reach("metadata-written")
         self._folder, self._body, self._parts = folder, ZarrBody(), parts
         self._spans: dict[str, tuple[list[int], list[int]]] = {}
         self._files: dict[str, HashedFile] = {}
@@ -89,14 +94,11 @@ class _ZarrWriter:
         except BaseException:
             self.abort()
             raise
+        reach("body-started")
 
     def append(self, row: Row, name: str, frame: bytes, crc: int) -> int:
         file, (offsets, sizes) = self._files[name], self._spans[name]
-        offset = file.size
-        view, half = memoryview(frame), len(frame) // 2
-        file.write(view[:half])
-        reach("chunk-half-written")
-        file.write(view[half:])
+        offset = file.write_frame(frame)
         file.write(struct.pack("<I", crc))
         offsets.append(offset)
         sizes.append(len(frame))
@@ -117,6 +119,16 @@ class _ZarrWriter:
     def abort(self) -> None:
         for file in self._files.values():
             file.close()
+
+
+def _spans_problem(spans: Spans, file_size: int) -> str | None:
+    end = 0
+    for row, (offset, size) in enumerate(zip(spans.offset, spans.size, strict=True)):
+        if offset != end:
+            return f"row {row} begins at {offset}, not at {end}"
+        end = offset + size + _CRC_BYTES
+    end += 16 * len(spans.offset) + _CRC_BYTES
+    return None if end == file_size else f"chunks and index end at {end} of {file_size} bytes"
 
 
 def _index(offsets: Any, sizes: Any) -> bytes:
