@@ -1,7 +1,7 @@
 """A recipe is the whole configuration of both stages; `check` finds what cannot work before any
 real work begins.
 
-Fields of `run` cannot change results; every other field can.
+Fields of `run`, and `body`, cannot change results; every other field can.
 """
 
 from collections.abc import Mapping
@@ -71,6 +71,7 @@ class Recipe:
     data: Data
     teachers: tuple[Teacher, ...] = ()  # frozen networks that stage 1 runs
     codec: dict[str, str] = field(default_factory=dict)  # how each target is kept
+    body: Literal["zarr", "tar"] = "zarr"  # the files that hold the rows; both are read alike
     student: Student
     terms: tuple[Term, ...]  # the loss: weighted sum of these
     freeze: tuple[str, ...] = ()  # parts of the student, by module name, that do not train

@@ -1,6 +1,7 @@
 """A small cache of two targets and three shards, and the parts to make others."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from stillroom.cache import Cache, claim_cache, make_identity
+from stillroom.cache.identity import BODIES
 from stillroom.types import Figures, Row, ShardId, View
 
 SHARDS = (("train", 0, 5), ("train", 1, 5), ("val", 0, 3))
@@ -73,23 +75,44 @@ def fill_cache(root: Path, name: str = "small", **changes: Any) -> Cache:
     return cache
 
 
-class Make:
-    """The functions above, for tests (test folders are no packages)."""
+def shard_folder(cache: Cache, shard_id: ShardId) -> Path:
+    return cache.path / cache.plan(shard_id).folder
 
-    identity = staticmethod(identity_of)
+
+def part_file(cache: Cache, shard_id: ShardId, part: str) -> Path:
+    """The file that holds a part's frames."""
+    (of_name,) = [found for found in cache.parts if found.name == part]
+    return shard_folder(cache, shard_id) / cache.body.file_of(of_name)
+
+
+class Make:
+    """The functions above, for tests (test folders are no packages); caches have one body."""
+
     row = staticmethod(row_of)
     values = staticmethod(values_of)
     statistics = staticmethod(statistics_of)
     shard = staticmethod(fill_shard)
-    cache = staticmethod(fill_cache)
+    folder = staticmethod(shard_folder)
+    file = staticmethod(part_file)
+
+    def __init__(self, body: str) -> None:
+        self.body = body
+        self.identity = partial(identity_of, body=body)
+        self.cache = partial(fill_cache, body=body)
+
+
+@pytest.fixture(params=list(BODIES))
+def body(request: pytest.FixtureRequest) -> str:
+    """Each body in turn, so that whatever uses `make` or `cache` runs on all of them."""
+    return request.param
 
 
 @pytest.fixture
-def make() -> type[Make]:
-    return Make
+def make(body: str) -> Make:
+    return Make(body)
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Cache:
+def cache(tmp_path: Path, make: Make) -> Cache:
     """The small cache, all shards published."""
-    return fill_cache(tmp_path / "cache")
+    return make.cache(tmp_path / "cache")

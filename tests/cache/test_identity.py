@@ -253,7 +253,7 @@ def test_the_manifest_follows_from_the_shards_alone(tmp_path: Path, make):
         ("val", 0, 3),
     ]
     for entry, shard_id in zip(body["shards"], cache.shard_ids(), strict=True):
-        tail = (cache.path / f"{shard_id}.zarr/shard.json").read_bytes()[-67:-3]
+        tail = (cache.path / f"{shard_id}{cache.body.suffix}/shard.json").read_bytes()[-67:-3]
         assert entry["sha256"].encode() == tail
     path.unlink()
     assert open_cache(cache.path).finalize() and path.read_bytes() == data

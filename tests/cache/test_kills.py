@@ -14,6 +14,7 @@ import pytest
 from stillroom.cache import Cache, claim_cache, scrub_shard
 from stillroom.cache import writer as module
 from stillroom.cache.faults import POINTS
+from stillroom.cache.identity import BODIES
 from stillroom.errors import DamageError
 from stillroom.types import ShardId
 
@@ -50,8 +51,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
         *("link:1", "link:2", "replace:1", "replace:4"),
     ],
 )
-def test_a_kill_leaves_nothing_partial_and_the_rerun_equals_the_straight_run(outcomes, case: str):
-    assert outcomes[case] == {
+def test_a_kill_leaves_nothing_partial_and_the_rerun_equals_the_straight_run(
+    outcomes, body: str, case: str
+):
+    assert outcomes[f"{body} {case}"] == {
         "killed": signal.SIGKILL,
         "partial": [],
         "rerun": 0,
@@ -60,7 +63,7 @@ def test_a_kill_leaves_nothing_partial_and_the_rerun_equals_the_straight_run(out
 
 
 def test_every_case_of_the_driver_is_looked_at(outcomes):
-    assert len(outcomes) == len(POINTS) + 9
+    assert len(outcomes) == len(BODIES) * (len(POINTS) + 9)
 
 
 def test_of_two_writers_of_one_shard_the_first_wins(tmp_path: Path, make):
@@ -108,7 +111,7 @@ def test_bytes_that_the_disk_changes_before_publishing_are_noticed(
     def flip(name: str) -> None:
         if name != "folders-synced":
             return
-        (path,) = (cache.path / "tmp").glob("*/mask.value/c/0/0/0/0")
+        (path,) = (cache.path / "tmp").glob(f"*/{cache.body.file_of(cache.parts[-1])}")
         data = bytearray(path.read_bytes())
         data[len(data) // 3] ^= 4
         path.write_bytes(data)

@@ -7,6 +7,7 @@ from typing import Any
 from stillroom.cache.identity import IDENTITY_FILE, Cache, open_cache
 from stillroom.cache.identity_json import both_sides, differences, plain
 from stillroom.errors import UserError
+from stillroom.jsonfile import digest
 
 
 def find_caches(root: Path) -> tuple[Cache, ...]:
@@ -21,12 +22,14 @@ def match_cache(
     pictures_digest: str,
     geometry: Sequence[int] | None,
     teachers: dict[str, dict[str, Any]],
+    body: str = "zarr",
 ) -> Cache:
     """Return the one cache of these pictures that holds every target of these teachers.
 
     Codecs are the cache's own affair. `geometry` is (h, w) in pixels, or None for any; `teachers`
-    has, per needed target, the items of its teacher's identity that must be equal. Raises UserError
-    where none fits (with the nearest one's differences) or several do.
+    has, per needed target, the items of its teacher's identity that must be equal. `body` decides
+    between caches that differ in nothing else. Raises UserError where none fits (with the nearest
+    one's differences) or several do.
     """
     caches = find_caches(root)
     if not caches:
@@ -36,7 +39,7 @@ def match_cache(
             fix="python tools/cache_teacher.py RECIPE",
         )
     misfits = [(_misfit(cache, pictures_digest, geometry, teachers), cache) for cache in caches]
-    fitting = [cache for misfit, cache in misfits if not misfit]
+    fitting = _of_body([cache for misfit, cache in misfits if not misfit], body)
     if len(fitting) > 1:
         raise UserError(
             f"{len(fitting)} caches fit",
@@ -54,6 +57,14 @@ def match_cache(
             fix="python tools/cache_teacher.py RECIPE",
         )
     return fitting[0]
+
+
+def _of_body(caches: list[Cache], body: str) -> list[Cache]:
+    """Keep those of a body where caches have equal rows in different bodies; else keep all."""
+    contents = {digest(cache.identity | {"body": body}) for cache in caches}
+    if len(contents) > 1:
+        return caches
+    return [cache for cache in caches if cache.identity["body"] == body] or caches
 
 
 def _misfit(

@@ -69,4 +69,5 @@ def compose(recipe: Recipe, pictures: PictureSet, specs: Sequence[TargetSpec]) -
         views={split: {"count": 1, "kind": "whole"} for split in splits},
         targets=targets,
         calibration=[],
+        body=recipe.body,
     )

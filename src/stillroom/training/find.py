@@ -30,19 +30,20 @@ def find_cache(recipe: Recipe, pictures: PictureSet, talk: bool) -> Cache | None
             pictures.digest,
             pictures.geometry,
             {name: teachers[name] for name in wanted},
+            body=recipe.body,
         )
     except UserError as error:
         raise UserError(
             error.what,
             found=error.found,
             wanted=error.wanted,
-            fix=_rebuild(recipe) if "RECIPE" in (error.fix or "RECIPE") else error.fix,
+            fix=_rebuild(recipe, recipe.body) if "RECIPE" in (error.fix or "RECIPE") else error.fix,
         ) from None
     if missing := cache.missing():
         raise UserError(
             f"the cache {cache.path} is not complete",
             found=f"{len(missing)} of {len(cache.shard_ids())} shards are missing",
-            fix=f"{_rebuild(recipe)}: it goes on where it stopped",
+            fix=f"{_rebuild(recipe, cache.identity['body'])}: it goes on where it stopped",
         )
     if talk:
         note = "" if known else " (teacher files are not here: the recorded identity is taken)"
@@ -50,8 +51,9 @@ def find_cache(recipe: Recipe, pictures: PictureSet, talk: bool) -> Cache | None
     return cache
 
 
-def _rebuild(recipe: Recipe) -> str:
+def _rebuild(recipe: Recipe, body: str) -> str:
+    flag = "" if body == "zarr" else f" --body {body}"
     return (
         f"python tools/cache_teacher.py {recipe.name} --data.shards {recipe.data.shards}"
-        f" --run.cache {recipe.run.cache} (and the same teacher flags)"
+        f" --run.cache {recipe.run.cache}{flag} (and the same teacher flags)"
     )

@@ -25,8 +25,9 @@ def require_free(recipe: Recipe) -> None:
 
 
 def _recorded(recipe: Recipe) -> dict[str, Any]:
-    """Return what recipe.json holds: every field that can change results."""
-    return {"recipe": {name: v for name, v in plain(recipe).items() if name != "run"}}
+    """Return what recipe.json holds: every field that can change results (a body cannot)."""
+    fields = plain(recipe).items()
+    return {"recipe": {name: value for name, value in fields if name not in ("run", "body")}}
 
 
 def make_run_folder(recipe: Recipe, accelerator: Accelerator) -> Path:
