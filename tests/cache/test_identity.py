@@ -1,14 +1,18 @@
 """One folder has one identity, and stage 2 finds exactly one cache or says why not."""
 
 import math
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from stillroom.cache import Cache, claim_cache, find_caches, match_cache, open_cache
+from stillroom.cache.identity import BODIES
 from stillroom.errors import DamageError, UserError
 from stillroom.jsonfile import read_json, write_json
+from stillroom.recipe import Recipe
 from stillroom.types import ShardId
 
 DIGEST = "ef" * 32
@@ -23,6 +27,11 @@ def test_the_folder_is_named_by_name_and_fingerprint(tmp_path: Path, make):
     assert cache.identity == identity
     again = claim_cache(tmp_path, "people", identity)
     assert again.path == cache.path and (cache.path / "identity.json").read_bytes() == data
+
+
+def test_the_recipe_can_ask_for_every_body_there_is():
+    bodies = next(field.type for field in fields(Recipe) if field.name == "body")
+    assert get_args(bodies) == tuple(BODIES)
 
 
 def test_anything_that_could_change_a_row_changes_the_fingerprint(tmp_path: Path, make):
@@ -238,6 +247,19 @@ def test_several_that_fit_are_listed(tmp_path: Path, make):
         match_cache(tmp_path, DIGEST, None, teachers_of(caches[0]))
     assert all(str(cache.path) in str(caught.value) for cache in caches)
     assert match_cache(caches[1].path, DIGEST, None, {"mask": {}}).path == caches[1].path
+
+
+def test_of_caches_that_differ_only_in_their_body_the_asked_one_is_taken(tmp_path: Path, make):
+    zarr = claim_cache(tmp_path, "people", make.identity(body="zarr"))
+    teachers = teachers_of(zarr)
+    assert match_cache(tmp_path, DIGEST, None, teachers, body="tar").path == zarr.path
+    tar = claim_cache(tmp_path, "people", make.identity(body="tar"))
+    assert zarr.path != tar.path
+    for cache, body in ((zarr, "zarr"), (tar, "tar")):
+        assert match_cache(tmp_path, DIGEST, None, teachers, body=body).path == cache.path
+    claim_cache(tmp_path, "more", make.identity(body="tar", calibration=["a"]))
+    with pytest.raises(UserError, match="3 caches fit"):
+        match_cache(tmp_path, DIGEST, None, teachers, body="tar")
 
 
 def test_the_manifest_follows_from_the_shards_alone(tmp_path: Path, make):

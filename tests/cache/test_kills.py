@@ -136,6 +136,6 @@ def test_rows_that_are_not_those_given_are_noticed_before_publishing(
         return encode(changed, level)
 
     monkeypatch.setattr(module, "encode_frame", faulty)
-    with pytest.raises(DamageError, match="not what was written"):
+    with pytest.raises(DamageError, match="does not hold what was written"):
         make.shard(cache, TRAIN)
     assert not cache.is_published(TRAIN)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -13,6 +14,8 @@ from torch import nn
 
 from stillroom.cache import find_caches
 from stillroom.errors import UserError
+from stillroom.extraction.extract import cache_teacher
+from stillroom.extraction.ranks import Place
 from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import Recipe
 from stillroom.students.configs import UNetStudent
@@ -156,6 +159,22 @@ def test_another_teacher_of_that_name_is_refused_with_the_command(make_tiny, tin
     pictures = open_pictures(Path(tiny_recipe.data.shards))
     with pytest.raises(UserError, match=r"weights_sha256(.|\n)*cache_teacher\.py tiny"):
         find_cache(replace(tiny_recipe, teachers=(other,)), pictures, True)
+
+
+def test_the_same_cache_in_the_other_body_stops_no_resume(tiny_recipe, tmp_path):
+    shutil.copytree(tiny_recipe.run.cache, tmp_path / "cache")
+    recipe = kept(tiny_recipe, cache=str(tmp_path / "cache"))
+    first = prepare(recipe)
+    cache_teacher(replace(recipe, body="tar"), Place())
+    assert len(find_caches(tmp_path / "cache")) == 2
+    resumed = kept(recipe, resume=True)
+    for body in ("zarr", "tar"):
+        session = prepare(replace(resumed, body=body))
+        assert session.cache is not None and session.cache.identity["body"] == body
+        for row in range(len(first.source)):
+            (key, wanted), (same, found) = first.source.read(row), session.source.read(row)
+            assert key == same and wanted.keys() == found.keys()
+            assert all(np.array_equal(value, found[name]) for name, value in wanted.items())
 
 
 def test_an_incomplete_cache_is_refused_with_the_count(tiny_recipe, tmp_path):

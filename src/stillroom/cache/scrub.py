@@ -131,7 +131,6 @@ def _file_problems(reader: ShardReader, folder: Path, plan: Plan, tick: Tick) ->
     return problems
 
 
-
 def _sha256(path: Path, tick: Tick) -> str:
     """The sha256 of a file; `tick` may stop it after each block of 1 MiB."""
     total = hashlib.sha256()
