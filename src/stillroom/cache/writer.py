@@ -167,7 +167,11 @@ def _not_finite(row: Row, name: str, found: str) -> UserError:
     )
 
 
+def this_host() -> str:
+    """This host's name as it stands in the names of temporary folders: without `-`."""
+    return re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())
+
+
 def _unique() -> str:
     """A name that no other writer has, and that tells whose it is."""
-    host = re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())
-    return f"{host}-{os.getpid()}-{os.urandom(4).hex()}"
+    return f"{this_host()}-{os.getpid()}-{os.urandom(4).hex()}"

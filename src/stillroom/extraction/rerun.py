@@ -1,0 +1,265 @@
+"""Runs the teachers again on some rows of a cache and compares with what is stored.
+
+This finds what no checksum can: the right bytes of the wrong row. Rows are drawn by a hash of
+(seed, shard, row), so a larger draw contains a smaller one.
+"""
+
+import hashlib
+import heapq
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from stillroom.cache.identity import Cache
+from stillroom.cache.identity_json import both_sides, differences, plain
+from stillroom.cache.reader import ShardReader
+from stillroom.cache.scrub import Problem, problem_of
+from stillroom.errors import DamageError, Stopped, UserError
+from stillroom.metrics import predict
+from stillroom.pictures.dataset import PictureSet, PictureShard
+from stillroom.pictures.loader import image_tensor
+from stillroom.recipe import Recipe, teacher_identities
+from stillroom.signals import stop_on_signals
+from stillroom.types import Kind, ShardId
+
+# What another device, library or batch size may add to the codec's error. onnxruntime promises no
+# repeatability, and a probability of 1 - 2^-20 turns one unit in the last place into 0.06 of 13.9
+# in log-odds: so one value may be off by 1 % of the row's largest magnitude, but all together by
+# 0.1 % of the row (L2). Another picture's row is off by more than 10 % in both.
+WORST, TOGETHER = 1e-2, 1e-3
+_DECADES = range(-8, 4)  # bins of the histogram: below 1e-8, ..., from 1e3 on
+
+
+@dataclass(kw_only=True)
+class Compared:
+    """What the rows of one target showed; the histogram counts values by decade of their error."""
+
+    target: str
+    kind: Kind
+    codec: str
+    num_rows: int = 0
+    num_values: int = 0
+    num_exact: int = 0
+    histogram: list[int] = field(default_factory=lambda: [0] * (len(_DECADES) + 1))
+    largest: float = 0.0  # |stored - said| of any value
+    allowed: float = 0.0  # bound and tolerance of that value
+    num_beyond_codec: int = 0  # values whose error passes the codec's bound alone
+    relative: float = 0.0  # L2 of the error by L2 of what was said, of the worst row
+    cosine: float = 1.0  # of the worst row
+    num_agreeing: int = 0  # pixels of equal class, for logits
+    num_pixels: int = 0
+    num_wrong: int = 0  # rows that are not what the teacher says
+
+    def as_json(self) -> dict[str, Any]:
+        """Return every figure by name."""
+        names = ("below 1e-8", *(f"from 1e{decade}" for decade in _DECADES))
+        return {
+            "kind": self.kind,
+            "codec": self.codec,
+            "rows": self.num_rows,
+            "rows_wrong": self.num_wrong,
+            "values": self.num_values,
+            "values_exact": self.num_exact,
+            "values_beyond_codec": self.num_beyond_codec,
+            "histogram": dict(zip(names, self.histogram, strict=True)),
+            "max": self.largest,
+            "max_allowed": self.allowed,
+            "relative": self.relative,
+            "cosine": self.cosine,
+            "argmax_agreement": self.agreement,
+        }
+
+    @property
+    def agreement(self) -> float | None:
+        """The share of pixels with the same class; None for features."""
+        return self.num_agreeing / self.num_pixels if self.num_pixels else None
+
+    def lines(self) -> list[str]:
+        """Return the figures as text."""
+        lines = [
+            f"{self.target}: {self.num_rows} rows, {self.num_values} values, kept as {self.codec}"
+        ]
+        names = [("exact", self.num_exact), ("below 1e-8", self.histogram[0])]
+        names += [(f"1e{d:+d}..", n) for d, n in zip(_DECADES, self.histogram[1:], strict=True)]
+        for name, count in names:
+            if count:
+                share = count / self.num_values
+                lines.append(f"  |error| {name:>10} {share:8.3%} {'#' * math.ceil(40 * share)}")
+        agreement = "" if self.agreement is None else f", argmax agreement {self.agreement:.5%}"
+        lines.append(
+            f"  max {self.largest:.3g} (allowed there {self.allowed:.3g}), worst row: relative"
+            f" {self.relative:.3g}, cosine {self.cosine:.7f}{agreement}"
+        )
+        beyond = (
+            f"{self.num_beyond_codec / self.num_values:.3%} of the values beyond {self.codec}'s"
+        )
+        lines.append(
+            f"  {beyond} stated bound; "
+            + (
+                f"{self.num_wrong} of {self.num_rows} rows are NOT what the teacher says"
+                if self.num_wrong
+                else f"within it and the tolerance (value {WORST:g}, row {TOGETHER:g}): good"
+            )
+        )
+        return lines
+
+
+def refuse_other_teachers(cache: Cache, recipe: Recipe, *, with_files: bool = True) -> None:
+    """Raise UserError, with both sides, where the recipe's teachers did not make this cache."""
+    wanted = plain(teacher_identities(recipe, with_files=with_files))
+    found = {name: entry["teacher"] for name, entry in cache.identity["targets"].items()}
+    if not with_files:  # then only what is known without their files can be compared
+        for name in found.keys() & wanted.keys():
+            found[name] = {member: found[name].get(member) for member in wanted[name]}
+    if different := differences(found, wanted):
+        sides = both_sides(different)
+        raise UserError(
+            f"{cache.path} holds what other teachers said than those of recipe {recipe.name!r}",
+            found=sides[0],
+            wanted=sides[1],
+            fix="give the recipe and the flags with which the cache was made",
+        )
+
+
+def draw(
+    cache: Cache, shard_ids: Collection[ShardId], count: int, seed: int
+) -> list[tuple[ShardId, int]]:
+    """Return `count` rows of some shards (all, where there are fewer) in the cache's order."""
+
+    def ticket(place: tuple[ShardId, int]) -> bytes:
+        return hashlib.sha256(f"{seed} {place[0]} {place[1]}".encode()).digest()
+
+    places = ((shard, i) for shard in shard_ids for i in range(cache.shard_rows(shard)))
+    return sorted(heapq.nsmallest(count, places, key=ticket))
+
+
+def rerun(
+    cache: Cache,
+    recipe: Recipe,
+    pictures: PictureSet,
+    rows: Sequence[tuple[ShardId, int]],
+    device: str,
+) -> tuple[list[Compared], list[Problem]]:
+    """Run the recipe's teachers on rows (of shards that are sound) and compare.
+
+    Raises UserError where the teachers are not the cache's, Stopped on SIGTERM.
+    """
+    refuse_other_teachers(cache, recipe)
+    teachers = [config.build(device) for config in recipe.teachers]
+    compared = {
+        name: Compared(target=name, kind=spec.kind, codec=spec.codec)
+        for name, spec in cache.specs.items()
+    }
+    problems: list[Problem] = []
+    with stop_on_signals() as stop, tqdm(total=len(rows), unit="row", desc="rerun") as bar:
+        for shard_id, places in groupby(rows, key=itemgetter(0)):
+            numbers = [i for _, i in places]
+            source = pictures.open(shard_id)
+            with cache.reader(shard_id) as reader:
+                for start in range(0, len(numbers), recipe.micro_batch):
+                    if stop.is_set():
+                        raise Stopped("told to stop", found="the check is not finished")
+                    batch = numbers[start : start + recipe.micro_batch]
+                    try:
+                        image = _images(source, reader, batch).to(device)
+                    except DamageError as error:
+                        what = problem_of(error, shard_id, source.path).what
+                        at = {"shard": shard_id, "path": source.path, "what": what}
+                        problems.append(Problem(place="pictures", **at))
+                        continue
+                    said = {k: v.cpu() for built in teachers for k, v in built(image).items()}
+                    problems += _compare(cache, reader, batch, said, compared)
+                    bar.update(len(batch))
+    return list(compared.values()), problems
+
+
+def _images(
+    source: PictureShard, reader: ShardReader, numbers: Iterable[int]
+) -> Float[Tensor, "b 3 h w"]:
+    """The pictures of some rows; the check has made sure that every view is the whole picture."""
+    places = [source.keys.index(reader.rows[i].key) for i in numbers]
+    return torch.stack([image_tensor(source.read(i, labels=False).image) for i in places])
+
+
+def _compare(
+    cache: Cache,
+    reader: ShardReader,
+    numbers: Sequence[int],
+    said: dict[str, Tensor],
+    compared: dict[str, Compared],
+) -> list[Problem]:
+    problems = []
+    for i, row in enumerate(numbers):
+        for name, figures in compared.items():
+            stored = _stored(cache, reader, row, name)
+            text = _add(figures, stored, said[name][i : i + 1], cache)
+            if text is not None:
+                shard, key = reader.shard_id, reader.rows[row].key
+                what = (
+                    f"shard {shard}, key {key} (row {row}), target {name}: not what the teacher"
+                    f" says of this picture: {text}"
+                )
+                problems.append(
+                    Problem(place="teacher", shard=shard, path=_folder(cache, shard), what=what)
+                )
+    return problems
+
+
+def _folder(cache: Cache, shard_id: ShardId) -> Path:
+    return cache.path / cache.plan(shard_id).folder
+
+
+def _stored(cache: Cache, reader: ShardReader, row: int, name: str) -> Float[Tensor, "1 c y x"]:
+    parts = [part.name for part in cache.parts if part.name.partition(".")[0] == name]
+    values = reader.read(row, parts)
+    tensors = {part.partition(".")[2]: torch.from_numpy(v)[None] for part, v in values.items()}
+    return cache.codecs[name].decode(tensors, cache.fitted[name])
+
+
+def _add(
+    figures: Compared,
+    stored: Float[Tensor, "1 c y x"],
+    said: Float[Tensor, "1 c y x"],
+    cache: Cache,
+) -> str | None:
+    """Add a row to the figures of its target; say how it differs where that is too much."""
+    codec = cache.codecs[figures.target]
+    bound = codec.error_bound(said, cache.fitted[figures.target])
+    error = (stored - said).abs()
+    norm, off = float(said.double().norm()), float(error.double().norm())
+    relative = off / norm if norm else math.inf if off else 0.0
+    both = norm * float(stored.double().norm())
+    cosine = float((stored.double() * said).sum()) / both if both else float(norm == off == 0)
+    figures.num_rows += 1
+    figures.num_values += error.numel()
+    figures.num_exact += int((error == 0).sum())
+    decades = error[error > 0].log10().floor().clamp(_DECADES[0] - 1, _DECADES[-1]).long()
+    counts = torch.bincount(decades - (_DECADES[0] - 1), minlength=len(figures.histogram))
+    figures.histogram = [a + b for a, b in zip(figures.histogram, counts.tolist(), strict=True)]
+    figures.num_beyond_codec += int((error > bound).sum())
+    figures.relative, figures.cosine = max(figures.relative, relative), min(figures.cosine, cosine)
+    tolerance, worst = WORST * float(said.abs().max()), int(error.argmax())
+    largest, allowed = float(error.flatten()[worst]), float(bound.flatten()[worst]) + tolerance
+    if largest >= figures.largest:
+        figures.largest, figures.allowed = largest, allowed
+    if figures.kind == "logits":
+        same = predict(stored) == predict(said)
+        figures.num_agreeing += int(same.sum())
+        figures.num_pixels += same.numel()
+    excess = (error - bound).clamp_min(0)
+    if float(excess.max()) <= tolerance and float(excess.norm()) <= TOGETHER * norm:
+        return None
+    figures.num_wrong += 1
+    return (
+        f"largest error {largest:.3g} where {allowed:.3g} is allowed, relative {relative:.3g},"
+        f" cosine {cosine:.4f}"
+    )

@@ -1,0 +1,185 @@
+"""Running the teachers again finds rows that no checksum can call wrong."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import stillroom.extraction.extract as extract
+from stillroom.cache.identity import open_cache
+from stillroom.errors import UserError
+from stillroom.extraction.check import check_cache
+from stillroom.extraction.checkup import Wishes, check_up
+from stillroom.extraction.extract import cache_teacher
+from stillroom.extraction.ranks import Place
+from stillroom.extraction.rerun import draw, refuse_other_teachers, rerun
+from stillroom.pictures.loader import image_tensor
+from stillroom.types import ShardId
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SHARD = ShardId("train", 1)
+
+
+def every_row(cache):
+    return [(id_, i) for id_ in cache.shard_ids() for i in range(cache.shard_rows(id_))]
+
+
+@pytest.fixture
+def swapped(spoilt_recipe, tmp_path, monkeypatch):
+    """Stage 1 with a fault in it: the first two rows of the third batch are exchanged."""
+    answer, seen = extract._answer, []
+
+    def answering(job, batch):
+        rows, parts, *more = answer(job, batch)
+        seen.append(rows)
+        if len(seen) == 3:
+            parts = {name: part[[1, 0, *range(2, len(part))]] for name, part in parts.items()}
+        return rows, parts, *more
+
+    monkeypatch.setattr(extract, "_answer", answering)
+    run = replace(spoilt_recipe.run, cache=str(tmp_path / "swapped"))
+    recipe = replace(spoilt_recipe, run=run)
+    cache = cache_teacher(recipe, Place())
+    monkeypatch.setattr(extract, "_answer", answer)
+    return recipe, cache, {row.key for row in seen[2][:2]}
+
+
+def test_rows_of_an_honest_cache_are_within_the_bound_and_the_figures_are_right(
+    spoilt, spoilt_recipe, pictures
+):
+    cache = open_cache(spoilt)
+    rows = every_row(cache)[5:11]  # over two shards
+    compared, problems = rerun(cache, spoilt_recipe, pictures, rows, "cpu")
+    assert problems == []
+    teacher = spoilt_recipe.teachers[0].build("cpu")
+    said, stored = {}, {}
+    for shard, i in rows:
+        with cache.reader(shard) as reader:
+            source = pictures.open(shard)
+            image = image_tensor(source.read(source.keys.index(reader.rows[i].key)).image)
+            for name, value in teacher(image[None]).items():
+                said.setdefault(name, []).append(value.numpy().astype(np.float64))
+                stored.setdefault(name, []).append(reader.read(i)[f"{name}.value"][None])
+    for figures in compared:
+        a, b = np.concatenate(said[figures.target]), np.concatenate(stored[figures.target])
+        error = np.abs(a - b)
+        assert figures.num_rows == 6 and figures.num_values == error.size
+        assert figures.largest == pytest.approx(error.max(), rel=1e-2)
+        off = np.sqrt((error**2).sum((1, 2, 3)) / (a**2).sum((1, 2, 3)))
+        assert figures.relative == pytest.approx(off.max(), rel=1e-2)
+        assert 1 - 1e-6 < figures.cosine <= 1 + 1e-12
+        assert sum(figures.histogram) + figures.num_exact == error.size
+        assert figures.num_wrong == 0
+        if figures.target == "shapes":
+            same = (a.argmax(1) == b.astype(np.float64).argmax(1)).mean()
+            assert figures.agreement == pytest.approx(same, abs=1e-3)
+        else:
+            assert figures.agreement is None
+        text = "\n".join(figures.lines())
+        assert "float16's stated bound" in text and "good" in text and "#" in text
+
+
+def test_a_row_of_another_picture_is_found_though_every_checksum_is_right(swapped, pictures):
+    recipe, cache, keys = swapped
+    assert check_cache(cache.path, pictures).problems == ()
+    compared, problems = rerun(cache, recipe, pictures, every_row(cache), "cpu")
+    assert len(problems) == 2 * len(keys) == 4  # two targets of each
+    assert {problem.shard for problem in problems} == {SHARD}
+    assert all(any(f"key {key} " in problem.what for key in keys) for problem in problems)
+    assert all(figures.num_wrong == 2 for figures in compared)
+    assert "2 of 32 rows are NOT" in "\n".join(compared[0].lines())
+
+
+def test_a_shard_with_a_wrong_row_is_made_again_and_no_other(swapped, tmp_path):
+    recipe, cache, _ = swapped
+    before = {path: path.stat().st_ino for path in cache.path.glob("*.*/**/*")}
+    wishes = Wishes(rerun=32, repair=True)
+    found = check_up(cache.path, recipe, None, wishes)
+    assert found.is_well, found.report.problems
+    touched = {p for p, inode in before.items() if not p.exists() or p.stat().st_ino != inode}
+    assert touched and all(f"{SHARD}." in str(path) for path in touched)
+    again = check_up(cache.path, recipe, None, Wishes(rerun=32))
+    assert again.is_well and all(figures.num_wrong == 0 for figures in again.compared)
+
+
+def test_when_most_rows_differ_no_shard_is_at_fault_and_nothing_is_moved(
+    spoilt, spoilt_recipe, monkeypatch
+):
+    config = type(spoilt_recipe.teachers[0])
+    build = config.build
+
+    def other(self, device):
+        built = build(self, device)
+        return lambda image: {name: value + 1 for name, value in built(image).items()}
+
+    monkeypatch.setattr(config, "build", other)
+    found = check_up(spoilt, spoilt_recipe, None, Wishes(rerun=8, repair=True))
+    assert not found.is_well
+    assert "left alone" in found.repaired[0]
+    assert not list((spoilt / "quarantine").iterdir())
+
+
+def test_a_draw_is_a_function_of_the_seed_and_a_larger_one_contains_it(spoilt):
+    cache = open_cache(spoilt)
+    ids = cache.shard_ids()
+    seven = draw(cache, ids, 7, seed=1)
+    assert seven == draw(cache, ids, 7, seed=1) == sorted(set(seven))
+    assert len(seven) == 7 and set(seven) < set(draw(cache, ids, 20, seed=1))
+    assert seven != draw(cache, ids, 7, seed=2)
+    assert draw(cache, ids, 1000, seed=1) == every_row(cache)
+    assert all(shard == ids[2] for shard, _ in draw(cache, ids[2:3], 7, seed=1))
+    seen = {row for seed in range(30) for row in draw(cache, ids, 7, seed=seed)}
+    assert len(seen) == 32
+
+
+def test_other_teachers_are_refused_with_both_sides(spoilt, spoilt_recipe, tmp_path, make_tiny):
+    cache = open_cache(spoilt)
+    refuse_other_teachers(cache, spoilt_recipe)
+    (teacher,) = spoilt_recipe.teachers
+    torch.manual_seed(0)
+    make_tiny.make_teacher(tmp_path / "teacher")  # equal: it seeds itself
+    weights = tmp_path / "teacher" / "student.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    others = {
+        "weights": replace(teacher, path=str(tmp_path / "teacher")),
+        "tap": replace(teacher, taps=(("inner", "encoder.1"),)),
+        "missing": replace(teacher, taps=()),
+        "more": replace(teacher, taps=(*teacher.taps, ("deep", "encoder.1"))),
+    }
+    for other in others.values():
+        with pytest.raises(UserError, match=r"other teachers(.|\n)*found:(.|\n)*wanted:"):
+            refuse_other_teachers(cache, replace(spoilt_recipe, teachers=(other,)))
+    for name in ("tap", "missing", "more"):  # what can be seen without the teachers' files
+        with pytest.raises(UserError):
+            other = replace(spoilt_recipe, teachers=(others[name],))
+            refuse_other_teachers(cache, other, with_files=False)
+
+
+def test_without_the_teachers_files_the_check_says_so_and_a_rerun_is_refused(
+    spoilt, spoilt_recipe, tmp_path
+):
+    gone = replace(spoilt_recipe.teachers[0], path=str(tmp_path / "gone"))
+    recipe = replace(spoilt_recipe, teachers=(gone,))
+    found = check_up(spoilt, recipe, None, Wishes())
+    assert found.is_well and "teachers' files were not compared" in found.lines()[0]
+    for wishes in (Wishes(rerun=3), Wishes(repair=True)):
+        with pytest.raises(UserError, match="gone"):
+            check_up(spoilt, recipe, None, wishes)
+
+
+def test_rows_are_drawn_from_sound_shards_only(spoilt, spoilt_recipe):
+    file = max(
+        (path for path in spoilt.glob(f"{SHARD}.*/**/*") if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
+    data = bytearray(file.read_bytes())
+    data[100] ^= 1
+    Path(file).write_bytes(data)
+    found = check_up(spoilt, spoilt_recipe, None, Wishes(rerun=32))
+    assert {p.place for p in found.report.problems} == {"shard"}
+    assert [figures.num_rows for figures in found.compared] == [24, 24]
+    assert any("24 rows: no more are sound" in note for note in found.report.notes)
