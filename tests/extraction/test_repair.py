@@ -16,7 +16,7 @@ from stillroom.recipe import Recipe
 from stillroom.types import ShardId
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SHARD = ShardId("train", 1)
+SHARD, VAL = ShardId("train", 1), ShardId("val", 0)
 
 
 def folder_of(cache: Path, shard: ShardId = SHARD) -> Path:
@@ -60,9 +60,9 @@ HARMS = {
     "record": lambda cache: flip(folder_of(cache) / "shard.json"),
     "stranger": lambda cache: (folder_of(cache) / "more").write_text("x"),
     "missing": lambda cache: shutil.rmtree(folder_of(cache)),
-    "two": lambda cache: (flip(largest_file(cache)), shutil.rmtree(folder_of(cache, ShardId("val", 0)))),
+    "two": lambda cache: (flip(largest_file(cache)), shutil.rmtree(folder_of(cache, VAL))),
     "file": lambda cache: largest_file(cache).unlink(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("harm", HARMS)
@@ -75,7 +75,7 @@ def test_bad_and_missing_shards_are_made_again_and_no_other_is_touched(spoilt, s
     assert check_cache(spoilt).problems == ()
     after = rows(spoilt)
     assert all(np.array_equal(after[name], value) for name, value in good.items())
-    broken = {SHARD, ShardId("val", 0)} if harm == "two" else {SHARD}
+    broken = {SHARD, VAL} if harm == "two" else {SHARD}
     whole = [id_ for id_ in open_cache(spoilt).shard_ids() if id_ not in broken]
     now = state(spoilt)
     for path, stamp in before.items():
