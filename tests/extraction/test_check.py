@@ -19,6 +19,7 @@ from stillroom.pictures.dataset import ShardInfo, open_pictures, set_digest
 from stillroom.types import ShardId
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+both_bodies = pytest.mark.parametrize("body", ["zarr", "tar"], indirect=True)
 SHARD = ShardId("train", 1)
 
 
@@ -39,6 +40,7 @@ def places(cache: Path, **options) -> set[tuple[str, ShardId | None]]:
     return {(p.place, p.shard) for p in check_cache(cache, **options).problems}
 
 
+@both_bodies
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_whole_cache_has_no_problem_and_is_not_written_to(spoilt, pictures, workers):
     before = state(spoilt)
@@ -51,6 +53,7 @@ def test_a_whole_cache_has_no_problem_and_is_not_written_to(spoilt, pictures, wo
     assert state(spoilt) == before
 
 
+@both_bodies
 def test_a_flipped_bit_in_any_file_of_a_shard_is_named_with_shard_and_file(spoilt):
     generator = np.random.default_rng(7)
     for file in files_of(folder_of(spoilt)):
@@ -106,6 +109,7 @@ def test_a_wrong_file_of_fitted_values_is_at_fault_and_the_rows_are_checked_all_
     }
 
 
+@both_bodies
 def test_one_shard_of_another_cache_is_blamed_on_the_shard(spoilt):
     file = folder_of(spoilt) / "shard.json"
     for member in ("fingerprint", "codecs_sha256"):
@@ -129,6 +133,7 @@ def test_a_cache_that_was_renamed_is_still_good(spoilt):
     assert check_cache(spoilt.rename(spoilt.with_name("mine"))).problems == ()
 
 
+@both_bodies
 def test_a_removed_file_is_named(spoilt):
     for file in files_of(folder_of(spoilt)):
         data = file.read_bytes()
@@ -148,6 +153,7 @@ def test_a_folder_that_is_a_file_and_an_empty_shard_are_damage(spoilt):
     assert places(spoilt, only={SHARD}) == {("shard", SHARD)}
 
 
+@both_bodies
 def test_an_incomplete_cache_says_how_many_are_missing_and_how_to_go_on(spoilt):
     shutil.rmtree(folder_of(spoilt))
     (problem,) = check_cache(spoilt).problems
@@ -173,6 +179,7 @@ def test_a_manifest_that_says_something_else_is_shown_with_both_sides(spoilt):
     assert "rows = 31" in problem.what and "rows = 32" in problem.what
 
 
+@both_bodies
 def test_strangers_are_noted_beside_shards_and_damage_within(spoilt):
     (spoilt / "notes.txt").write_text("mine")
     (spoilt / "train-000009.zarr").mkdir()

@@ -19,6 +19,7 @@ from stillroom.pictures.loader import image_tensor
 from stillroom.types import ShardId
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+both_bodies = pytest.mark.parametrize("body", ["zarr", "tar"], indirect=True)
 SHARD = ShardId("train", 1)
 
 
@@ -46,6 +47,7 @@ def swapped(spoilt_recipe, tmp_path, monkeypatch):
     return recipe, cache, {row.key for row in seen[2][:2]}
 
 
+@both_bodies
 def test_rows_of_an_honest_cache_are_within_the_bound_and_the_figures_are_right(
     spoilt, spoilt_recipe, pictures
 ):

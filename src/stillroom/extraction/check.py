@@ -86,11 +86,11 @@ def check_cache(
     UserError for a cache of another version, Stopped, and FailureError where reading fails.
     """
     began = time.perf_counter()
-    stated = _stated(folder)
-    cache = open_or_say(folder, stated)
+    votes = stated(folder)
+    cache = open_or_say(folder, votes)
     if isinstance(cache, Problem):
         return Report(cache=folder, problems=(cache,), notes=tuple(_notes(folder, None, None)))
-    codecs_sha256, problems = _check_codecs(cache, stated)
+    codecs_sha256, problems = _check_codecs(cache, votes)
     if pictures is not None:
         problems += _check_pictures(cache, pictures)
     missing = cache.missing()
@@ -119,25 +119,25 @@ def _looks_like_a_cache(path: Path) -> bool:
     return any(_SHARD.fullmatch(item.name) and item.is_dir() for item in path.iterdir())
 
 
-def _stated(folder: Path) -> dict[str, tuple[str, str]]:
+def stated(folder: Path) -> dict[str, tuple[str, str]]:
     """Fingerprint and codecs' sha256 that each shard whose shard.json verifies says it is of."""
-    stated = {}
+    found = {}
     for item in sorted(folder.iterdir()):
         if _SHARD.fullmatch(item.name):
             try:
                 body = read_json(item / FILE)
             except (OSError, DamageError):
                 continue  # the scrub says what is wrong with it
-            stated[item.name] = str(body.get("fingerprint")), str(body.get("codecs_sha256"))
-    return stated
+            found[item.name] = str(body.get("fingerprint")), str(body.get("codecs_sha256"))
+    return found
 
 
-def open_or_say(folder: Path, stated: dict[str, tuple[str, str]] | None = None) -> Cache | Problem:
+def open_or_say(folder: Path, votes: dict[str, tuple[str, str]] | None = None) -> Cache | Problem:
     """Open a cache, or say why nothing of it can be checked; raises UserError on another version.
 
-    `stated` is what its shards say they are of; it is read where it is not given.
+    `votes` is what its shards say they are of; it is read where it is not given.
     """
-    stated = _stated(folder) if stated is None else stated
+    votes = stated(folder) if votes is None else votes
     path = folder / IDENTITY
     after = "; nothing else can be checked before it is mended"
     if not path.exists():
@@ -147,7 +147,7 @@ def open_or_say(folder: Path, stated: dict[str, tuple[str, str]] | None = None) 
     except (DamageError, OSError) as error:
         what = error.what if isinstance(error, DamageError) else f"{path} cannot be read: {error}"
         return Problem(place="identity", path=path, what=what + after)
-    others = {fingerprint for fingerprint, _ in stated.values()}
+    others = {fingerprint for fingerprint, _ in votes.values()}
     is_named = folder.resolve().name.endswith(f"-{cache.fingerprint[:8]}")
     if not is_named and others and cache.fingerprint not in others:
         sides = f"it is {cache.fingerprint[:8]}, the shards are of {min(others)[:8]}"
@@ -157,14 +157,16 @@ def open_or_say(folder: Path, stated: dict[str, tuple[str, str]] | None = None) 
 
 
 def _check_codecs(
-    cache: Cache, stated: dict[str, tuple[str, str]]
+    cache: Cache, said: dict[str, tuple[str, str]]
 ) -> tuple[str | None, list[Problem]]:
     """The sha256 of the fitted values that the shards were made with, and what is wrong with them.
 
     Where no shard was made with the file that is there, the file is at fault, not the shards.
     """
     path = cache.path / CODECS
-    votes = Counter(codecs for print_, codecs in stated.values() if print_ == cache.fingerprint)
+    votes = Counter(
+        codecs for fingerprint, codecs in said.values() if fingerprint == cache.fingerprint
+    )
     majority = votes.most_common(1)[0][0] if votes else None
     if not path.exists():
         what = f"{path} is missing, and {votes.total()} shards were made with it"

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from stillroom.cache.identity import Cache, open_cache
+from stillroom.cache.identity import BODIES, Cache, open_cache
 from stillroom.cache.scrub import Problem
 from stillroom.errors import UserError
-from stillroom.extraction.check import Report, check_cache, find_folder, open_or_say
+from stillroom.extraction.check import Report, check_cache, find_folder, open_or_say, stated
 from stillroom.extraction.leftovers import Leftover, remove_dead
 from stillroom.extraction.ranks import Place, find_place
 from stillroom.extraction.repair import repair
@@ -92,6 +92,8 @@ def check_up(path: Path, recipe: Recipe | None, shards: Path | None, wishes: Wis
     data = Path(recipe.data.shards) if recipe is not None and shards is None else shards
     pictures = None if data is None else open_pictures(data)
     place = Place() if recipe is None else find_place(recipe.run.device, {})
+    if recipe is not None:
+        recipe = replace(recipe, body=_body(folder) or recipe.body)
     notes = _notes_on_teachers(folder, recipe, wishes)
     report = check_cache(folder, pictures, workers=wishes.workers)
     compared: list[Compared] = []
@@ -115,6 +117,17 @@ def check_up(path: Path, recipe: Recipe | None, shards: Path | None, wishes: Wis
         repaired=tuple(done),
         removed=tuple(removed),
         fix=_fix(folder) if any(p.place != "pictures" for p in report.problems) else None,
+    )
+
+
+def _body(folder: Path) -> Literal["zarr", "tar"] | None:
+    """The cache's body: it cannot change results, so nobody has to say it again."""
+    cache = open_or_say(folder)
+    if isinstance(cache, Cache):
+        return cache.identity["body"]
+    names = stated(folder)
+    return next(
+        (name for name in BODIES if any(n.endswith(BODIES[name].suffix) for n in names)), None
     )
 
 
