@@ -19,12 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 from bench.commands import call, words
 from bench.machine import save
+from bench.same_cache import differences
 from bench.stand_ins import save_convolutions, write_pictures
 
-from stillroom.cache import Cache, open_cache, scrub_shard
+from stillroom.cache import Cache, open_cache
 
 SIZE_PX, NUM_TRAIN, NUM_VAL, SHARD_ROWS, NUM_KILLS = 128, 40, 8, 8, 10
 MASK_LAYERS = ((96, 1), (96, 1), (1, 1))  # slow enough to be hit
@@ -46,7 +46,7 @@ def main() -> None:
         killed = _only(root)
         left = len(killed.missing())
         apart = _finish_with_two(flags, root, killed)
-        problems = _differences(whole, killed)
+        problems = differences(whole, killed)
         folders = len(_in_tmp(root))
     landed = sum(kill["during"] != "between shards" for kill in kills)
     save(
@@ -169,26 +169,6 @@ def _wait_for(happened, child: subprocess.Popen) -> None:
         if child.poll() is not None or time.perf_counter() - began > WAIT_S:
             raise RuntimeError(f"stage 1 ended with {child.poll()} or did not begin in {WAIT_S} s")
         time.sleep(0.002)
-
-
-def _differences(whole: Cache, other: Cache) -> list[str]:
-    """Return everything in which a cache is not the uninterrupted one, or not finished."""
-    problems = [f"missing: {shard}" for shard in other.missing()]
-    problems += [] if other.is_complete else ["no manifest"]
-    problems += [] if other.fingerprint == whole.fingerprint else ["another fingerprint"]
-    problems += [f"quarantined: {path.name}" for path in (other.path / "quarantine").iterdir()]
-    for shard in whole.shard_ids():
-        problems += map(str, scrub_shard(other, shard))
-        with whole.reader(shard) as a, other.reader(shard) as b:
-            if a.rows != b.rows or a.statistics != b.statistics:
-                problems.append(f"{shard}: other rows or statistics")
-            if a.record.files != b.record.files:
-                problems.append(f"{shard}: other bytes in {sorted(a.record.files)}")
-            for i in range(len(a)):
-                one, two = a.read(i), b.read(i)
-                if not all(np.array_equal(one[part], two[part]) for part in one):
-                    problems.append(f"{shard}: row {i} differs")
-    return problems
 
 
 if __name__ == "__main__":

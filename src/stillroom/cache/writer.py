@@ -8,8 +8,8 @@ one row and its compressed frame. A killed writer leaves a folder in `tmp/`, whi
 import errno
 import os
 import re
-import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +114,19 @@ class ShardWriter:
             raise _not_finite(row, name, ", ".join(map(str, figures)))
 
     def _remove(self, *, is_first_error: bool) -> None:
-        """Remove what was not published. After an error (no file to be had) that one is told, and
-        what then resists stays in `tmp/`, which nobody reads.
+        """Remove what was not published, with one open file at a time (`shutil.rmtree` holds two
+        per level, which are not to be had when the limit was the trouble).
+
+        After another error that one is told; what resists then stays in `tmp/`, which nobody reads.
         """
-        if self._folder.exists():
-            shutil.rmtree(self._folder, ignore_errors=not is_first_error)
+        with suppress(*[] if is_first_error else [OSError]):
+            for folder, folders, files in os.walk(self._folder, topdown=False):
+                for name in files:
+                    Path(folder, name).unlink()
+                for name in folders:
+                    Path(folder, name).rmdir()
+            if self._folder.exists():
+                self._folder.rmdir()
 
     def _append_part(self, row: Row, name: str, value: np.ndarray) -> None:
         part = self._parts[name]

@@ -72,7 +72,7 @@ def _cache_teacher(recipe: Recipe, place: Place, stop: threading.Event) -> Cache
         for config, built in zip(recipe.teachers, teachers, strict=True)
         for spec in probe(config, built, pictures.geometry, recipe.codec, place.device)
     ]
-    _look(stop, "before anything was made")
+    _look(stop, "nothing was begun")
     cache = _claim(recipe, compose(recipe, pictures, specs))
     if not cache.is_fitted:
         cache.publish_fitted({})
@@ -80,9 +80,10 @@ def _cache_teacher(recipe: Recipe, place: Place, stop: threading.Event) -> Cache
     for folder in cache.quarantine_bad():  # said by the rank that moved it
         print(f"warning: a damaged shard was set aside and is made again: {folder}", flush=True)
     if missing := cache.missing():
+        _look(stop, "no shard was begun")
         _warn_of_size(recipe, cache, place)
         quality = _gate(recipe, teachers, pictures, place)
-        _look(stop, "after the quality gate, before the first shard")
+        _look(stop, "no shard was begun")
         job = _Job(
             recipe=recipe, cache=cache, teachers=teachers, place=place, quality=quality, stop=stop
         )

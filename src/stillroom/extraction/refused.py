@@ -28,13 +28,19 @@ def in_words(what: str, cache: Path) -> Iterator[None]:
 
 def free_bytes(path: Path) -> int:
     """Return what is free on the file system of a path, whether or not it exists yet."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _existing(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that is there."""
     while not path.exists():
         path = path.absolute().parent
-    return shutil.disk_usage(path).free
+    return path
 
 
 def _said(error: OSError, what: str, cache: Path) -> StillroomError:
-    place, reason = error.filename or cache, error.strerror or str(error)
+    place = _existing(Path(error.filename2 or error.filename or cache))
+    reason = error.strerror or str(error)
     if error.errno in _FULL:
         return FailureError(
             f"{what}: the disk of {cache} is full",

@@ -153,6 +153,8 @@ class PictureShard:
         try:
             return decode_stored(data, self._sizes[i], modes)
         except Exception as error:  # what decoders raise on bad bytes cannot be listed
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the system refused something: no fault of the bytes
             raise DamageError(
                 f"{self.path}: the {member} of {self.keys[i]} cannot be decoded", found=error
             ) from None

@@ -1,0 +1,32 @@
+"""Whether a cache that was made under difficulties is the one that was made without."""
+
+import numpy as np
+
+from stillroom.cache import Cache, scrub_shard
+
+
+def differences(whole: Cache, other: Cache, *, quarantined: int = 0) -> list[str]:
+    """Return everything in which a cache is not the uninterrupted one, or not finished.
+
+    Rows, statistics and the bytes of every body file must be equal; `shard.json` may differ in its
+    provenance. `quarantined` shards were damaged on purpose.
+    """
+    problems = [f"missing: {shard}" for shard in other.missing()]
+    if problems:
+        return problems
+    problems += [] if other.is_complete else ["no manifest"]
+    problems += [] if other.fingerprint == whole.fingerprint else ["another fingerprint"]
+    aside = list((other.path / "quarantine").glob("*/shard.json"))
+    problems += [f"quarantined: {path}" for path in aside[quarantined:]]
+    for shard in whole.shard_ids():
+        problems += map(str, scrub_shard(other, shard))
+        with whole.reader(shard) as a, other.reader(shard) as b:
+            if a.rows != b.rows or a.statistics != b.statistics:
+                problems.append(f"{shard}: other rows or statistics")
+            if a.record.files != b.record.files:
+                problems.append(f"{shard}: other bytes in {sorted(a.record.files)}")
+            for i in range(len(a)):
+                one, two = a.read(i), b.read(i)
+                if not all(np.array_equal(one[part], two[part]) for part in one):
+                    problems.append(f"{shard}: row {i} differs")
+    return problems

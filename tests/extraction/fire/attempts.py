@@ -1,0 +1,80 @@
+"""Disturbed runs of stage 1 in forked children, each compared with an undisturbed one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.forked import make_pictures, recipe_of, start, wait
+from bench.same_cache import differences
+
+from stillroom.cache import Cache, find_caches
+from stillroom.extraction.ranks import Place
+
+NUM_SHARDS = 3
+ALONE = Place()
+
+
+class World:
+    """Pictures in three shards, the cache of an undisturbed run, a new folder per attempt."""
+
+    def __init__(self, folder: Path, size: int = 16, shard_rows: int = 2) -> None:
+        self._folder, self._count = folder, 0
+        folder.mkdir(parents=True)
+        rows = (2 * shard_rows, shard_rows)
+        self.shards = make_pictures(folder / "pictures", *rows, size, shard_rows)
+        whole = self.attempt()
+        assert whole.run() == 0, whole.said
+        self.reference = whole.cache
+
+    def attempt(self, root: Path | None = None, teacher: str = "one", **run: Any) -> "Attempt":
+        """Return an attempt in a folder of caches of its own, or in `root`."""
+        self._count += 1
+        own = self._folder / f"{self._count:03}"
+        return Attempt(self, root or own, own.with_suffix(".log"), teacher, run)
+
+
+class Attempt:
+    """A folder of caches, a recipe over it, and what stage 1 said."""
+
+    def __init__(
+        self, world: World, root: Path, log: Path, teacher: str, run: dict[str, Any]
+    ) -> None:
+        self.world, self.root, self.log = world, root, log
+        self.recipe = recipe_of(world.shards, root, teacher=teacher, **run)
+        log.touch()
+
+    def start(self, before: Callable[[], object] = lambda: None, place: Place = ALONE) -> int:
+        """Start stage 1, after `before` in the same child; return its id."""
+        return start(self.recipe, place, self.log, before)
+
+    def run(self, before: Callable[[], object] = lambda: None) -> int:
+        """Run stage 1 to its end; return its status, or minus the signal that ended it."""
+        return wait(self.start(before))
+
+    @property
+    def said(self) -> str:
+        """The last error."""
+        return self.log.read_text().rpartition("stillroom: ")[2]
+
+    @property
+    def cache(self) -> Cache:
+        (cache,) = find_caches(self.root)
+        return cache
+
+    def outcome(self, status: int, **more: Any) -> dict[str, Any]:
+        """Return what there is after a disturbed run, and how an undisturbed one ends it."""
+        caches, text = find_caches(self.root), self.log.read_text()
+        found = {
+            "status": status,
+            "said": self.said if status else "",
+            "traceback": "Traceback" in text,
+            "published": NUM_SHARDS - len(caches[0].missing()) if caches else 0,
+            "in_tmp": sum(len(list((cache.path / "tmp").iterdir())) for cache in caches),
+        }
+        self.log.write_text("")
+        undisturbed = replace(self.recipe, run=replace(self.recipe.run, preflight=False))
+        rerun = wait(start(undisturbed, ALONE, self.log))
+        problems = [self.log.read_text()] if rerun else []
+        problems += differences(self.world.reference, self.cache)
+        return found | {"rerun": rerun, "problems": problems} | more
