@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from stillroom.pictures.synthetic import draw_shapes
 from stillroom.recipe import Data, Recipe, Run
 from stillroom.recipes.tiny import tiny
 from stillroom.teachers.configs import RunTeacher
+
+BodyName = Literal["zarr", "tar"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,9 @@ def make_pictures(folder: Path, train: int, val: int, size: int, shard_rows: int
     return folder / "shards"
 
 
-def recipe_of(shards: Path, cache: Path, *, teacher: str = "one", **run_fields: Any) -> Recipe:
+def recipe_of(
+    shards: Path, cache: Path, *, teacher: str = "one", body: BodyName = "zarr", **run_fields: Any
+) -> Recipe:
     """Return a recipe of stage 1 over such pictures, in batches of two."""
     made = replace(
         tiny(),
@@ -90,6 +94,7 @@ def recipe_of(shards: Path, cache: Path, *, teacher: str = "one", **run_fields: 
         batch=2,
         micro_batch=2,
         gate="off",
+        body=body,
         run=Run(cache=str(cache), device="cpu", workers=1, **run_fields),
     )
     return replace(made, terms=tuple(term for term in made.terms if term.target is not None))

@@ -21,9 +21,11 @@ SCENARIOS = (
 REAL_DISKS = ("refusals.small_disks", "refusals.foreseen")
 
 
-def drive(folder: Path, amount: str, names: tuple[str, ...], patience_s: int) -> dict[str, Any]:
+def drive(
+    folder: Path, body: str, amount: str, names: tuple[str, ...], patience_s: int
+) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, DRIVER, folder, amount, *names],
+        [sys.executable, DRIVER, folder, body, amount, *names],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -34,9 +36,12 @@ def drive(folder: Path, amount: str, names: tuple[str, ...], patience_s: int) ->
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def fire(tmp_path_factory) -> dict[str, Any]:
-    return drive(tmp_path_factory.mktemp("fire"), "few", SCENARIOS, 110)
+BODIES = ("zarr", pytest.param("tar", marks=pytest.mark.slow))
+
+
+@pytest.fixture(scope="module", params=BODIES)
+def fire(tmp_path_factory, request) -> dict[str, Any]:
+    return drive(tmp_path_factory.mktemp("fire"), request.param, "few", SCENARIOS, 110)
 
 
 def demand(cases: dict[str, Any], **wanted: Any) -> None:
@@ -67,7 +72,7 @@ def test_a_disk_that_is_full_at_any_kind_of_write(fire):
 def test_a_disk_that_is_full_when_a_damaged_shard_is_set_aside(fire):
     check_full_disk(fire["refusals.quarantine"])
     (found,) = fire["refusals.quarantine"].values()
-    assert found["held"] == ["train-000001.zarr"]
+    assert found["held"] == [True]
     assert found["published"] == 2
 
 
@@ -133,33 +138,36 @@ def test_a_job_of_another_identity_refuses_a_cache_that_is_named_exactly(fire):
     assert fire["races.identities"]["above"] == {"statuses": [0, 0], "complete": [True] * 3}
 
 
+@pytest.mark.parametrize("body", ["zarr", "tar"])
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_disk_that_is_full_at_every_single_write(tmp_path):
-    found = drive(tmp_path, "many", ("refusals.full_disk",), 850)
+def test_a_disk_that_is_full_at_every_single_write(tmp_path, body):
+    found = drive(tmp_path, body, "many", ("refusals.full_disk",), 850)
     check_full_disk(found["refusals.full_disk"])
-    assert len(found["refusals.full_disk"]) > 150
+    assert len(found["refusals.full_disk"]) > (150 if body == "zarr" else 60)
 
 
+@pytest.mark.parametrize("body", ["zarr", "tar"])
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_many_races_and_moments(tmp_path):
+def test_many_races_and_moments(tmp_path, body):
     names = ("stops.any_moment", "stops.array", "races.one_shard", "races.whole_jobs")
-    found = drive(tmp_path, "many", names, 850)
+    found = drive(tmp_path, body, "many", names, 850)
     check_any_moment(found["stops.any_moment"])
     demand(found["stops.array"], status=0, died=-9, complete=True, in_tmp=1)
     demand(found["races.one_shard"], status=0, won=1, lost=2)
     demand(found["races.whole_jobs"], status=0, complete=True)
 
 
+@pytest.mark.parametrize("body", ["zarr", "tar"])
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_real_disks_that_are_too_small(tmp_path):
+def test_real_disks_that_are_too_small(tmp_path, body):
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("mounting a tmpfs is not permitted here")
     subprocess.run(["umount", str(tmp_path)], check=True)
-    found = drive(tmp_path, "many", REAL_DISKS, 850)
+    found = drive(tmp_path, body, "many", REAL_DISKS, 850)
     full = found["refusals.small_disks"]
     check_full_disk({size: case for size, case in full.items() if case["status"]})
     assert {case["published"] for case in full.values()} >= {0, 1, 2, 3}

@@ -80,7 +80,8 @@ def test_the_estimate_is_above_what_the_cache_takes_and_not_twice_that(recipe, f
         return estimates[-1]
 
     monkeypatch.setattr(preflight, "_needed_bytes", noting)
-    monkeypatch.setattr(preflight, "_SHARD_BYTES", 8192)  # the shards of tests are tiny
+    monkeypatch.setattr(preflight, "_SHARD_BYTES", 8192)  # the rows of tests are tiny
+    monkeypatch.setattr(preflight, "_PART_BYTES", 60)
     free(0)
     with pytest.raises(UserError):
         cache_teacher(recipe, Place())

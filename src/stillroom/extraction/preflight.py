@@ -18,7 +18,7 @@ from stillroom.types import ShardId
 
 NUM_SAMPLES = 4  # pictures, from as many shards
 _SHARE = 0.05  # of the estimate, kept for rows that compress worse than the samples
-_ROW_BYTES = 400  # of a row in shard.json, and what zstd may add
+_PART_BYTES = 850  # of a row of one part: its columns in shard.json, and what a tar puts around it
 _SHARD_BYTES = 1 << 16  # metadata, names and half-filled blocks of one shard
 
 Answer = Callable[[list[Picture]], dict[str, np.ndarray]]
@@ -58,7 +58,7 @@ def require_space(
 def _needed_bytes(cache: Cache, missing: Sequence[ShardId], row_bytes: float) -> float:
     """Return what the missing shards take; one more, which two processes may make at once."""
     rows = list(map(cache.shard_rows, missing))
-    total = (sum(rows) + max(rows)) * (row_bytes + _ROW_BYTES)
+    total = (sum(rows) + max(rows)) * (row_bytes + _PART_BYTES * len(cache.parts))
     return total * (1 + _SHARE) + (len(rows) + 1) * _SHARD_BYTES
 
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.forked import make_pictures, recipe_of, start, wait
+from bench.forked import BodyName, make_pictures, recipe_of, start, wait
 from bench.same_cache import differences
 
 from stillroom.cache import Cache, find_caches
+from stillroom.cache.identity import BODIES
 from stillroom.extraction.ranks import Place
 
 NUM_SHARDS = 3
@@ -18,8 +19,9 @@ ALONE = Place()
 class World:
     """Pictures in three shards, the cache of an undisturbed run, a new folder per attempt."""
 
-    def __init__(self, folder: Path, size: int = 16, shard_rows: int = 2) -> None:
-        self._folder, self._count = folder, 0
+    def __init__(self, folder: Path, body: BodyName, size: int = 16, shard_rows: int = 2) -> None:
+        self._folder, self._count, self.body = folder, 0, body
+        self.second = f"train-000001{BODIES[body].suffix}"  # the folder of the second shard
         folder.mkdir(parents=True)
         rows = (2 * shard_rows, shard_rows)
         self.shards = make_pictures(folder / "pictures", *rows, size, shard_rows)
@@ -41,7 +43,7 @@ class Attempt:
         self, world: World, root: Path, log: Path, teacher: str, run: dict[str, Any]
     ) -> None:
         self.world, self.root, self.log = world, root, log
-        self.recipe = recipe_of(world.shards, root, teacher=teacher, **run)
+        self.recipe = recipe_of(world.shards, root, teacher=teacher, body=world.body, **run)
         log.touch()
 
     def start(self, before: Callable[[], object] = lambda: None, place: Place = ALONE) -> int:

@@ -1,7 +1,7 @@
 """Puts stage 1 under fire and prints one JSON object: scenario -> case -> outcome.
 
-`python driver.py FOLDER few|many MODULE.FUNCTION...`: the scenarios are functions of refusals,
-stops and races; `many` tries every write, moment and round.
+`python driver.py FOLDER zarr|tar few|many MODULE.FUNCTION...`: the scenarios are functions of
+refusals, stops and races; `many` tries every write, moment and round.
 """
 
 import json
@@ -16,16 +16,19 @@ import races  # noqa: E402
 import refusals  # noqa: E402
 import stops  # noqa: E402
 from attempts import World  # noqa: E402
+from bench.forked import BodyName  # noqa: E402
 
 
-def main(folder: Path, many: bool, names: list[str]) -> None:
+def main(folder: Path, body: BodyName, many: bool, names: list[str]) -> None:
     modules = {"races": races, "refusals": refusals, "stops": stops}
     large = {"refusals.small_disks", "refusals.foreseen"}
     outcomes, worlds = {}, {}
     for name in names:
         size = 96 if name in large else 16
         if size not in worlds:
-            worlds[size] = World(folder / str(size), size=size, shard_rows=12 if size > 16 else 2)
+            worlds[size] = World(
+                folder / str(size), body, size=size, shard_rows=12 if size > 16 else 2
+            )
         module, _, function = name.partition(".")
         outcomes[name] = getattr(modules[module], function)(worlds[size], many)
     assert threading.active_count() == 1
@@ -33,4 +36,6 @@ def main(folder: Path, many: bool, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] == "many", sys.argv[3:])
+    folder, body, amount, *names = sys.argv[1:]
+    assert body == "zarr" or body == "tar"
+    main(Path(folder), body, amount == "many", names)

@@ -11,19 +11,18 @@ from typing import Any
 from attempts import Attempt, World
 from file_system import list_events, refuse
 
-_ONE = "tmp/train-000001.zarr"
+# what is done in this order; SECOND is the second shard's folder in tmp/
 KINDS = (
     "mkdir ",
     "open .identity.json",
     "link .identity.json",
     "open .codecs",
-    f"mkdir {_ONE}",
-    f"open {_ONE}/zarr",
-    f"open {_ONE}/shapes.value/c",
-    f"write {_ONE}/shapes.value/c",
-    f"fsync {_ONE}/shapes.value/c/0/0/0/0",
-    f"open {_ONE}/.shard.json",
-    f"rename {_ONE}/.shard.json",
+    "mkdir SECOND",
+    "open SECOND/",
+    "write SECOND/",
+    "fsync SECOND/",
+    "open SECOND/.shard.json",
+    "rename SECOND/.shard.json",
     "open .manifest.json",
 )
 
@@ -36,9 +35,8 @@ def full_disk(world: World, many: bool) -> dict[str, Any]:
     lines = events.read_text().splitlines()
     chosen = {f"{n} {line}": n for n, line in enumerate(lines)}
     if not many:
-        chosen = {
-            kind: next(n for n, x in enumerate(lines) if x.startswith(kind)) for kind in KINDS
-        }
+        kinds = [kind.replace("SECOND", f"tmp/{world.second}") for kind in KINDS]
+        chosen = {kind: _first(lines, kind) for kind in kinds}
     outcomes = {}
     for name, n in chosen.items():
         attempt = world.attempt()
@@ -47,14 +45,20 @@ def full_disk(world: World, many: bool) -> dict[str, Any]:
     return outcomes
 
 
+def _first(lines: list[str], start: str) -> int:
+    return next(n for n, line in enumerate(lines) if line.startswith(start))
+
+
 def quarantine(world: World, many: bool) -> dict[str, Any]:
     """A damaged shard is set aside, and there is no space to write why."""
     attempt = world.attempt()
     assert attempt.run() == 0
-    path = attempt.cache.path / "train-000001.zarr" / "shard.json"
+    path = attempt.cache.path / world.second / "shard.json"
     path.write_bytes(path.read_bytes()[:-9])
     status = attempt.run(lambda: refuse(attempt.root, errno.ENOSPC, 2))
-    held = [path.name[:17] for path in (attempt.cache.path / "quarantine").iterdir()]
+    held = [
+        path.name.startswith(world.second) for path in (attempt.cache.path / "quarantine").iterdir()
+    ]
     for path in (attempt.cache.path / "quarantine").glob("*/shard.json"):
         path.unlink()  # damaged on purpose; `differences` takes any other for a fault
     return {"quarantine": attempt.outcome(status, held=held)}
@@ -62,9 +66,11 @@ def quarantine(world: World, many: bool) -> dict[str, Any]:
 
 def open_files(world: World, many: bool) -> dict[str, Any]:
     """Fewer and fewer files may be open."""
+    open_now = len(list(Path("/proc/self/fd").iterdir())) - 1
+    top = open_now + (9 if world.body == "zarr" else 6)  # enough
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     outcomes = {}
-    for limit in range(16 if many else 12, 7, -1 if many else -2):
+    for limit in range(top, top - 5, -1 if many else -2):
         attempt = world.attempt()
         status = attempt.run(lambda n=limit: resource.setrlimit(resource.RLIMIT_NOFILE, (n, most)))
         outcomes[str(limit)] = attempt.outcome(status)
@@ -80,7 +86,7 @@ def read_only(world: World, many: bool) -> dict[str, Any]:
         if name != "caches":
             assert attempt.run() == 0
         if name in ("cache", "tmp"):
-            shard = attempt.cache.path / "train-000001.zarr"
+            shard = attempt.cache.path / world.second
             shard.rename(attempt.root.with_suffix(".moved"))
         cache = attempt.cache.path if name != "caches" else attempt.root
         folder = cache / "tmp" if name == "tmp" else cache
