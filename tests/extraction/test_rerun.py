@@ -1,5 +1,7 @@
 """Running the teachers again finds rows that no checksum can call wrong."""
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,7 +82,7 @@ def test_rows_of_an_honest_cache_are_within_the_bound_and_the_figures_are_right(
         else:
             assert figures.agreement is None
         text = "\n".join(figures.lines())
-        assert "float16's stated bound" in text and "good" in text and "#" in text
+        assert "stated bound of float16" in text and "all rows are what" in text and "#" in text
 
 
 def test_a_row_of_another_picture_is_found_though_every_checksum_is_right(swapped, pictures):
@@ -121,6 +123,42 @@ def test_when_most_rows_differ_no_shard_is_at_fault_and_nothing_is_moved(
     assert not found.is_well
     assert "left alone" in found.repaired[0]
     assert not list((spoilt / "quarantine").iterdir())
+
+
+@pytest.mark.parametrize(("factor", "num_wrong"), [(1 + 1e-5, 0), (1.003, 32), (0.0, 32)])
+def test_the_tolerance_passes_other_kernels_and_not_another_scale(
+    spoilt, spoilt_recipe, pictures, monkeypatch, factor, num_wrong
+):
+    config = type(spoilt_recipe.teachers[0])
+    build = config.build
+
+    def other(self, device):
+        built = build(self, device)
+        return lambda image: {name: value * factor for name, value in built(image).items()}
+
+    monkeypatch.setattr(config, "build", other)
+    cache = open_cache(spoilt)
+    compared, problems = rerun(cache, spoilt_recipe, pictures, every_row(cache), "cpu")
+    assert [figures.num_wrong for figures in compared] == [num_wrong] * 2
+    assert len(problems) == 2 * num_wrong
+    json.dumps([figures.as_json() for figures in compared], allow_nan=False)
+    assert all(figures.lines() for figures in compared)
+
+
+def test_a_teacher_that_now_says_nan_is_told_as_such(spoilt, spoilt_recipe, monkeypatch):
+    config = type(spoilt_recipe.teachers[0])
+    build = config.build
+
+    def other(self, device):
+        built = build(self, device)
+        return lambda image: {name: value * math.nan for name, value in built(image).items()}
+
+    monkeypatch.setattr(config, "build", other)
+    found = check_up(spoilt, spoilt_recipe, None, Wishes(rerun=3))
+    assert len(found.report.problems) == 6
+    assert all("not finite" in problem.what for problem in found.report.problems)
+    json.dumps(found.as_json(), allow_nan=False)
+    assert found.lines()
 
 
 def test_a_draw_is_a_function_of_the_seed_and_a_larger_one_contains_it(spoilt):

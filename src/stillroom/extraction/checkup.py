@@ -10,6 +10,7 @@ from stillroom.errors import UserError
 from stillroom.extraction.check import Report, check_cache, find_folder, open_or_say, stated
 from stillroom.extraction.leftovers import Leftover, remove_dead
 from stillroom.extraction.ranks import Place, find_place
+from stillroom.extraction.refused import in_words
 from stillroom.extraction.repair import repair
 from stillroom.extraction.rerun import Compared, draw, refuse_other_teachers, rerun
 from stillroom.pictures.dataset import PictureSet, open_pictures
@@ -104,11 +105,13 @@ def check_up(path: Path, recipe: Recipe | None, shards: Path | None, wishes: Wis
         single = all(2 * target.num_wrong <= target.num_rows for target in compared)
         if not single:
             done = ["rows that differ were left alone: too many to be the fault of single shards"]
-        report, acts = repair(
-            report, recipe, pictures, place, workers=wishes.workers, trust_rerun=single
-        )
+        with in_words("the repair cannot go on", folder):
+            report, acts = repair(
+                report, recipe, pictures, place, workers=wishes.workers, trust_rerun=single
+            )
         done += acts
-    removed = remove_dead(folder) if wishes.gc else []
+    with in_words("dead folders could not be removed", folder):
+        removed = remove_dead(folder) if wishes.gc else []
     gone = {str(leftover) for leftover in removed}
     notes += [note for note in report.notes if note not in gone]
     return Findings(
