@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from stillroom.cache.identity import BODIES, Cache, open_cache
 from stillroom.cache.scrub import Problem
@@ -17,6 +17,8 @@ from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.recipe import Recipe
 from stillroom.teachers.configs import MissingTeacherError
 from stillroom.types import ShardId
+
+_Body = Literal["zarr", "tar"]  # as in Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,15 +125,13 @@ def check_up(path: Path, recipe: Recipe | None, shards: Path | None, wishes: Wis
     )
 
 
-def _body(folder: Path) -> Literal["zarr", "tar"] | None:
+def _body(folder: Path) -> _Body | None:
     """The cache's body: it cannot change results, so nobody has to say it again."""
     cache = open_or_say(folder)
     if isinstance(cache, Cache):
         return cache.identity["body"]
-    names = stated(folder)
-    return next(
-        (name for name in BODIES if any(n.endswith(BODIES[name].suffix) for n in names)), None
-    )
+    suffixes = {Path(name).suffix for name in stated(folder)}
+    return next((name for name in get_args(_Body) if BODIES[name].suffix in suffixes), None)
 
 
 def _notes_on_teachers(folder: Path, recipe: Recipe | None, wishes: Wishes) -> list[str]:
