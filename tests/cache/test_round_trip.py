@@ -1,17 +1,13 @@
 """What is appended is what is read, whatever the body."""
 
-import hashlib
-import json
 import threading
 import tracemalloc
 from pathlib import Path
 
-import numcodecs
 import numpy as np
 import pytest
 
 from stillroom.cache import Cache, claim_cache, open_cache, scrub_shard
-from stillroom.cache.frames import content_size, crc32c, encode_frame, is_finite
 from stillroom.errors import DamageError, FailureError, UserError
 from stillroom.types import Figures, Row, ShardId, View
 
@@ -117,6 +113,22 @@ def test_several_views_of_a_key_are_several_rows(tmp_path: Path, make):
         reader.index("c")
 
 
+def test_a_key_without_all_its_views_is_not_published(tmp_path: Path, make):
+    shards = [{"split": "train", "number": 0, "rows": 2, "pictures": "cd" * 32}]
+    pictures = {"digest": "ef" * 32, "shards": shards}
+    views = {"train": {"count": 2, "kind": "whole"}}
+    cache = claim_cache(tmp_path, "views", make.identity(pictures=pictures, views=views))
+    cache.publish_fitted({})
+    with cache.writer(TRAIN) as writer:
+        for i, (key, number) in enumerate((("a", 0), ("a", 1), ("b", 0), ("c", 0))):
+            said = make.values(cache, TRAIN, i)
+            row = Row(key=key, view=View(number=number, x0=0, y0=0, x1=40, y1=32))
+            writer.append(row, said, make.statistics(said))
+        with pytest.raises(DamageError, match="key b has 1 of 2 views"):
+            writer.publish({})
+    assert cache.missing() == (TRAIN,)
+
+
 def test_rows_larger_than_a_block_are_checked_whole(tmp_path: Path, make):
     """256 KB are read and checked at a time; damage in the last piece must count."""
     target = make.identity()["targets"]["mask"] | {"shape": [1, 700, 640]}
@@ -188,30 +200,6 @@ def test_the_writer_keeps_one_row_in_memory(tmp_path: Path, make):
     assert peak < 9 * row_bytes
 
 
-@pytest.mark.parametrize("body", ["zarr"])
-def test_the_page_of_the_format_is_what_lies_there(cache: Cache, make):
-    """A second reader, from docs/format.md alone: no metadata of ours but shard.json."""
-    folder = cache.path / f"{TRAIN}.zarr"
-    data = (folder / "shard.json").read_bytes()
-    assert data[-78:-67] == b',"sha256":"'
-    assert data[-67:-3].decode() == hashlib.sha256(data[:-78] + b"}").hexdigest()
-    record = json.loads(data)
-    part, row = record["parts"]["mask.value"], 3
-    path = folder / "mask.value/c/0/0/0/0"
-    content = path.read_bytes()
-    assert record["files"]["mask.value/c/0/0/0/0"] == {
-        "size": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
-    frame = content[part["offset"][row] : part["offset"][row] + part["size"][row]]
-    assert crc32c(frame) == part["crc32c"][row]
-    value = np.frombuffer(numcodecs.Zstd().decode(frame), "<f2").reshape(1, 4, 5)
-    assert np.array_equal(value, make.values(cache, TRAIN, row)["mask.value"])
-    index = np.frombuffer(content[-(16 * 5 + 4) : -4], "<u8").reshape(5, 2)
-    assert index[:, 0].tolist() == part["offset"]
-    assert (index[:, 1] - 4).tolist() == part["size"]
-
-
 def test_equal_rows_give_equal_bytes(tmp_path: Path, make):
     first, second = make.cache(tmp_path / "a"), make.cache(tmp_path / "b")
     assert first.finalize() and second.finalize()
@@ -220,25 +208,6 @@ def test_equal_rows_give_equal_bytes(tmp_path: Path, make):
     for name in files:
         if (first.path / name).is_file():
             assert (first.path / name).read_bytes() == (second.path / name).read_bytes(), name
-
-
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_the_check_for_finite_values_is_that_of_numpy(dtype: str):
-    values = np.random.default_rng(2).integers(0, 256, 4 << 20, np.uint8).view(dtype)
-    for value in (values, values[np.isfinite(values)], np.zeros(3, dtype)):
-        assert is_finite(value) == np.isfinite(value).all()
-    last = np.full(600_000, 65504, dtype)
-    assert is_finite(last)
-    last[-1] = -np.inf
-    assert not is_finite(last)
-
-
-@pytest.mark.parametrize("num_bytes", [1, 200, 255, 256, 257, 65791, 65792, 300_000])
-def test_the_stated_content_size_is_read_right(num_bytes: int):
-    generator = np.random.default_rng(num_bytes)
-    for value in (np.zeros(num_bytes, np.uint8), generator.bytes(num_bytes)):
-        array = np.frombuffer(bytes(value), np.uint8)
-        assert content_size(encode_frame(array, 1)[:18]) == num_bytes
 
 
 def test_opening_needs_only_the_identity(cache: Cache):

@@ -105,7 +105,7 @@ def read_record(folder: Path, plan: Plan) -> Record:
             raise DamageError(
                 f"{path} belongs to another shard or another cache: {name} differs",
                 found=body.get(name),
-                wanted=wanted,
+                wanted=f"{wanted} (codecs.safetensors)" if name == "codecs_sha256" else wanted,
             )
     try:
         return _checked(body, plan)

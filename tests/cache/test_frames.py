@@ -1,0 +1,40 @@
+"""A frame states what it unpacks to, and nothing larger is ever unpacked."""
+
+import numpy as np
+import pytest
+
+from stillroom.cache.frames import content_size, crc32c, decode_frame, encode_frame, is_finite
+from stillroom.errors import DamageError
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_check_for_finite_values_is_that_of_numpy(dtype: str):
+    values = np.random.default_rng(2).integers(0, 256, 4 << 20, np.uint8).view(dtype)
+    for value in (values, values[np.isfinite(values)], np.zeros(3, dtype)):
+        assert is_finite(value) == np.isfinite(value).all()
+    last = np.full(600_000, 65504, dtype)
+    assert is_finite(last)
+    last[-1] = -np.inf
+    assert not is_finite(last)
+
+
+@pytest.mark.parametrize("num_bytes", [1, 200, 255, 256, 257, 65791, 65792, 300_000])
+def test_the_stated_content_size_is_read_right(num_bytes: int):
+    generator = np.random.default_rng(num_bytes)
+    for value in (np.zeros(num_bytes, np.uint8), generator.bytes(num_bytes)):
+        array = np.frombuffer(bytes(value), np.uint8)
+        assert content_size(encode_frame(array, 1)[:18]) == num_bytes
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked():
+    bomb = np.frombuffer(encode_frame(np.zeros(1 << 26, np.uint8), 1), np.uint8)
+    with pytest.raises(DamageError, match="size"):
+        decode_frame(bomb, np.empty(40, np.uint8))
+    lying = bytearray(bomb.tobytes())  # the header states 40 bytes, the blocks hold 64 MB
+    lying[4] = 0x20
+    del lying[6:9]
+    lying[5] = 40
+    out = np.full(41, 9, np.uint8)
+    with pytest.raises(DamageError):
+        decode_frame(np.frombuffer(bytes(lying), np.uint8), out[:40])
+    assert out[40] == 9 and crc32c(bomb) == crc32c(bomb.tobytes())

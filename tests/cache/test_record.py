@@ -1,0 +1,102 @@
+"""A `shard.json` that verifies but says what cannot be is refused before anything is allocated."""
+
+import pytest
+
+from stillroom.cache import Cache
+from stillroom.errors import DamageError
+from stillroom.jsonfile import read_json, write_json
+from stillroom.types import ShardId
+
+TRAIN = ShardId("train", 0)
+
+
+def forge(make, cache: Cache, member: str, column: str, row: int, value: object) -> None:
+    """Rewrite shard.json with a valid checksum, as only a faulty writer or an enemy would."""
+    path = make.folder(cache, TRAIN) / "shard.json"
+    body = read_json(path)
+    owner = body["rows"] if member == "rows" else body["parts"][member]
+    owner[column][row] = value
+    write_json(path, body)
+
+
+@pytest.mark.parametrize("value", [2**64 - 1, 2**62, 10**30, -1, 7, 1.5, True, None, "0", [0]])
+@pytest.mark.parametrize("column", ["offset", "size", "crc32c"])
+def test_an_index_entry_outside_the_file_is_refused_at_opening(make, cache: Cache, column, value):
+    forge(make, cache, "mask.value", column, 2, value)
+    if value == 7 and (column == "crc32c" or (column == "size" and cache.body.suffix == ".wds")):
+        with pytest.raises(DamageError, match="crc32c"):  # a shorter member is inside its block
+            cache.reader(TRAIN).read(2)
+    else:
+        with pytest.raises(DamageError, match=r"part|column"):
+            cache.reader(TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("key", "train-000000/000"),
+        ("key", "../../etc/passwd"),
+        ("key", "x" * 100_000),
+        ("region", -1),
+        ("view", [1, 0, 0, 40, 32, 0]),
+        ("view", [0, 0, 0, 0, 32, 0]),
+        ("view", [0, 0, 0, 40, 32, 2]),
+        ("view", [0, 0, 0, 40, 32]),
+    ],
+)
+def test_rows_that_cannot_be_are_refused_at_opening(make, cache: Cache, column, value):
+    forge(make, cache, "rows", column, 2, value)
+    with pytest.raises(DamageError):
+        cache.reader(TRAIN)
+
+
+def test_swapped_keys_are_refused_at_opening(make, cache: Cache):
+    forge(make, cache, "rows", "key", 2, "train-000000/003")
+    forge(make, cache, "rows", "key", 3, "train-000000/002")
+    with pytest.raises(DamageError, match="not in order"):
+        cache.reader(TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("target", "column", "value"),
+    [
+        ("mask", "min", None),
+        ("mask", "max", "0"),
+        ("mask", "finite", 1.5),
+        ("mask", "confidence", None),
+        ("mask", "confidence", -0.1),
+        ("mask", "confidence", True),
+        ("detector", "confidence", 0.5),
+    ],
+)
+def test_figures_that_cannot_be_are_refused_at_opening(
+    make, cache: Cache, target: str, column: str, value: object
+):
+    path = make.folder(cache, TRAIN) / "shard.json"
+    body = read_json(path)
+    body["statistics"][target][column][2] = value
+    write_json(path, body)
+    with pytest.raises(DamageError, match="row 2 of a column"):
+        cache.reader(TRAIN)
+
+
+@pytest.mark.parametrize("missing", ["rows", "parts", "files", "statistics", "provenance"])
+@pytest.mark.parametrize("value", [None, {}, [], 5])
+def test_a_record_without_a_member_is_refused(make, cache: Cache, missing: str, value: object):
+    path = make.folder(cache, TRAIN) / "shard.json"
+    body = read_json(path)
+    if missing == "provenance" and value == {}:
+        return
+    body[missing] = value
+    write_json(path, body)
+    with pytest.raises(DamageError):
+        cache.reader(TRAIN)
+
+
+def test_paths_in_a_record_are_never_followed(make, cache: Cache):
+    path = make.folder(cache, TRAIN) / "shard.json"
+    body = read_json(path)
+    body["files"]["../identity.json"] = body["files"].pop(next(iter(body["files"])))
+    write_json(path, body)
+    with pytest.raises(DamageError, match="files are"):
+        cache.reader(TRAIN)

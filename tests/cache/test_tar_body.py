@@ -1,0 +1,315 @@
+"""The tar body is a plain WebDataset tar, and every byte of it is the one that was written."""
+
+import hashlib
+import io
+import struct
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from numcodecs import zstd  # pyright: ignore[reportAttributeAccessIssue]
+from PIL import Image
+
+from stillroom.cache import Cache, claim_cache, scrub_shard
+from stillroom.errors import DamageError
+from stillroom.jsonfile import read_json, write_json
+from stillroom.pictures.make import make_shards
+from stillroom.types import Row, ShardId, View
+
+TRAIN = ShardId("train", 0)
+LEFT_OPEN = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # by webdataset
+Members = list[tuple[tarfile.TarInfo, bytes]]
+Frames = dict[tuple[int, str], bytes]
+
+
+@pytest.fixture
+def body() -> str:
+    return "tar"
+
+
+def stream(path: Path) -> list[dict]:
+    """What a plain WebDataset pipeline gives: samples with every part decoded."""
+
+    def decoded(sample: dict) -> dict:
+        return {
+            name: np.frombuffer(zstd.decompress(value), "<f2") if name.endswith(".zst") else value
+            for name, value in sample.items()
+        }
+
+    return list(webdataset.WebDataset(str(path), shardshuffle=False).map(decoded))
+
+
+def members_of(path: Path) -> Members:
+    with tarfile.open(path) as tar:
+        return [(member, tar.extractfile(member).read()) for member in tar]
+
+
+@pytest.fixture
+def varied(tmp_path: Path, make) -> Cache:
+    """A cache with regions, views, a folder, an escaped dot and a name too long for ustar."""
+    shards = [{"split": "train", "number": 0, "rows": 4, "pictures": "cd" * 32}]
+    identity = make.identity(
+        pictures={"digest": "ef" * 32, "shards": shards},
+        views={"train": {"count": 2, "kind": "whole"}},
+    )
+    cache = claim_cache(tmp_path, "varied", identity)
+    cache.publish_fitted({})
+    views = [View(number=number, x0=0, y0=0, x1=40, y1=32) for number in (0, 1)]
+    places = [("deep/er/x=2Ey", None), ("deep/er/x=2Ey", 3), ("p", None), ("q" * 150, None)]
+    with cache.writer(TRAIN) as writer:
+        for i, (place, view) in enumerate((place, view) for place in places for view in views):
+            said = make.values(cache, TRAIN, i)
+            row = Row(key=place[0], region=place[1], view=view)
+            writer.append(row, said, make.statistics(said))
+        assert writer.publish({})
+    return cache
+
+
+@LEFT_OPEN
+def test_a_plain_webdataset_pipeline_streams_every_row_and_part(varied: Cache, make):
+    samples = stream(make.file(varied, TRAIN, "mask.value"))
+    first = "deep/er/x=2Ey"
+    assert [sample["__key__"] for sample in samples] == [
+        first, f"{first}=v1", f"{first}=r3", f"{first}=r3=v1",
+        "p", "p=v1", "q" * 150, "q" * 150 + "=v1",
+    ]  # fmt: skip
+    reader = varied.reader(TRAIN)
+    for i, sample in enumerate(samples):
+        parts = {name.removesuffix(".zst"): v for name, v in sample.items() if name[0] != "_"}
+        ours = reader.read(i)
+        assert parts.keys() == ours.keys() == {"detector.value", "mask.value"}
+        assert all(np.array_equal(parts[name], ours[name].ravel()) for name in ours)
+
+
+@LEFT_OPEN
+def test_its_samples_have_the_names_of_those_of_the_picture_tar(tmp_path: Path, make):
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    for number, name in enumerate(("a", "b.c", "deep/d", "e" * 120)):
+        Image.new("RGB", (40, 32), (number, 0, 0)).save(source / f"{name}.png")
+    make_shards(
+        f"unlabelled:{source}", out=tmp_path / "shards", size=(32, 40), format="png", val_share=0.0
+    )
+    shards = [{"split": "train", "number": 0, "rows": 4, "pictures": "cd" * 32}]
+    identity = make.identity(
+        pictures={"digest": "ef" * 32, "shards": shards},
+        views={"train": {"count": 1, "kind": "whole"}},
+    )
+    cache = claim_cache(tmp_path, "joined", identity)
+    cache.publish_fitted({})
+    with cache.writer(TRAIN) as writer:
+        for i, key in enumerate(("a", "b=2Ec", "deep/d", "e" * 120)):
+            said = make.values(cache, TRAIN, i)
+            row = Row(key=key, view=View(x0=0, y0=0, x1=40, y1=32))
+            writer.append(row, said, make.statistics(said))
+        assert writer.publish({})
+    pictures = stream(tmp_path / "shards" / "train-000000.tar")
+    targets = stream(make.file(cache, TRAIN, "mask.value"))
+    for i, (picture, target) in enumerate(zip(pictures, targets, strict=True)):
+        assert picture["__key__"] == target["__key__"]
+        assert Image.open(io.BytesIO(picture["png"])).getpixel((0, 0)) == (i, 0, 0)
+        said = make.values(cache, TRAIN, i)["mask.value"]
+        assert np.array_equal(target["mask.value.zst"], said.ravel())
+
+
+def test_tarfile_writes_the_same_bytes_of_the_same_members(varied: Cache, make):
+    path, reference = make.file(varied, TRAIN, "mask.value"), io.BytesIO()
+    with tarfile.open(fileobj=reference, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for found, payload in members_of(path):
+            assert found.isreg() and found.mode == 0o644
+            assert (found.mtime, found.uid, found.gid, found.uname, found.gname) == (
+                0,
+                0,
+                0,
+                "",
+                "",
+            )
+            member = tarfile.TarInfo(found.name)
+            member.size = len(payload)
+            tar.addfile(member, io.BytesIO(payload))
+        end = tar.offset
+    data = path.read_bytes()
+    assert len(data) == end + 1024 and data == reference.getvalue()[: end + 1024]
+
+
+def header(name: str, size: int, mode: bytes = b"0000644\0", kind: bytes = b"0") -> bytes:
+    """A header block as the table of docs/format.md says."""
+    block = bytearray(512)
+    block[0:100] = name.encode()[:100].ljust(100, b"\0")
+    block[100:124] = mode + b"0000000\0" * 2
+    block[124:148] = f"{size:011o}\0{0:011o}\0".encode()
+    block[156:157], block[257:265] = kind, b"ustar\x0000"
+    block[148:156] = f"{sum(block) + 8 * 32:06o}\0 ".encode()
+    return bytes(block)
+
+
+def test_the_page_of_the_format_says_every_byte(varied: Cache, make):
+    path = make.file(varied, TRAIN, "mask.value")
+    wanted = b""
+    with varied.reader(TRAIN) as reader:
+        for i, row in enumerate(reader.rows):
+            for part in ("detector.value", "mask.value"):
+                span = reader.record.spans[part]
+                view = "=v1" if row.view.number else ""
+                region = "" if row.region is None else f"=r{row.region}"
+                name = f"{row.key}{region}{view}.{part}.zst"
+                if len(name) > 100:
+                    record = f" path={name}\n"
+                    length = len(record) + len(str(len(record) + 3))
+                    payload = f"{length}{record}".encode()
+                    wanted += header("././@PaxHeader", len(payload), b"0000000\0", b"x")
+                    wanted += payload.ljust(512, b"\0")
+                wanted += header(name, span.size[i])
+                assert span.offset[i] == len(wanted)
+                frame = path.read_bytes()[span.offset[i] : span.offset[i] + span.size[i]]
+                wanted += frame + bytes(-len(frame) % 512)
+    assert path.read_bytes() == wanted + bytes(1024)
+
+
+def test_every_byte_that_is_no_frame_is_demanded_by_the_scrub(cache: Cache, make):
+    path = make.file(cache, TRAIN, "mask.value")
+    data = path.read_bytes()
+    with cache.reader(TRAIN) as reader:
+        rows, spans = reader.rows, reader.record.spans
+    frames = np.zeros(len(data), bool)
+    for span in spans.values():
+        for start, size in zip(span.offset, span.size, strict=True):
+            frames[start : start + size] = True
+    generator = np.random.default_rng(4)
+    for offset in generator.choice(np.flatnonzero(~frames), 200, replace=False):
+        changed = bytearray(data)
+        changed[offset] ^= 1 << generator.integers(8)
+        path.write_bytes(changed)
+        assert cache.body.problems(path.parent, cache.parts, rows, spans), offset
+    path.write_bytes(data)
+    assert not cache.body.problems(path.parent, cache.parts, rows, spans)
+
+
+def forge(path: Path, frames: Frames, members: Members, end: bytes = bytes(1024)) -> None:
+    """Write a tar of these members and a shard.json that fits it, as only an enemy would."""
+    record = read_json(path.with_name("shard.json"))
+    wanted = {payload: name for name, payload in frames.items()}
+    data = b""
+    for member, payload in members:
+        data += member.tobuf(tarfile.PAX_FORMAT)
+        if payload in wanted:
+            row, part = wanted[payload]
+            record["parts"][part]["offset"][row] = len(data)
+        data += payload + bytes(-len(payload) % 512)
+    data += end
+    path.write_bytes(data)
+    record["files"]["rows.tar"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    write_json(path.with_name("shard.json"), record)
+
+
+def frames_of(cache: Cache, path: Path) -> Frames:
+    data, found = path.read_bytes(), {}
+    with cache.reader(TRAIN) as reader:
+        for part, span in reader.record.spans.items():
+            for i, (start, size) in enumerate(zip(span.offset, span.size, strict=True)):
+                found[i, part] = data[start : start + size]
+    return found
+
+
+def changed(index: int, **attributes: object) -> Callable[[Members], Members]:
+    def change(members: Members) -> Members:
+        for name, value in attributes.items():
+            setattr(members[index][0], name, value)
+        return members
+
+    return change
+
+
+def with_stranger(members: Members) -> Members:
+    stranger = tarfile.TarInfo("train-000000/002.stranger.zst")
+    stranger.size = 5
+    return [*members[:4], (stranger, b"hello"), *members[4:]]
+
+
+def with_link(members: Members) -> Members:
+    link = tarfile.TarInfo("train-000000/003.mask.value.zst")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    return [*members[:6], (link, b""), *members[6:]]
+
+
+def with_swapped_names(members: Members) -> Members:
+    (one, _), (two, _) = members[1], members[3]
+    one.name, two.name = two.name, one.name
+    return members
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_stranger,
+        with_link,
+        with_swapped_names,
+        changed(2, name="../../escape"),
+        changed(2, name="/absolute"),
+        changed(2, mode=0o4755),
+        changed(2, mtime=1),
+        changed(2, uid=1000),
+        changed(2, uname="root"),
+        changed(2, type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+        changed(2, type=tarfile.CHRTYPE),
+        changed(2, pax_headers={"comment": "x"}),
+    ],
+)
+def test_a_tar_that_another_hand_wrote_is_named_by_the_scrub(cache: Cache, make, change):
+    path = make.file(cache, TRAIN, "mask.value")
+    good = frames_of(cache, path)
+    forge(path, good, members_of(path))
+    assert not scrub_shard(cache, TRAIN)
+    forge(path, good, change(members_of(path)))
+    problems = scrub_shard(cache, TRAIN)
+    assert problems and all(f"{path}: bytes" in str(problem) for problem in problems)
+    assert frames_of(cache, path) == good  # the reader goes by offset and is none the worse
+
+
+def test_bytes_after_the_end_are_refused_at_opening(cache: Cache, make):
+    path = make.file(cache, TRAIN, "mask.value")
+    members, frames = members_of(path), frames_of(cache, path)
+    for end in (b"", bytes(512), bytes(1536), bytes(10240), bytes(1024) + b"x" * 512):
+        forge(path, frames, members, end)
+        with pytest.raises(DamageError, match=r"members end at \d+ of \d+ bytes"):
+            cache.reader(TRAIN)
+    forge(path, frames, members, b"x" * 1024)
+    (problem,) = scrub_shard(cache, TRAIN)
+    assert "not the end of a tar" in str(problem)
+
+
+def test_a_tar_cut_between_two_members_looks_whole_to_others_and_is_refused_here(
+    cache: Cache, make
+):
+    path = make.file(cache, TRAIN, "mask.value")
+    with cache.reader(TRAIN) as reader:
+        cut = reader.record.spans["detector.value"].offset[3] - 512
+    path.write_bytes(path.read_bytes()[:cut])
+    assert len(members_of(path)) == 6  # without a word
+    with pytest.raises(DamageError, match="another size"):
+        cache.reader(TRAIN)
+
+
+@pytest.mark.parametrize("step", [-512, -1, 1, 512, 1 << 40])
+@pytest.mark.parametrize("row", [0, 2, 4])
+def test_frames_that_overlap_or_leave_no_room_for_a_header_are_refused(
+    cache: Cache, make, row: int, step: int
+):
+    path = make.folder(cache, TRAIN) / "shard.json"
+    record = read_json(path)
+    record["parts"]["detector.value"]["offset"][row] += step
+    write_json(path, record)
+    with pytest.raises(DamageError, match=r"part detector|part mask|members end|column"):
+        cache.reader(TRAIN)
+
+
+def test_a_name_of_a_part_says_how_to_read_it_without_us(cache: Cache, make):
+    """Raw float16 in a zstd frame that states its size."""
+    member, payload = members_of(make.file(cache, TRAIN, "mask.value"))[1]
+    assert member.name == "train-000000/000.mask.value.zst"
+    assert struct.unpack("<I", payload[:4]) == (0xFD2FB528,)
+    value = np.frombuffer(zstd.decompress(payload), "<f2").reshape(1, 4, 5)
+    assert np.array_equal(value, make.values(cache, TRAIN, 0)["mask.value"])
