@@ -1,4 +1,4 @@
-"""How fast one row comes back, checked: our reader against zarr-python and np.load, in one run.
+"""How fast one row comes back, checked: both bodies against zarr-python and np.load, in one run.
 
 `python benchmarks/read_rows.py [--rows 24]` writes
 `benchmarks/results/read_rows_<hardware>_<yyyymm>.json`. A row is 1024x80x80 float16 (13.1 MB), once
@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import google_crc32c
@@ -22,6 +23,7 @@ import numpy as np
 import zarr
 
 from stillroom.cache import Cache, claim_cache, make_identity
+from stillroom.cache.identity import BODIES
 from stillroom.jsonfile import write_json
 from stillroom.types import Figures, Row, ShardId, View
 
@@ -63,36 +65,43 @@ def machine() -> dict[str, object]:
 
 
 def measure(folder: Path, content: str, num_rows: int) -> dict[str, float]:
-    """Write a shard and read every row in each way; best ms, ratios to the checked reader."""
-    cache, began = new_cache(folder, num_rows), time.perf_counter()
+    """Write a shard of each body and read every row in each way; best ms, and ratios."""
+    caches = {body: new_cache(folder, num_rows, body) for body in BODIES}
+    for i, value in enumerate(rows(content, num_rows)):
+        np.save(folder / f"{i}.npy", value)
+    written = {body: write(cache, content, num_rows) for body, cache in caches.items()}
+    seconds = read_in_turns(readers(caches, folder), num_rows)
+    best = {name: min(values) for name, values in seconds.items()}
+    result = {f"{name}_ms": round(1e3 * value, 2) for name, value in best.items()}
+    for name, values in seconds.items():
+        result[f"{name}_median_ms"] = round(1e3 * statistics.median(values), 2)
+    for body, cache in caches.items():
+        checked = best[f"{body}_body"]
+        result[f"{body}_body_check_share"] = round(1 - best[f"{body}_body_unchecked"] / checked, 4)
+        result[f"zarr_over_{body}_body"] = round(best["zarr"] / checked, 2)
+        result[f"np_load_over_{body}_body"] = round(best["np_load"] / checked, 2)
+        result[f"{body}_body_mb_row"] = round(cache.shard_bytes(SHARD) / num_rows / 1e6, 2)
+        append, publish = written[body]
+        result[f"{body}_body_append_ms"] = round(1e3 * append / num_rows, 1)
+        result[f"{body}_body_publish_ms_row"] = round(1e3 * publish / num_rows, 1)
+    return result
+
+
+def write(cache: Cache, content: str, num_rows: int) -> tuple[float, float]:
+    """Write a shard of rows; return the seconds of appending and of publishing."""
     written = 0.0
     with cache.writer(SHARD) as writer:
         for i, value in enumerate(rows(content, num_rows)):
-            np.save(folder / f"{i}.npy", value)
             row = Row(key=f"{i:06d}", view=View(x0=0, y0=0, x1=640, y1=640))
             began = time.perf_counter()
             writer.append(row, {PART: value}, {"detector": Figures(-6.0, 6.0, 1.0, None)})
             written += time.perf_counter() - began
         began = time.perf_counter()
         assert writer.publish({})
-    published = time.perf_counter() - began
-    seconds = read_in_turns(readers(cache, folder), num_rows)
-    best = {name: min(values) for name, values in seconds.items()}
-    stored = (cache.path / f"{SHARD}.zarr" / PART / "c/0/0/0/0").stat().st_size
-    result = {f"{name}_ms": round(1e3 * value, 2) for name, value in best.items()}
-    for name, values in seconds.items():
-        result[f"{name}_median_ms"] = round(1e3 * statistics.median(values), 2)
-    checked = best["reader"]
-    result["check_share"] = round(1 - best["reader_unchecked"] / checked, 4)
-    result["zarr_over_reader"] = round(best["zarr"] / checked, 2)
-    result["np_load_over_reader"] = round(best["np_load"] / checked, 2)
-    result["mb_row"] = round(stored / num_rows / 1e6, 2)
-    result["append_ms"] = round(1e3 * written / num_rows, 1)
-    result["publish_ms_row"] = round(1e3 * published / num_rows, 1)
-    return result
+    return written, time.perf_counter() - began
 
 
-def new_cache(folder: Path, num_rows: int) -> Cache:
+def new_cache(folder: Path, num_rows: int, body: str) -> Cache:
     """A cache of one shard of one target."""
     shards = [{"split": "train", "number": 0, "rows": num_rows, "pictures": "0" * 64}]
     target = {"teacher": {"class": "Benchmark"}, "shape": SHAPE, "stride": 8, "kind": "features"}
@@ -102,6 +111,7 @@ def new_cache(folder: Path, num_rows: int) -> Cache:
         views={"train": {"count": 1, "kind": "whole"}},
         targets={"detector": target | {"codec": "float16"}},
         calibration=[],
+        body=body,
     )
     cache = claim_cache(folder, "read-rows", identity)
     cache.publish_fitted({})
@@ -116,19 +126,20 @@ def rows(content: str, num_rows: int) -> Iterator[np.ndarray]:
         yield (np.maximum(value, 0) if content == "relu" else value).astype(np.float16)
 
 
-def readers(cache: Cache, folder: Path) -> dict[str, Callable[[int], object]]:
-    """Every way to get row i as an array."""
-    checked, unchecked = cache.reader(SHARD), cache.reader(SHARD, check=False)
-    array = zarr.open_group(cache.path / f"{SHARD}.zarr", mode="r")[PART]
+def readers(caches: dict[str, Cache], folder: Path) -> dict[str, Callable[[int], object]]:
+    """Every way to get row i as an array; `<body>_body` is our reader over that body."""
+    array = zarr.open_group(caches["zarr"].path / f"{SHARD}.zarr", mode="r")[PART]
     assert isinstance(array, zarr.Array)
     out = {PART: np.empty(SHAPE, np.float16)}
-    return {
-        "reader": lambda i: checked.read(i, out=out),
-        "reader_unchecked": lambda i: unchecked.read(i, out=out),
-        "reader_new_array": lambda i: checked.read(i),
-        "zarr": lambda i: array[i],
-        "np_load": lambda i: np.load(folder / f"{i}.npy"),
-    }
+    ways: dict[str, Callable[[int], object]] = {}
+    for body, cache in caches.items():
+        checked, unchecked = cache.reader(SHARD), cache.reader(SHARD, check=False)
+        ways[f"{body}_body"] = partial(checked.read, out=out)
+        ways[f"{body}_body_unchecked"] = partial(unchecked.read, out=out)
+        ways[f"{body}_body_new_array"] = checked.read
+    ways["zarr"] = lambda i: array[i]
+    ways["np_load"] = lambda i: np.load(folder / f"{i}.npy")
+    return ways
 
 
 def read_in_turns(

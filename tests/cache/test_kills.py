@@ -19,6 +19,7 @@ from stillroom.errors import DamageError
 from stillroom.types import ShardId
 
 TRAIN = ShardId("train", 0)
+pytestmark = pytest.mark.timeout(420)  # 100 processes that wait for the disk: 20 s, or minutes if busy
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
