@@ -19,7 +19,7 @@ from stillroom.errors import DamageError
 from stillroom.types import ShardId
 
 TRAIN = ShardId("train", 0)
-pytestmark = pytest.mark.timeout(420)  # 100 processes that wait for the disk: 20 s, or minutes if busy
+pytestmark = pytest.mark.timeout(420)  # 100 processes that wait for the disk: 20 s or more
 
 
 @pytest.fixture(scope="module")
