@@ -22,7 +22,7 @@ from bench.machine import RESULTS, save
 
 from stillroom.cache import Cache, claim_cache, frames, make_identity
 from stillroom.cache import scrub as shard_scrub
-from stillroom.extraction.scrub import scrub_shards
+from stillroom.checking.scrub import scrub_shards
 from stillroom.types import Figures, Row, View
 
 SHARDS, ROWS, SHAPE = 8, 12, (256, 80, 80)

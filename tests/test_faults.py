@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 import stillroom.training.loop as loop
 from stillroom.cache import find_caches
+from stillroom.checking.check import check_cache
 from stillroom.errors import StillroomError
-from stillroom.extraction.check import check_cache
 from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.ranks import Place
 from stillroom.recipe import Recipe

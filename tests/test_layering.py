@@ -26,6 +26,8 @@ ALLOWED = {
     "recipe": GROUND | {"codecs", "losses", "pictures", "students", "teachers.configs"},
     "extraction": GROUND
     | {"pictures", "teachers", "codecs", "cache", "metrics", "recipe", "networks.normalise"},
+    "checking": GROUND
+    | {"pictures", "codecs", "cache", "metrics", "recipe", "teachers.configs", "extraction"},
     "training": GROUND
     | {
         "pictures",

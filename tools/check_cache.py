@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _check(own: argparse.Namespace, words: list[str]):
-    from stillroom.extraction.checkup import Wishes, check_up
+    from stillroom.checking.checkup import Wishes, check_up
 
     if not words or words[0].startswith("-"):
         raise UserError("which cache?", fix="python tools/check_cache.py CACHE (--help says more)")

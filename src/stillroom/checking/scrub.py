@@ -17,8 +17,8 @@ from stillroom.cache.identity import Cache
 from stillroom.cache.reader import ShardReader
 from stillroom.cache.record import Plan
 from stillroom.cache.scrub import Problem, Tick, problem_of, scrub_reader
+from stillroom.checking.leftovers import num_bytes
 from stillroom.errors import DamageError, FailureError, Stopped
-from stillroom.extraction.leftovers import num_bytes
 from stillroom.pictures.dataset import PictureSet
 from stillroom.signals import stop_on_signals
 from stillroom.types import Row, ShardId, View

@@ -12,8 +12,8 @@ from typing import Any
 from stillroom.cache.identity import Cache, claim_cache, open_cache
 from stillroom.cache.identity_json import both_sides, differences, fingerprint
 from stillroom.cache.scrub import Problem
+from stillroom.checking.check import CODECS, IDENTITY, MANIFEST, Report, check_cache
 from stillroom.errors import UserError
-from stillroom.extraction.check import CODECS, IDENTITY, MANIFEST, Report, check_cache
 from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.identity import compose, probe
 from stillroom.extraction.ranks import Place

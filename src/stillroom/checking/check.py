@@ -14,10 +14,10 @@ from stillroom.cache.identity import Cache, open_cache
 from stillroom.cache.identity_json import both_sides, differences
 from stillroom.cache.record import FILE
 from stillroom.cache.scrub import Problem
+from stillroom.checking.leftovers import leftovers, quarantined
+from stillroom.checking.scrub import scrub_shards
 from stillroom.errors import DamageError, UserError
 from stillroom.extraction.identity import pictures_identity
-from stillroom.extraction.leftovers import leftovers, quarantined
-from stillroom.extraction.scrub import scrub_shards
 from stillroom.jsonfile import decode_json, read_json
 from stillroom.pictures.dataset import PictureSet
 from stillroom.types import ShardId

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from stillroom.cache.writer import this_host
+from stillroom.checking.checkup import Wishes
 from stillroom.errors import UserError
-from stillroom.extraction.checkup import Wishes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "check_cache.py"

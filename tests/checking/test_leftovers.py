@@ -10,7 +10,7 @@ import pytest
 
 from stillroom.cache.identity import open_cache
 from stillroom.cache.writer import this_host
-from stillroom.extraction.leftovers import SILENT_S, leftovers, quarantined, remove_dead
+from stillroom.checking.leftovers import SILENT_S, leftovers, quarantined, remove_dead
 from stillroom.types import ShardId
 
 

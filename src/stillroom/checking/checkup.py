@@ -6,13 +6,13 @@ from typing import Any, Literal, get_args
 
 from stillroom.cache.identity import BODIES, Cache, open_cache
 from stillroom.cache.scrub import Problem
+from stillroom.checking.check import Report, check_cache, find_folder, open_or_say, stated
+from stillroom.checking.leftovers import Leftover, remove_dead
+from stillroom.checking.repair import repair
+from stillroom.checking.rerun import Compared, draw, refuse_other_teachers, rerun
 from stillroom.errors import UserError
-from stillroom.extraction.check import Report, check_cache, find_folder, open_or_say, stated
-from stillroom.extraction.leftovers import Leftover, remove_dead
 from stillroom.extraction.ranks import Place, find_place
 from stillroom.extraction.refused import in_words
-from stillroom.extraction.repair import repair
-from stillroom.extraction.rerun import Compared, draw, refuse_other_teachers, rerun
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.recipe import Recipe
 from stillroom.teachers.configs import MissingTeacherError

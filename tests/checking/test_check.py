@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from stillroom.cache.identity import open_cache
+from stillroom.checking import scrub
+from stillroom.checking.check import check_cache, find_folder
 from stillroom.errors import FailureError, Stopped, UserError
-from stillroom.extraction import scrub
-from stillroom.extraction.check import check_cache, find_folder
 from stillroom.jsonfile import encode_json, read_json, write_json
 from stillroom.pictures.dataset import ShardInfo, open_pictures, set_digest
 from stillroom.types import ShardId

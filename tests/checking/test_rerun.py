@@ -11,12 +11,12 @@ import torch
 
 import stillroom.extraction.extract as extract
 from stillroom.cache.identity import open_cache
+from stillroom.checking.check import check_cache
+from stillroom.checking.checkup import Wishes, check_up
+from stillroom.checking.rerun import draw, refuse_other_teachers, rerun
 from stillroom.errors import UserError
-from stillroom.extraction.check import check_cache
-from stillroom.extraction.checkup import Wishes, check_up
 from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.ranks import Place
-from stillroom.extraction.rerun import draw, refuse_other_teachers, rerun
 from stillroom.pictures.loader import image_tensor
 from stillroom.types import ShardId
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from stillroom.cache.identity import open_cache
+from stillroom.checking.check import check_cache
+from stillroom.checking.checkup import Findings, Wishes, check_up
 from stillroom.errors import StillroomError, UserError
-from stillroom.extraction.check import check_cache
-from stillroom.extraction.checkup import Findings, Wishes, check_up
 from stillroom.jsonfile import read_json, write_json
 from stillroom.recipe import Recipe
 from stillroom.types import ShardId
