@@ -1,6 +1,6 @@
 """A reader of caches made from docs/format.md alone: nothing of stillroom, no Zarr, no tar.
 
-python tests/cache/independent_reader.py CACHE     prints key, view and parts of every row
+python tests/cache/independent_reader.py CACHE     prints every row
 """
 
 import hashlib
@@ -38,45 +38,38 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
     return json.loads(data), sha256
 
 
-def read_frame(path: Path, offset: int, size: int, crc: int, num_bytes: int) -> bytes:
+def read_frame(path: Path, offset: int, size: int, crc: int, out: np.ndarray) -> None:
+    """Unpack one frame into an array of a row's size, which no frame may pass."""
     with path.open("rb") as file:
         file.seek(offset)
         frame = file.read(size)
     if len(frame) != size or crc32c(frame) != crc:
         raise ValueError(f"{path} is damaged at {offset}")
-    value = Zstd().decode(frame, np.empty(num_bytes, np.uint8))  # no more than a row, ever
-    return value.tobytes()
+    Zstd().decode(frame, out)
 
 
 def read_cache(cache: Path) -> Iterator[tuple[str, int | None, list[int], dict[str, np.ndarray]]]:
     """Yield key, region, view and `<target>.<part>` -> array of every row of every shard."""
     identity, fingerprint = read_json(cache / "identity.json")
     assert identity["format"] == "stillroom cache 1", identity["format"]
-    is_tar = identity["body"] == "tar"
-    codecs_sha256 = hashlib.sha256((cache / "codecs.safetensors").read_bytes()).hexdigest()
+    suffix, in_tar = {"zarr": (".zarr", None), "tar": (".wds", "rows.tar")}[identity["body"]]
+    codecs = hashlib.sha256((cache / "codecs.safetensors").read_bytes()).hexdigest()
     for shard in identity["pictures"]["shards"]:
-        name = f"{shard['split']}-{shard['number']:06d}"
-        folder = cache / (name + (".wds" if is_tar else ".zarr"))
+        folder = cache / f"{shard['split']}-{shard['number']:06d}{suffix}"
         record, _ = read_json(folder / "shard.json")
-        assert (record["fingerprint"], record["codecs_sha256"]) == (fingerprint, codecs_sha256)
-        assert (record["split"], record["number"]) == (shard["split"], shard["number"])
-        rows, values = record["rows"], {}
-        for target, spec in sorted(identity["targets"].items()):
-            for part, dtype in PARTS[spec["codec"]].items():
-                inside = "rows.tar" if is_tar else f"{target}.{part}/c/0/0/0/0"
-                columns = record["parts"][f"{target}.{part}"]
-                spans = zip(columns["offset"], columns["size"], columns["crc32c"], strict=True)
-                num_bytes = int(np.prod(spec["shape"])) * np.dtype(dtype).itemsize
-                values[f"{target}.{part}"] = [
-                    np.frombuffer(read_frame(folder / inside, *s, num_bytes), dtype).reshape(
-                        spec["shape"]
-                    )
-                    for s in spans
-                ]
-        for i, (key, region, view) in enumerate(
-            zip(rows["key"], rows["region"], rows["view"], strict=True)
-        ):
-            yield key, region, view, {name: arrays[i] for name, arrays in values.items()}
+        said = [record[name] for name in ("fingerprint", "codecs_sha256", "split", "number")]
+        assert said == [fingerprint, codecs, shard["split"], shard["number"]], folder
+        rows = record["rows"]
+        for i, key in enumerate(rows["key"]):
+            parts = {}
+            for target, spec in sorted(identity["targets"].items()):
+                for part, dtype in PARTS[spec["codec"]].items():
+                    name = f"{target}.{part}"
+                    place = [record["parts"][name][c][i] for c in ("offset", "size", "crc32c")]
+                    parts[name] = np.empty(spec["shape"], dtype)
+                    file = folder / (in_tar or f"{name}/c/0/0/0/0")
+                    read_frame(file, *place, parts[name])
+            yield key, rows["region"][i], rows["view"][i], parts
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 
 from stillroom.cache import Cache, claim_cache, find_caches, match_cache, open_cache
 from stillroom.cache.identity import BODIES
+from stillroom.cli import recipe_from
 from stillroom.errors import DamageError, UserError
 from stillroom.jsonfile import read_json, write_json
 from stillroom.recipe import Recipe
@@ -32,6 +33,7 @@ def test_the_folder_is_named_by_name_and_fingerprint(tmp_path: Path, make):
 def test_the_recipe_can_ask_for_every_body_there_is():
     bodies = next(field.type for field in fields(Recipe) if field.name == "body")
     assert get_args(bodies) == tuple(BODIES)
+    assert recipe_from(["tiny", "--body", "tar"]).body == "tar"
 
 
 def test_anything_that_could_change_a_row_changes_the_fingerprint(tmp_path: Path, make):

@@ -50,6 +50,13 @@ def test_rows_that_cannot_be_are_refused_at_opening(make, cache: Cache, column, 
         cache.reader(TRAIN)
 
 
+@pytest.mark.parametrize("key", ["/etc/passwd", "a//b", "a/", "", "a.b", "a\n", "\u00e4"])
+def test_keys_that_are_no_plain_relative_names_are_refused_at_opening(make, cache: Cache, key: str):
+    forge(make, cache, "rows", "key", 0, key)
+    with pytest.raises(DamageError, match="row 0 of a column"):
+        cache.reader(TRAIN)
+
+
 def test_swapped_keys_are_refused_at_opening(make, cache: Cache):
     forge(make, cache, "rows", "key", 2, "train-000000/003")
     forge(make, cache, "rows", "key", 3, "train-000000/002")

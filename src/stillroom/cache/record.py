@@ -237,7 +237,9 @@ def _is_null(value: Any) -> bool:
 
 
 def _is_key(value: Any) -> bool:
-    return type(value) is str and len(value) <= 200 and KEY.fullmatch(value) is not None
+    if type(value) is not str or len(value) > 200 or "//" in f"/{value}/":
+        return False  # the name of a tar's member is relative, and no folder in it is nameless
+    return KEY.fullmatch(value) is not None
 
 
 def _is_view(value: Any) -> bool:
