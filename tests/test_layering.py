@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "stillroom"
-GROUND = {"types", "errors", "jsonfile", "signals"}
+GROUND = {"types", "errors", "jsonfile", "tensorfile", "signals"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
     "jsonfile": {"errors"},
+    "tensorfile": {"errors", "jsonfile"},
     "signals": set(),
     "networks": GROUND,
     "metrics": GROUND,

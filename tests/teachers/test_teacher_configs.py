@@ -5,8 +5,11 @@ import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from stillroom.errors import DamageError, UserError
 from stillroom.jsonfile import write_json
@@ -34,15 +37,20 @@ def test_importing_and_identifying_loads_nothing_heavy():
     assert done.stdout.splitlines() == ["[]", "['configs', 'external_data']"]
 
 
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 @pytest.fixture
 def files(tmp_path, make_onnx):
     """What the three teachers need on disk; the bytes of weights do not matter to an identity."""
     make_onnx.save_segmenter(tmp_path / "a.onnx")
     (tmp_path / "a.pth").write_bytes(b"weights")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "student.safetensors").write_bytes(b"student")
-    network = {"name": "unet", "width": 4}
-    write_json(tmp_path / "run" / "student.json", {"network": network})
+    weights = tmp_path / "run" / "student.safetensors"
+    save_file({"a": torch.zeros(1)}, weights)
+    about = {"network": {"name": "unet", "width": 4}, "weights_sha256": sha256(weights)}
+    write_json(tmp_path / "run" / "student.json", about)
     return tmp_path
 
 
@@ -89,7 +97,7 @@ def test_weights_and_architecture_are_in_the_identity(files):
     assert smp["weights_sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert smp["architecture"]["encoder"] == "resnet18"
     run = dataclasses.replace(RUN, path=str(files / "run")).identity()
-    assert run["weights_sha256"] == hashlib.sha256(b"student").hexdigest()
+    assert run["weights_sha256"] == sha256(files / "run" / "student.safetensors")
     assert run["architecture"] == {"name": "unet", "width": 4}
 
 
@@ -126,3 +134,12 @@ def test_a_damaged_description_of_a_run_is_damage(files):
     write_json(path, {"classes": ["a"]})
     with pytest.raises(DamageError, match="names no network"):
         teacher.identity()
+
+
+def test_weights_that_are_not_those_of_the_run_are_no_teacher(files):
+    save_file({"a": torch.ones(1)}, files / "run" / "student.safetensors")
+    teacher = dataclasses.replace(RUN, path=str(files / "run"))
+    with pytest.raises(DamageError, match=r"not what student\.json names"):
+        teacher.identity()
+    with pytest.raises(DamageError, match=r"not what student\.json names"):
+        teacher.build("cpu")

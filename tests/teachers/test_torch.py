@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import save_file
 
 from stillroom.errors import UserError
-from stillroom.jsonfile import write_json
 from stillroom.networks.build import build_network
 from stillroom.networks.normalise import Normalise
 from stillroom.teachers.configs import RunTeacher, SmpTeacher
+from stillroom.training.checkpoint import save_student
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
 CHANNELS = (16, 16, 8, 8, 4)
@@ -126,8 +126,7 @@ def test_autocast_around_a_teacher_changes_nothing(tmp_path, network, image):
 def test_a_finished_run_is_a_teacher_as_it_stands(tmp_path, image):
     torch.manual_seed(0)
     student = build_network(UNET).eval()
-    save_file(student.state_dict(), tmp_path / "student.safetensors")
-    write_json(tmp_path / "student.json", {"network": UNET, "classes": ["a", "b", "c"]})
+    save_student(tmp_path, student, {"network": UNET, "classes": ["a", "b", "c"]})
     config = RunTeacher(target="shapes", path=str(tmp_path), taps=(("feature", "encoder.1"),))
     found = config.build("cpu")(image)
     with torch.no_grad():

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from stillroom.cache.body import Body, Part
@@ -33,7 +32,16 @@ from stillroom.cache.writer import ShardWriter
 from stillroom.cache.zarr_body import ZarrBody
 from stillroom.codecs import Codec, parse_codec
 from stillroom.errors import DamageError, UserError
-from stillroom.jsonfile import encode_json, read_json, sync_folder, write_bytes, write_json
+from stillroom.jsonfile import (
+    MAX_BYTES,
+    encode_json,
+    read_bytes,
+    read_json,
+    sync_folder,
+    write_bytes,
+    write_json,
+)
+from stillroom.tensorfile import parse_tensors
 from stillroom.types import ShardId, TargetSpec
 
 __all__ = [
@@ -48,7 +56,7 @@ BODIES: dict[str, Body] = {"zarr": ZarrBody(), "tar": TarBody()}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 IDENTITY_FILE = "identity.json"
 _CODECS, _MANIFEST = "codecs.safetensors", "manifest.json"
-_MAX_CODECS_BYTES = 1 << 30
+_MAX_CODECS_BYTES = 1 << 26
 
 
 class Cache:
@@ -143,16 +151,13 @@ class Cache:
                 f"{path} is missing: the codecs of this cache were never fitted",
                 fix="python tools/cache_teacher.py RECIPE",
             )
-        if path.stat().st_size > _MAX_CODECS_BYTES:
-            raise DamageError(f"{path} is too large", found=path.stat().st_size)
-        data = path.read_bytes()
+        data = read_bytes(path, _MAX_CODECS_BYTES)
         fitted: dict[str, dict[str, Tensor]] = {name: {} for name in self.specs}
-        try:
-            for name, value in safetensors.torch.load(data).items():
-                target, _, member = name.partition("/")
-                fitted[target][member] = value
-        except (SafetensorError, KeyError) as error:
-            raise DamageError(f"{path} is damaged: {error!r}") from None
+        for name, value in parse_tensors(data, path).items():
+            target, _, member = name.partition("/")
+            if target not in fitted:
+                raise DamageError(f"{path} has values of no target of this cache", found=name[:80])
+            fitted[target][member] = value
         return fitted, hashlib.sha256(data).hexdigest()
 
     # shards
@@ -251,7 +256,7 @@ class Cache:
             return False
         reach("manifest-next")
         path, data = self.path / _MANIFEST, self.manifest()
-        if not path.exists() or path.read_bytes() != data:
+        if not path.exists() or read_bytes(path, MAX_BYTES) != data:
             write_bytes(path, data)
         return True
 

@@ -18,11 +18,13 @@ FORMAT = "stillroom cache 1"
 _MEMBERS = {
     "format", "body", "pictures", "geometry", "views", "targets", "calibration",
 }  # fmt: skip
+_SHARD_MEMBERS = {"split", "number", "rows", "pictures"}
 _TARGET_MEMBERS = {"teacher", "shape", "stride", "kind", "codec"}
-_TARGET = re.compile(r"[a-z][a-z0-9_]*")
-_MAX_VALUES = 1 << 28  # of one row of one target: 1 GiB in fp32
+_TARGET = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_MAX_TARGETS = 64  # each keeps a file of every open shard open
+_MAX_VALUES = 1 << 26  # of one row of one target: 128 MiB in fp16
 _MAX_PIXELS = 1 << 16  # height or width
-_MAX_COUNT = 10_000_000
+_MAX_COUNT = 10_000_000  # rows of a shard, all views
 
 
 def make_identity(
@@ -84,14 +86,18 @@ def check_identity(identity: dict[str, Any]) -> None:
     try:
         _demand(identity.keys() == _MEMBERS, f"members {sorted(identity)}")
         geometry = identity["geometry"]
-        _demand(geometry.keys() == {"height", "width"}, f"geometry {geometry}")
-        _demand(all(_is_in(v, 1, _MAX_PIXELS) for v in geometry.values()), f"geometry {geometry}")
+        _demand(geometry.keys() == {"height", "width"}, f"geometry {geometry!r:.80}")
+        _demand(
+            all(_is_in(v, 1, _MAX_PIXELS) for v in geometry.values()), f"geometry {geometry!r:.80}"
+        )
         _check_pictures(identity["pictures"], identity["views"])
-        _demand(bool(identity["targets"]), "no target")
+        _demand(isinstance(identity["body"], str), f"body {identity['body']!r:.80}")
+        _demand(0 < len(identity["targets"]) <= _MAX_TARGETS, f"{len(identity['targets'])} targets")
         for name, entry in identity["targets"].items():
             _check_target(name, entry)
+        _demand(isinstance(identity["calibration"], list), "calibration is no list")
         for key in identity["calibration"]:
-            _demand(KEY.fullmatch(key) is not None, f"calibration key {key!r}")
+            _demand(KEY.fullmatch(key) is not None, f"calibration key {key!r:.80}")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"not an identity: {error!r}") from None
 
@@ -104,24 +110,28 @@ def _check_pictures(pictures: dict[str, Any], views: dict[str, Any]) -> None:
     ids = [(shard["split"], shard["number"]) for shard in shards]
     _demand(ids == sorted(set(ids)), "shards are not in order")
     for shard in shards:
-        _demand(shard["split"] in ("train", "val"), f"split {shard['split']!r}")
-        _demand(_is_in(shard["number"], 0, 999_999), f"shard number {shard['number']!r}")
-        _demand(_is_in(shard["rows"], 1, _MAX_COUNT), f"rows {shard['rows']!r}")
-    for split in {split for split, _ in ids} | views.keys():
-        count, kind = views[split]["count"], views[split]["kind"]
-        _demand(_is_in(count, 1, _MAX_COUNT) and kind == "whole", f"views {views[split]}")
+        _demand(shard["split"] in ("train", "val"), f"split {shard['split']!r:.80}")
+        _demand(_is_in(shard["number"], 0, 999_999), f"shard number {shard['number']!r:.80}")
+        _demand(_is_in(shard["rows"], 1, _MAX_COUNT), f"rows {shard['rows']!r:.80}")
+        _demand(shard.keys() == _SHARD_MEMBERS, f"members {sorted(shard)!r:.200} of a shard")
+    _demand(views.keys() == {split for split, _ in ids}, f"views of {sorted(views)!r:.200}")
+    most = {split: max(s["rows"] for s in shards if s["split"] == split) for split in views}
+    for split, view in views.items():
+        count, kind = view["count"], view["kind"]
+        _demand(_is_in(count, 1, _MAX_COUNT) and kind == "whole", f"views {view!r:.200}")
+        _demand(count * most[split] <= _MAX_COUNT, f"{count} views of {most[split]} rows")
         _demand(split != "val" or count == 1, "more than one view of val")
 
 
 def _check_target(name: str, entry: dict[str, Any]) -> None:
-    _demand(_TARGET.fullmatch(name) is not None, f"target name {name!r}")
+    _demand(_TARGET.fullmatch(name) is not None, f"target name {name!r:.80}")
     _demand(entry.keys() == _TARGET_MEMBERS, f"members {sorted(entry)} of target {name}")
     shape = entry["shape"]
-    _demand(isinstance(shape, list) and len(shape) == 3, f"shape {shape} of {name}")
-    _demand(all(_is_in(size, 1, _MAX_VALUES) for size in shape), f"shape {shape} of {name}")
-    _demand(math.prod(shape) <= _MAX_VALUES, f"shape {shape} of {name}")
-    _demand(_is_in(entry["stride"], 1, _MAX_PIXELS), f"stride {entry['stride']!r} of {name}")
-    _demand(entry["kind"] in ("logits", "features"), f"kind {entry['kind']!r} of {name}")
+    _demand(isinstance(shape, list) and len(shape) == 3, f"shape {shape!r:.80} of {name}")
+    _demand(all(_is_in(size, 1, _MAX_VALUES) for size in shape), f"shape {shape!r:.80} of {name}")
+    _demand(math.prod(shape) <= _MAX_VALUES, f"shape {shape!r:.80} of {name}")
+    _demand(_is_in(entry["stride"], 1, _MAX_PIXELS), f"stride {entry['stride']!r:.80} of {name}")
+    _demand(entry["kind"] in ("logits", "features"), f"kind {entry['kind']!r:.80} of {name}")
     _demand(isinstance(entry["teacher"], dict), f"teacher of {name}")
     parse_codec(entry["codec"])
 

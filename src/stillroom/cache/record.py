@@ -22,6 +22,7 @@ COLUMNS = ("min", "max", "finite", "confidence")  # of the statistics, in the or
 Statistics = dict[str, dict[str, list[Any]]]  # per target and column, one number (or None) a row
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LARGEST = 1 << 62
+MAX_METADATA_BYTES = 1 << 20  # of a file that holds no rows: a zarr.json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +139,9 @@ def _checked(body: dict[str, Any], plan: Plan) -> Record:
     files = {name: _file(entry) for name, entry in body["files"].items()}
     if files.keys() != plan.body.files(plan.parts):
         raise _Bad(f"files are {sorted(files)}")
+    bodies = {plan.body.file_of(part) for part in plan.parts}
+    if any(size > MAX_METADATA_BYTES for name, (size, _) in files.items() if name not in bodies):
+        raise _Bad("a file of metadata is too large")
     if body["parts"].keys() != {part.name for part in plan.parts}:
         raise _Bad(f"parts are {sorted(body['parts'])}")
     spans = {part.name: _spans(body["parts"][part.name], len(rows), part) for part in plan.parts}

@@ -20,7 +20,7 @@ from stillroom.types import Row
 
 _CRC_BYTES = 4
 _METADATA = "zarr.json"
-_MAX_METADATA_BYTES = 1 << 20
+_GROUP = {"zarr_format": 3, "node_type": "group"}
 
 
 class ZarrBody:
@@ -58,7 +58,7 @@ class ZarrBody:
     ) -> list[str]:
         """Compare zarr's index and metadata with what each part must have."""
         found = [self._part_problems(folder, part, spans[part.name]) for part in parts]
-        return [problem for problems in found for problem in problems]
+        return [*_group_problems(folder), *(text for problems in found for text in problems)]
 
     def _part_problems(self, folder: Path, part: Part, spans: Spans) -> list[str]:
         wanted = _index(spans.offset, spans.size)
@@ -66,12 +66,8 @@ class ZarrBody:
         problems = []
         if found != wanted:
             problems.append(f"{self.file_of(part)}: zarr's index differs from shard.json")
-        path = folder / part.name / _METADATA
-        if path.stat().st_size > _MAX_METADATA_BYTES:
-            return [*problems, f"{part.name}/{_METADATA}: too large"]
         try:
-            document = json.loads(path.read_bytes())
-            found_text = _essence(document)
+            found_text = _essence(json.loads((folder / part.name / _METADATA).read_bytes()))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             return [*problems, f"{part.name}/{_METADATA}: not the metadata of an array ({error!r})"]
         if found_text != _wanted_essence(part, len(spans.offset)):
@@ -138,6 +134,17 @@ def _index(offsets: Any, sizes: Any) -> bytes:
     pairs[:, 1] = np.asarray(sizes, "<u8") + np.uint64(_CRC_BYTES)
     data = pairs.tobytes()
     return data + struct.pack("<I", crc32c(data))
+
+
+def _group_problems(folder: Path) -> list[str]:
+    """Say where the group's own metadata is more than that of a group: it may list other arrays."""
+    try:
+        document = json.loads((folder / _METADATA).read_bytes())
+        rest = {name: value for name, value in document.items() if value and name not in _GROUP}
+        is_ours = all(document[name] == value for name, value in _GROUP.items()) and not rest
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return [f"{_METADATA}: not the metadata of a group ({error!r:.200})"]
+    return [] if is_ours else [f"{_METADATA}: more than a group without attributes: {rest!r:.200}"]
 
 
 def _tail(path: Path, num_bytes: int) -> bytes:

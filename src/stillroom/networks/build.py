@@ -1,5 +1,6 @@
 """A network from its plain JSON description, as `student.json` and identities record it."""
 
+import re
 from typing import Any
 
 from stillroom.errors import UserError
@@ -10,6 +11,9 @@ from stillroom.networks.weights import load_encoder_weights, load_weights
 __all__ = ["NETWORKS", "Network", "build_network", "load_encoder_weights", "load_weights"]
 
 Network = SmpNetwork | UNet
+
+_PLAIN = re.compile(r"[A-Za-z0-9_.+-]{1,80}")
+_LARGEST = 1 << 16  # of every number in a description
 
 NETWORKS: dict[str, type[Network]] = {"smp": SmpNetwork, "unet": UNet}
 
@@ -22,7 +26,7 @@ def build_network(architecture: dict[str, Any]) -> Network:
     UserError for an unknown name or a wrong field.
     """
     name = architecture.get("name")
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise UserError("no such network", found=name, wanted="one of " + ", ".join(NETWORKS))
     found = {field: value for field, value in architecture.items() if field != "name"}
     readers = _FIELDS[name]
@@ -36,17 +40,19 @@ def build_network(architecture: dict[str, Any]) -> Network:
 
 
 def _text(field: str, value: Any) -> str:
-    return value if isinstance(value, str) else _refuse(field, value, "a string")
+    # timm takes `hf-hub:USER/NAME` for a name too, and fetches it
+    is_plain = isinstance(value, str) and _PLAIN.fullmatch(value) is not None
+    return value if is_plain else _refuse(field, value, "a plain name: letters, digits, _ . + -")
 
 
 def _number(field: str, value: Any) -> int:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    return value if is_count else _refuse(field, value, "a positive whole number")
+    is_count = type(value) is int and 0 < value <= _LARGEST
+    return value if is_count else _refuse(field, value, f"a whole number from 1 to {_LARGEST}")
 
 
 def _three(field: str, value: Any) -> tuple[float, ...]:
     is_list = isinstance(value, list | tuple) and len(value) == 3
-    if is_list and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+    if is_list and all(type(v) in (int, float) and abs(v) <= _LARGEST for v in value):
         return tuple(float(v) for v in value)
     return _refuse(field, value, "three numbers")
 

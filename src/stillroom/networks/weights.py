@@ -4,13 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stillroom.errors import UserError
 from stillroom.networks.smp import SmpNetwork
+from stillroom.networks.torch_file import load_torch
+from stillroom.tensorfile import map_tensors
 
 _SHOWN = 5  # names in a message
+# What a file may hold besides the network: an optimiser's state and averaged weights; a classifier.
+_MOST_COPIES, _MORE_BYTES = 4, 1 << 27
 
 
 def load_weights(network: nn.Module, path: Path | str) -> int:
@@ -20,8 +23,8 @@ def load_weights(network: nn.Module, path: Path | str) -> int:
     `model_state_dict`. A leading `model.` of the names is dropped. UserError lists what is missing,
     unexpected or of another shape.
     """
-    state = {name.removeprefix("model."): value for name, value in _read(Path(path)).items()}
     own = network.state_dict()
+    state = {n.removeprefix("model."): value for n, value in _read(Path(path), own).items()}
     _require_equal(own, state, Path(path))
     network.load_state_dict(state)
     return len(own)
@@ -36,7 +39,8 @@ def load_encoder_weights(network: SmpNetwork, path: Path | str) -> tuple[str, ..
     """
     encoder: Any = getattr(network.encoder, "model", network.encoder)
     own: dict[str, Tensor] = encoder.state_dict()
-    found = {name.replace(".", "_"): (name, value) for name, value in _read(Path(path)).items()}
+    read = _read(Path(path), own)
+    found = {name.replace(".", "_"): (name, value) for name, value in read.items()}
     used = {name: found[name.replace(".", "_")] for name in own if name.replace(".", "_") in found}
     state = {name: value for name, (_, value) in used.items()}
     _require_equal(own, state, Path(path))
@@ -45,15 +49,17 @@ def load_encoder_weights(network: SmpNetwork, path: Path | str) -> tuple[str, ..
     return tuple(name for name, _ in found.values() if name not in taken)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """Return the state dict that a file holds."""
+def _read(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict that a file holds, which is to fit a network's own."""
     if not path.is_file():
         raise UserError("there is no such weights file", found=str(path))
+    own_bytes = sum(value.numel() * value.element_size() for value in own.values())
+    max_bytes = _MOST_COPIES * own_bytes + _MORE_BYTES
     try:
         if path.suffix == ".safetensors":
-            state: Any = load_file(path)
+            state: Any = map_tensors(path, max_bytes, links=True)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_torch(path, max_bytes)
     except Exception as error:  # torch.load has no type of its own for what it refuses
         raise UserError(
             f"{path} cannot be read as weights",
@@ -63,9 +69,17 @@ def _read(path: Path) -> dict[str, Tensor]:
     for name in ("state_dict", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(_is_entry(*item) for item in state.items()):
         raise UserError(f"{path} holds no state dict", wanted="names and tensors, and nothing else")
     return dict(state)
+
+
+def _is_entry(name: Any, value: Any) -> bool:
+    """Whether this is a name with numbers that can be copied from one place into another."""
+    if not (isinstance(name, str) and isinstance(value, Tensor)):
+        return False
+    is_dense = value.layout == torch.strided and value.device.type == "cpu"
+    return is_dense and not (value.is_quantized or value.is_complex())
 
 
 def _require_equal(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:

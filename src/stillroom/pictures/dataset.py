@@ -5,8 +5,10 @@ and may be read from many threads; nothing here writes.
 """
 
 import hashlib
+import itertools
 import json
 import os
+import re
 import threading
 import weakref
 from collections import OrderedDict
@@ -21,10 +23,10 @@ from jaxtyping import UInt8
 
 from stillroom.errors import DamageError, UserError
 from stillroom.jsonfile import digest as json_digest
-from stillroom.jsonfile import read_json
-from stillroom.pictures.decode import MAX_PIXELS, decode_stored
+from stillroom.jsonfile import open_regular, read_json
+from stillroom.pictures.decode import MAX_FILE_BYTES, MAX_PIXELS, MAX_SIDE_PX, decode_stored
 from stillroom.pictures.keys import key_problem
-from stillroom.types import ShardId
+from stillroom.types import IGNORE, ShardId
 
 FORMAT = "stillroom pictures 1"
 Member = Literal["picture", "mask", "extra"]
@@ -32,6 +34,10 @@ _MEMBERS: tuple[Member, ...] = ("picture", "mask", "extra")
 _COLUMNS = ("key", "height", "width", "inside", *_MEMBERS)
 _MAX_OPEN_SHARDS = 128  # file descriptors, and about 80 KB of index each
 _ABSENT = (-1, -1, -1)
+_BLOCK_BYTES = 512  # of a tar: what lies before a member's payload
+_MAX_EXTRA_BYTES = 1 << 20
+_LARGEST = 1 << 62
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +57,9 @@ class ShardInfo:
         digests = (self.sha256, self.index_sha256, self.pictures)
         if not (
             self.split in ("train", "val")
-            and all(type(number) is int and number >= 0 for number in numbers)
+            and all(type(number) is int and 0 <= number < _LARGEST for number in numbers)
             and self.number < 10**6
-            and all(isinstance(text, str) and len(text) == 64 for text in digests)
+            and all(isinstance(text, str) and _SHA256.fullmatch(text) for text in digests)
         ):
             raise ValueError(f"no such shard: {self}")
 
@@ -76,11 +82,14 @@ class Picture:
 class PictureShard:
     """An open shard, safe to read from many threads; closed with the last reference to it."""
 
-    def __init__(self, folder: Path, info: ShardInfo) -> None:
-        """Open and check; raises DamageError where tar or index are not those of `dataset.json`."""
+    def __init__(self, folder: Path, info: ShardInfo, geometry: tuple[int, int] | None) -> None:
+        """Open and check; raises DamageError where tar or index are not those of `dataset.json`.
+
+        `geometry` is the (height, width) of every picture, None where each has its own.
+        """
         self.info = info
         self.path = folder / f"{info.id}.tar"
-        rows = _read_index(folder / f"{info.id}.json", info)
+        rows = _read_index(folder / f"{info.id}.json", info, geometry)
         self.keys: tuple[str, ...] = tuple(rows["key"])
         self._sizes = list(zip(rows["height"], rows["width"], strict=True))
         self._inside = [tuple(box) for box in rows["inside"]]
@@ -89,7 +98,8 @@ class PictureShard:
             for member in _MEMBERS
         }
         try:
-            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            with open_regular(self.path) as file:
+                self._descriptor = os.dup(file.fileno())
         except FileNotFoundError:
             raise DamageError(f"{self.path} is missing", fix=_fix(folder)) from None
         self._finalizer = weakref.finalize(self, os.close, self._descriptor)
@@ -137,16 +147,26 @@ class PictureShard:
 
     def read(self, i: int, labels: bool = True) -> Picture:
         """Return row `i` decoded, with its mask if wanted and there; raises DamageError."""
-        extra = {}
-        if self._spans["extra"][i, 0] >= 0:
-            extra = json.loads(self.read_bytes(i, "extra"))
         return Picture(
             key=self.keys[i],
             image=self._pixels(i, "picture", ("RGB",)),
             mask=self._pixels(i, "mask", ("L", "P")) if labels and self.has_mask(i) else None,
             inside=self._inside[i],
-            extra=extra,
+            extra=self._extra(i),
         )
+
+    def _extra(self, i: int) -> dict[str, Any]:
+        if self._spans["extra"][i, 0] < 0:
+            return {}
+        try:
+            extra = json.loads(self.read_bytes(i, "extra"))
+        except (ValueError, RecursionError) as error:
+            extra = error
+        if not isinstance(extra, dict):
+            raise DamageError(
+                f"{self.path}: what {self.keys[i]} has to say is no object", found=f"{extra!r:.80}"
+            )
+        return extra
 
     def _pixels(self, i: int, member: Member, modes: tuple[str, ...]) -> UInt8[np.ndarray, "..."]:
         data = self.read_bytes(i, member)
@@ -168,16 +188,34 @@ class PictureSet:
         geometry = body["geometry"]
         self.path = path
         self.classes: tuple[str, ...] = tuple(body["classes"])
-        self.palette = tuple((int(r), int(g), int(b)) for r, g, b in body["palette"])
+        self.palette: tuple[tuple[int, int, int], ...] = tuple(map(tuple, body["palette"]))
         self.geometry: tuple[int, int] | None = (
-            None if geometry is None else (int(geometry["height"]), int(geometry["width"]))
+            None if geometry is None else (geometry["height"], geometry["width"])
         )
-        self.fit: str | None = None if geometry is None else str(geometry["fit"])
+        self.fit: str | None = None if geometry is None else geometry["fit"]
         self.shards: tuple[ShardInfo, ...] = tuple(ShardInfo(**entry) for entry in body["shards"])
         self.digest: str = body["digest"]
         self._by_id = {info.id: info for info in self.shards}
+        self._check()
         self._open: OrderedDict[ShardId, PictureShard] = OrderedDict()
         self._lock = threading.Lock()
+
+    def _check(self) -> None:
+        """Raise ValueError for what docs/format.md does not allow; shards check their own."""
+        colours = [*itertools.chain(*self.palette)]
+        size = self.geometry or (1, 1)
+        if not (
+            1 <= len(self.classes) <= IGNORE
+            and all(type(name) is str for name in self.classes)
+            and all(len(colour) == 3 for colour in self.palette)
+            and len(self.palette) == len(self.classes)
+            and all(type(value) is int and 0 <= value <= 255 for value in colours)
+            and all(type(side) is int and 1 <= side <= MAX_SIDE_PX for side in size)
+            and self.fit in (None, "stretch", "letterbox")
+        ):
+            raise ValueError("classes, palette or geometry are impossible")
+        if list(self._by_id) != sorted(self._by_id) or len(self._by_id) != len(self.shards):
+            raise ValueError("shards are not in order, each once")
 
     def shard_ids(self, split: str | None = None) -> tuple[ShardId, ...]:
         """Return the shards of a split, or of all splits, in order."""
@@ -189,7 +227,7 @@ class PictureSet:
         with self._lock:
             opened = self._open.pop(shard, None)
             if opened is None or opened.closed:
-                opened = PictureShard(self.path, info)
+                opened = PictureShard(self.path, info, self.geometry)
             self._open[shard] = opened
             if len(self._open) > _MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)  # closed with the last reference to it
@@ -240,7 +278,9 @@ def set_digest(shards: Iterable[ShardInfo]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _read_index(path: Path, info: ShardInfo) -> dict[str, list[Any]]:
+def _read_index(
+    path: Path, info: ShardInfo, geometry: tuple[int, int] | None
+) -> dict[str, list[Any]]:
     """Return the columns of a shard's index, every number in them checked."""
     try:
         body = read_json(path)
@@ -255,7 +295,7 @@ def _read_index(path: Path, info: ShardInfo) -> dict[str, list[Any]]:
         )
     try:
         rows = {name: body["rows"][name] for name in _COLUMNS}
-        _check_index(body, rows, info)
+        _check_index(body, rows, info, geometry)
     except (KeyError, TypeError, ValueError) as error:
         raise DamageError(
             f"{path} is malformed", found=f"{type(error).__name__}: {error}"
@@ -263,25 +303,44 @@ def _read_index(path: Path, info: ShardInfo) -> dict[str, list[Any]]:
     return rows
 
 
-def _check_index(body: dict[str, Any], rows: dict[str, list[Any]], info: ShardInfo) -> None:
+def _check_index(
+    body: dict[str, Any],
+    rows: dict[str, list[Any]],
+    info: ShardInfo,
+    geometry: tuple[int, int] | None,
+) -> None:
     stated = (body["format"], body["split"], body["number"], *map(len, rows.values()))
     if stated != (FORMAT, info.split, info.number, *[info.rows] * len(rows)):
-        raise ValueError(f"it says {stated}")
+        raise ValueError(f"it says {stated!r:.200}")
     if rows["key"] != sorted(set(rows["key"])) or any(map(key_problem, rows["key"])):
         raise ValueError("keys are not legal, sorted and unique")
     for height, width, inside in zip(rows["height"], rows["width"], rows["inside"], strict=True):
         x0, y0, x1, y1 = inside
         whole = all(type(number) is int for number in (height, width, *inside))
         if not (whole and 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise ValueError(f"a picture of {height}x{width} pixels with {inside} inside")
-        if height * width > MAX_PIXELS:
-            raise ValueError(f"a picture of {height}x{width} pixels")
+            raise ValueError(f"a picture of {height}x{width} pixels with {inside!r:.80} inside")
+        if height * width > MAX_PIXELS or geometry not in (None, (height, width)):
+            raise ValueError(f"a picture of {height}x{width} pixels, all being {geometry}")
     if None in rows["picture"]:
         raise ValueError("a row without a picture")
-    for offset, size, crc in (span for name in _MEMBERS for span in rows[name] if span is not None):
-        whole = all(type(number) is int and number >= 0 for number in (offset, size, crc))
-        if not (whole and offset + size <= info.size and crc < 2**32):
-            raise ValueError(f"a member outside the tar: {offset}, {size}, {crc}")
+    _check_spans(rows, info.size)
+
+
+def _check_spans(rows: dict[str, list[Any]], file_size: int) -> None:
+    """Members lie in the order of rows, each behind a header, and none is larger than it can be."""
+    end = 0
+    for spans in zip(*(rows[name] for name in _MEMBERS), strict=True):
+        for name, span in zip(_MEMBERS, spans, strict=True):
+            if span is None:
+                continue
+            offset, size, crc = span
+            if not all(type(number) is int and 0 <= number < _LARGEST for number in span):
+                raise ValueError(f"no member: {span!r:.80}")
+            if offset < end + _BLOCK_BYTES or offset + size > file_size or crc >= 2**32:
+                raise ValueError(f"a member outside the tar or its place in it: {span}")
+            if size > (_MAX_EXTRA_BYTES if name == "extra" else MAX_FILE_BYTES):
+                raise ValueError(f"a {name} of {size} bytes")
+            end = offset + size
 
 
 def _fix(folder: Path) -> str:

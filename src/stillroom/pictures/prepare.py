@@ -11,6 +11,7 @@ from PIL import Image
 
 from stillroom.errors import UserError
 from stillroom.pictures.decode import (
+    MAX_SIDE_PX,
     PADDING_GREY,
     BadPicture,
     can_keep_bytes,
@@ -37,9 +38,11 @@ class Geometry:
     fit: Fit = "stretch"
 
     def __post_init__(self) -> None:
-        if not (1 <= self.height <= 10_000 and 1 <= self.width <= 10_000):
+        if not (1 <= self.height <= MAX_SIDE_PX and 1 <= self.width <= MAX_SIDE_PX):
             found = f"{self.height} {self.width}"
-            raise UserError("--size is out of range", found=found, wanted="1 to 10000 pixels each")
+            raise UserError(
+                "--size is out of range", found=found, wanted=f"1 to {MAX_SIDE_PX} pixels each"
+            )
 
     def inside(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Return x0, y0, x1, y1 of where a picture of that size comes to lie, in the middle."""

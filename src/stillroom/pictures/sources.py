@@ -7,14 +7,17 @@ mask that is missing is still named, so that there is one place that reports it.
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from stillroom.errors import UserError
+from stillroom.jsonfile import read_bytes
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _VOC_NAMES = """background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog
 horse motorbike person pottedplant sheep sofa train tvmonitor"""
 VOC_CLASSES = tuple(_VOC_NAMES.split())
+_MAX_LIST_BYTES, _MAX_LIST_LINES = 3 << 23, 1_000_000  # of a split
+_MAX_CLASSES_BYTES = 1 << 20
 _FORMS = "voc:PATH, folders:IMAGES,MASKS or unlabelled:PATH"
 
 
@@ -39,10 +42,9 @@ class VocSource:
         return tuple(split for split in ("train", "val") if self._list(split).is_file())
 
     def items(self, split: str) -> Iterator[Item]:
-        for line in (
-            self._list(split).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        ):
-            if name := line.strip():
+        for name in _lines(self._list(split), _MAX_LIST_BYTES, _MAX_LIST_LINES):
+            if name:
+                _refuse_elsewhere(name, self._list(split))
                 mask = self.root / "SegmentationClass" / f"{name}.png"
                 yield Item(name=name, picture=self._picture(name), mask=mask)
 
@@ -116,17 +118,36 @@ def _voc(path: Path) -> VocSource:
 def read_class_names(path: Path) -> tuple[str, ...]:
     """Return the names in a text file, one a line; raises UserError where they are no names."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        names = tuple(name for name in _lines(path, _MAX_CLASSES_BYTES, 10**4, "strict") if name)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read class names from {path}: {error}") from None
-    names = tuple(name for line in lines if (name := line.strip()))
     if not names or len(set(names)) != len(names) or len(names) > 255:
         raise UserError(
             f"{path} does not name classes",
-            found=names,
+            found=f"{len(names)} names, {len(set(names))} different",
             wanted="1 to 255 different names, one a line",
         )
     return names
+
+
+def _lines(
+    path: Path, max_bytes: int, max_lines: int, errors: str = "surrogateescape"
+) -> list[str]:
+    """Return a text file's lines without the spaces around them; UserError where it is too long."""
+    data = read_bytes(path, max_bytes, links=True)
+    if (lines := data.count(b"\n")) > max_lines:
+        raise UserError(f"{path} is too long", found=f"{lines} lines", wanted=max_lines)
+    return [line.strip() for line in data.decode(errors=errors).split("\n")]
+
+
+def _refuse_elsewhere(name: str, path: Path) -> None:
+    """Raise UserError for a name that leads out of the source's folders."""
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+        raise UserError(
+            f"{path} names a picture outside its folder",
+            found=f"{name!r:.80}",
+            wanted="names below JPEGImages, without ..",
+        )
 
 
 def _folder(text: str, source: str) -> Path:

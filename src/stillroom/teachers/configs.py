@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stillroom.errors import DamageError, UserError
-from stillroom.jsonfile import file_sha256, read_json
+from stillroom.errors import UserError
+from stillroom.jsonfile import file_sha256
+from stillroom.networks.run import DESCRIPTION, WEIGHTS, read_run
 from stillroom.teachers.external_data import external_files
 from stillroom.types import Kind
 
@@ -80,7 +81,7 @@ class OnnxTeacher:
         if with_files:
             path = existing(self.path)
             files = external_files(path)
-            identity["onnx_sha256"] = file_sha256(path)
+            identity["onnx_sha256"] = file_sha256(path, links=True)
             identity["external_data_sha256"] = {n: file_sha256(f) for n, f in files.items()}
         return identity
 
@@ -140,7 +141,7 @@ class SmpTeacher:
             "precision": "float32",
         }
         if with_files:
-            identity["weights_sha256"] = file_sha256(existing(self.path))
+            identity["weights_sha256"] = file_sha256(existing(self.path), links=True)
         return identity
 
     def build(self, device: str) -> "BuiltTorchTeacher":
@@ -178,9 +179,9 @@ class RunTeacher:
             "precision": "float32",
         }
         if with_files:
-            architecture, weights = read_run(self.path)
-            identity["architecture"] = architecture
-            identity["weights_sha256"] = file_sha256(weights)
+            about = read_run(finished(self.path))
+            identity["architecture"] = about["network"]
+            identity["weights_sha256"] = about["weights_sha256"]
         return identity
 
     def build(self, device: str) -> "BuiltTorchTeacher":
@@ -209,14 +210,9 @@ def existing(path: str) -> Path:
     return Path(path)
 
 
-def read_run(path: str) -> tuple[dict[str, Any], Path]:
-    """Return a finished run's architecture and the path of its weights.
-
-    Raises UserError where the folder is no finished run, DamageError where its files are damaged.
-    """
-    folder = Path(path)
-    description, weights = folder / "student.json", folder / "student.safetensors"
-    missing = [file.name for file in (description, weights) if not file.is_file()]
+def finished(path: str) -> Path:
+    """Return the path of a run's folder; raises MissingTeacherError where it is not finished."""
+    missing = [name for name in (DESCRIPTION, WEIGHTS) if not (Path(path) / name).is_file()]
     if missing:
         raise MissingTeacherError(
             f"the teacher's folder {path} is not a finished run",
@@ -224,10 +220,7 @@ def read_run(path: str) -> tuple[dict[str, Any], Path]:
             wanted="the folder of a finished run, runs/NAME",
             fix="finish that run, or give its folder with --teachers.N.path runs/NAME",
         )
-    architecture = read_json(description).get("network")
-    if not isinstance(architecture, dict):
-        raise DamageError(f"{description} names no network", found=repr(architecture))
-    return architecture, weights
+    return Path(path)
 
 
 def _check_target(name: str) -> None:

@@ -1,16 +1,14 @@
 """Runs torch teachers: networks of the networks room with strict weights, frozen, in float32."""
 
-from pathlib import Path
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stillroom.networks.build import build_network, load_weights
+from stillroom.networks.build import Network, build_network, load_weights
 from stillroom.networks.normalise import Normalise
+from stillroom.networks.run import load_run
 from stillroom.networks.taps import require_taps
-from stillroom.teachers.configs import RunTeacher, SmpTeacher, Taps, existing, read_run
+from stillroom.teachers.configs import RunTeacher, SmpTeacher, Taps, existing, finished
 from stillroom.teachers.devices import device_name, open_device
 
 
@@ -24,14 +22,12 @@ class BuiltTorchTeacher:
     input_size: tuple[int, int] | None = None
     provider = "torch"
 
-    def __init__(
-        self, architecture: dict[str, Any], weights: Path, target: str, taps: Taps, device: str
-    ) -> None:
-        """Build and load; raises UserError where the weights do not fit or a tap is not there."""
+    def __init__(self, network: Network, target: str, taps: Taps, device: str) -> None:
+        """Take over a network with its weights; raises UserError where a tap is not there."""
         self.device = open_device(device)
-        self._network = build_network(architecture)
+        self._network = network
         require_taps(tuple(tap for _, tap in taps), self._network.taps)
-        self.num_loaded = load_weights(self._network, weights)
+        self.num_loaded = len(self._network.state_dict())
         self._network.to(self.device).eval().requires_grad_(False)
         self._target, self._taps = target, taps
         self.device_name = device_name(self.device)
@@ -67,10 +63,12 @@ class BuiltTorchTeacher:
 def build_smp(config: SmpTeacher, device: str) -> BuiltTorchTeacher:
     """Return an smp network with its weights; nothing is downloaded."""
     weights = existing(config.path)
-    return BuiltTorchTeacher(config.architecture, weights, config.target, config.taps, device)
+    network = build_network(config.architecture)
+    load_weights(network, weights)
+    return BuiltTorchTeacher(network, config.target, config.taps, device)
 
 
 def build_run(config: RunTeacher, device: str) -> BuiltTorchTeacher:
     """Return the student of a finished run as a teacher."""
-    architecture, weights = read_run(config.path)
-    return BuiltTorchTeacher(architecture, weights, config.target, config.taps, device)
+    network, _ = load_run(finished(config.path))
+    return BuiltTorchTeacher(network, config.target, config.taps, device)

@@ -6,20 +6,26 @@ afterwards, never before.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stillroom.errors import DamageError, UserError
 from stillroom.jsonfile import file_sha256, read_json, sync_folder, write_json
+from stillroom.tensorfile import map_tensors
 
 FORMAT = "stillroom checkpoint 1"
 _TENSORS = ("model.safetensors", "optimizer.safetensors")
+_NAME = re.compile(r"step-([0-9]{6,12})")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_FIELDS = {"step", "exp_avg", "exp_avg_sq"}  # of AdamW's state
+_MOST_COPIES, _MORE_BYTES = 3, 1 << 24  # an optimiser keeps two numbers a parameter
 
 
 def save_checkpoint(
@@ -44,15 +50,20 @@ def save_checkpoint(
     return folder
 
 
-def newest_checkpoint(run: Path, say: Callable[[str], None] = print) -> tuple[Path, dict[str, Any]]:
+def newest_checkpoint(
+    run: Path, model: nn.Module, say: Callable[[str], None] = print
+) -> tuple[Path, dict[str, Any]]:
     """Return the newest checkpoint that verifies, and its state.
 
-    Raises UserError where there is none, DamageError where all are damaged.
+    No file of it may be larger than `model` and its optimiser's state. Raises UserError where there
+    is none, DamageError where all are damaged.
     """
+    values = model.state_dict().values()
+    max_bytes = _MOST_COPIES * sum(v.numel() * v.element_size() for v in values) + _MORE_BYTES
     problems = []
     for folder in reversed(_folders(run)):
         try:
-            return folder, _verified(folder)
+            return folder, _verified(folder, max_bytes)
         except (DamageError, FileNotFoundError) as error:
             problems.append(str(error))
             say(f"warning: {folder} is damaged and passed over: {error}")
@@ -63,26 +74,64 @@ def newest_checkpoint(run: Path, say: Callable[[str], None] = print) -> tuple[Pa
     )
 
 
-def _verified(folder: Path) -> dict[str, Any]:
-    state = read_json(folder / "state.json")
+def _verified(folder: Path, max_bytes: int) -> dict[str, Any]:
+    path = folder / "state.json"
+    state = read_json(path)
+    hashes = state.get("files")
+    if not (
+        state.get("format") == FORMAT
+        and type(state.get("step")) is int
+        and state["step"] == _step_of(folder)
+        and type(state.get("best")) in (int, float)
+        and isinstance(state.get("scaler"), dict | None)
+        and isinstance(hashes, dict)
+    ):
+        raise DamageError(f"{path} is malformed", found=f"{state!r:.200}")
     for name in _TENSORS:
+        map_tensors(folder / name, max_bytes)  # what is no such file need not be hashed
         found = file_sha256(folder / name)
-        if found != state["files"].get(name):
-            raise DamageError(
-                f"{folder / name} is damaged", found=found, wanted=state["files"].get(name)
-            )
+        if found != hashes.get(name):
+            raise DamageError(f"{folder / name} is damaged", found=found, wanted=hashes.get(name))
     return state
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the tensors of a verified checkpoint into a model and its optimiser."""
-    model.load_state_dict(load_file(folder / _TENSORS[0]))
-    body = optimizer.state_dict()
+    """Put the tensors of a verified checkpoint into a model and its optimiser.
+
+    Raises DamageError, and changes nothing, where they are not theirs.
+    """
+    path = folder / _TENSORS[0]
+    tensors = map_tensors(path, path.stat().st_size)
+    found, wanted = _shapes(tensors), _shapes(model.state_dict())
+    if found != wanted:
+        differing = sorted({name for name, _ in found.items() ^ wanted.items()})
+        raise DamageError(f"{path} is not of this model", found=", ".join(differing[:5]))
+    state = _optimizer_state(folder / _TENSORS[1], optimizer)
+    model.load_state_dict(tensors)
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _optimizer_state(path: Path, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """Return the fields of every parameter: AdamW's, single numbers or of the parameter's shape."""
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in load_file(folder / _TENSORS[1]).items():
-        number, field = name.split(".", 1)
-        state.setdefault(int(number), {})[field] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": body["param_groups"]})
+    for name, tensor in map_tensors(path, path.stat().st_size).items():
+        number, _, field = name.partition(".")
+        state.setdefault(int(number) if _NUMBER.fullmatch(number) else -1, {})[field] = tensor
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, fields in state.items():
+        is_there = 0 <= number < len(parameters) and fields.keys() == _FIELDS
+        shapes = {tuple(tensor.shape) for tensor in fields.values() if tensor.ndim}
+        if not is_there or shapes - {tuple(parameters[number].shape)}:
+            raise DamageError(
+                f"{path} is not the state of this optimiser",
+                found=f"parameter {number}: {_shapes(fields)!s:.200}",
+            )
+    return state
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def save_student(
@@ -154,7 +203,7 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def _folders(run: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
     folders = (path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
-    return sorted(folders, key=_step_of)
+    return sorted((path for path in folders if _NAME.fullmatch(path.name)), key=_step_of)
 
 
 def _step_of(folder: Path) -> int:

@@ -117,7 +117,7 @@ def _restore(session: Session) -> tuple[int, float]:
         return 0, -1.0
     if session.is_first:
         clear_leftovers(session.folder)
-    folder, state = newest_checkpoint(session.folder, session.say)
+    folder, state = newest_checkpoint(session.folder, session.distiller, session.say)
     load_checkpoint(folder, session.distiller, session.optimizer.optimizer)
     scaler = session.accelerator.scaler
     if scaler is not None and state["scaler"] is not None:

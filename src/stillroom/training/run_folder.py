@@ -48,7 +48,7 @@ def _require_same(stored: dict[str, Any], asked: dict[str, Any], folder: Path) -
     """Refuse to resume with a recipe whose results would differ; both sides of the first
     difference are shown.
     """
-    old, new = _flat(stored["recipe"]), _flat(asked["recipe"])
+    old, new = _flat(stored.get("recipe")), _flat(asked["recipe"])
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise UserError(

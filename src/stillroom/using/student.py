@@ -10,8 +10,11 @@ from typing import Any
 import torch
 
 from stillroom.errors import DamageError, UserError
-from stillroom.jsonfile import file_sha256, read_json
-from stillroom.networks.build import Network, build_network, load_weights
+from stillroom.networks.build import Network
+from stillroom.networks.run import DESCRIPTION, WEIGHTS, load_run
+from stillroom.pictures.decode import MAX_SIDE_PX
+
+_MAX_BATCH = 4096  # pictures of a forward pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,24 +42,33 @@ def load_student(run: Path) -> Trained:
     Raises UserError where the run is not finished, DamageError where the weights are not those of
     student.json.
     """
-    weights = run / "student.safetensors"
-    if not weights.is_file() or not (run / "student.json").is_file():
+    if not ((run / WEIGHTS).is_file() and (run / DESCRIPTION).is_file()):
         raise UserError(
             f"{run} is not a finished run",
-            found="no student.safetensors with student.json",
+            found=f"no {WEIGHTS} with {DESCRIPTION}",
             fix=f"finish it with --run.resume, or use {run / 'best'}",
         )
-    about = read_json(run / "student.json")
-    found = file_sha256(weights)
-    if found != about.get("weights_sha256"):
-        raise DamageError(
-            f"{weights} is not what student.json names",
-            found=found,
-            wanted=about.get("weights_sha256"),
-        )
-    network = build_network(about["network"])
-    load_weights(network, weights)
+    network, about = load_run(run)
+    _check(about, run)
     return Trained(run=run, network=network.eval(), about=about)
+
+
+def _check(about: dict[str, Any], run: Path) -> None:
+    """Raise DamageError where student.json does not say what using a student takes."""
+    try:
+        classes, sides = about["classes"], about["geometry"]
+        numbers = [(about["batch"], _MAX_BATCH)]
+        numbers += [(sides[name], MAX_SIDE_PX) for name in ("height", "width")]
+        is_good = (
+            isinstance(classes, list)
+            and all(isinstance(name, str) for name in classes)
+            and all(type(number) is int and 1 <= number <= most for number, most in numbers)
+            and isinstance(about["pictures"]["path"], str)
+        )
+    except (KeyError, TypeError) as error:
+        raise DamageError(f"{run / DESCRIPTION} is malformed", found=repr(error)) from None
+    if not is_good:
+        raise DamageError(f"{run / DESCRIPTION} is malformed", found=f"{about!r:.200}")
 
 
 @torch.inference_mode()
