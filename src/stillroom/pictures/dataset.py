@@ -205,7 +205,7 @@ class PictureSet:
         colours = [*itertools.chain(*self.palette)]
         size = self.geometry or (1, 1)
         if not (
-            1 <= len(self.classes) <= IGNORE
+            len(self.classes) <= IGNORE
             and all(type(name) is str for name in self.classes)
             and all(len(colour) == 3 for colour in self.palette)
             and len(self.palette) == len(self.classes)
