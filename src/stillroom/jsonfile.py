@@ -9,12 +9,13 @@ most 190 MB and about a second, for a million values.
 """
 
 import hashlib
+import io
 import itertools
 import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from stillroom.errors import DamageError, UserError
 
@@ -103,7 +104,7 @@ def _excess(head: bytes) -> str | None:
     return f"nested {depth} deep, more than {_MAX_DEPTH}" if depth > _MAX_DEPTH else None
 
 
-def open_regular(path: Path, *, links: bool = False) -> BinaryIO:
+def open_regular(path: Path, *, links: bool = False) -> io.BufferedReader:
     """Open a file to read, once it is known to be one: a FIFO would block, a device never end.
 
     A link leads elsewhere and is refused but with `links`, for files that the user named himself.

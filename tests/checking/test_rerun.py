@@ -17,6 +17,7 @@ from stillroom.checking.rerun import draw, refuse_other_teachers, rerun
 from stillroom.errors import UserError
 from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.ranks import Place
+from stillroom.jsonfile import file_sha256, read_json, write_json
 from stillroom.pictures.loader import image_tensor
 from stillroom.types import ShardId
 
@@ -184,6 +185,8 @@ def test_other_teachers_are_refused_with_both_sides(spoilt, spoilt_recipe, tmp_p
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
+    about = read_json(weights.with_name("student.json"))
+    write_json(weights.with_name("student.json"), about | {"weights_sha256": file_sha256(weights)})
     others = {
         "weights": replace(teacher, path=str(tmp_path / "teacher")),
         "tap": replace(teacher, taps=(("inner", "encoder.1"),)),
