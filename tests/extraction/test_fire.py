@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from stillroom.jsonfile import read_json
+
 DRIVER = Path(__file__).with_name("fire") / "driver.py"
 SCENARIOS = (
     *("refusals.full_disk", "refusals.quarantine", "refusals.open_files", "refusals.read_only"),
@@ -90,8 +92,8 @@ def test_folders_that_may_not_be_written(fire):
     demand({"finished": cases.pop("finished")}, status=0, published=3)
     demand(cases, status=2)
     for name, found in cases.items():
-        demand_words(found, "cannot be written", "Permission denied")
-        assert (name == "tmp") == ("/tmp cannot" in found["said"])
+        demand_words(found, "may not be read or written", "Permission denied")
+        assert (name == "tmp") == ("/tmp may not" in found["said"])
 
 
 def test_told_to_stop_while_something_is_under_way(fire):
@@ -179,3 +181,27 @@ def test_real_disks_that_are_too_small(tmp_path, body):
         demand_words(case, "will not fit", "missing rows", "--run.no-preflight")
     demand({size: case for size, case in foreseen.items() if not case["status"]}, published=3)
     assert 0 < len(refused) < len(foreseen)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_kills_at_random_moments_and_at_every_fault_point(tmp_path):
+    """The benchmark itself, with fewer kills; it compares every cache and ends with 1 otherwise."""
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "kills.py"
+    done = subprocess.run(
+        [sys.executable, script, "--kills", "10", "--results", tmp_path],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1700,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (file,) = tmp_path.glob("kills_*.json")
+    for body in ("zarr", "tar"):
+        found = read_json(file)[body]
+        assert found["problems"] == []
+        assert found["kills_while_a_shard_was_made"] >= 10
+        assert min(found["kills_at_fault_points"].values()) >= 1
+        assert found["most_rows_lost_by_a_kill"] <= found["rows_of_a_shard"]
+        assert found["observer"]["rows_read"] > 0

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from stillroom.errors import FailureError, UserError
+from stillroom.errors import FailureError, StillroomError, UserError
 from stillroom.extraction.refused import free_bytes, in_words
 
 
-def told(number: int, cache: Path, filename: str | None = None) -> Exception:
+def told(number: int, cache: Path, filename: str | None = None) -> StillroomError:
     with pytest.raises((UserError, FailureError)) as caught, in_words("it ended", cache):
         raise OSError(number, os.strerror(number), filename)
     assert isinstance(caught.value.__cause__, OSError)
@@ -28,11 +28,19 @@ def test_a_full_disk_is_a_failure_that_says_how_much_is_free(tmp_path, number):
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
-def test_a_folder_that_may_not_be_written_is_the_users_to_mend_and_is_named(tmp_path, number):
-    error = told(number, tmp_path, str(tmp_path / "tmp" / "x"))
+def test_a_place_that_may_not_be_used_is_the_users_to_mend_and_is_named(tmp_path, number):
+    (tmp_path / "cache" / "tmp").mkdir(parents=True)
+    error = told(number, tmp_path / "cache", str(tmp_path / "cache" / "tmp" / "x"))
     assert isinstance(error, UserError)
-    assert f"{tmp_path / 'tmp' / 'x'} cannot be written" in str(error)
-    assert "fix:" in str(error)
+    assert f"{tmp_path / 'cache' / 'tmp'} may not be read or written" in str(error)
+    assert "--run.cache" in str(error.fix)
+
+
+def test_a_picture_that_may_not_be_read_is_not_blamed_on_the_cache(tmp_path):
+    (tmp_path / "shards").mkdir()
+    error = told(errno.EACCES, tmp_path / "cache", str(tmp_path / "shards"))
+    assert f"{tmp_path / 'shards'} may not be read" in str(error)
+    assert "--run.cache" not in str(error)
 
 
 @pytest.mark.parametrize("number", [errno.EEXIST, errno.ENOTDIR])

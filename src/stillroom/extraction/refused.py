@@ -33,14 +33,16 @@ def free_bytes(path: Path) -> int:
 
 def _existing(path: Path) -> Path:
     """Return the path, or the nearest folder above it that is there."""
-    while not path.exists():
+    while not os.path.exists(path):  # noqa: PTH110  (Path.exists raises where looking is forbidden)
         path = path.absolute().parent
     return path
 
 
 def _said(error: OSError, what: str, cache: Path) -> StillroomError:
     place = _existing(Path(error.filename2 or error.filename or cache))
-    reason = error.strerror or str(error)
+    reason, whole, root = error.strerror or str(error), place.absolute(), cache.absolute()
+    is_of_cache = whole == root or root in whole.parents or whole in root.parents
+    elsewhere = " or name another place with --run.cache" if is_of_cache else ""
     if error.errno in _FULL:
         return FailureError(
             f"{what}: the disk of {cache} is full",
@@ -49,10 +51,10 @@ def _said(error: OSError, what: str, cache: Path) -> StillroomError:
         )
     if error.errno in _FORBIDDEN:
         return UserError(
-            f"{what}: {place} cannot be written",
+            f"{what}: {place} may not be read or written",
             found=reason,
-            wanted="a folder of caches that this user may write",
-            fix=f"change its permissions or name another place with --run.cache, {_AGAIN}",
+            wanted="permission for this user",
+            fix=f"change its permissions{elsewhere}, {_AGAIN}",
         )
     if error.errno in _NO_FOLDER:
         return UserError(
@@ -67,4 +69,4 @@ def _said(error: OSError, what: str, cache: Path) -> StillroomError:
             found=f"{reason} (process {os.getpid()} may have {limit} open)",
             fix=f"raise the limit (ulimit -n {max(4096, 2 * limit)}), {_AGAIN}",
         )
-    return FailureError(what, found=error, fix=f"see to the disk of {cache}, {_AGAIN}")
+    return FailureError(what, found=error, fix=f"see to {place}, {_AGAIN}")
