@@ -49,6 +49,7 @@ class NumpyTeacher(RunTeacher):
 
 class _Built:
     provider = "numpy"
+    damage: tuple[str, ...] = ()  # nothing was found in its weights
 
     def __init__(self, logits: str, features: str) -> None:
         self._names, self.door = (logits, features), Normalise((0.0,) * 3, (1.0,) * 3)

@@ -82,7 +82,8 @@ def _cache_teacher(recipe: Recipe, place: Place, stop: threading.Event) -> Cache
     if missing := cache.missing():
         _look(stop, "no shard was begun")
         _warn_of_size(recipe, cache, place)
-        quality = _gate(recipe, teachers, pictures, place)
+        attentive = tuple(_Attentive(built, stop) for built in teachers)
+        quality = _gate(recipe, attentive, pictures, place)
         _look(stop, "no shard was begun")
         job = _Job(
             recipe=recipe, cache=cache, teachers=teachers, place=place, quality=quality, stop=stop
@@ -100,6 +101,23 @@ def _look(stop: threading.Event, found: str) -> None:
     """Raise Stopped if a signal has asked for it."""
     if stop.is_set():
         raise Stopped("told to stop", found=found, fix="the same command goes on from here")
+
+
+class _Attentive:
+    """A built teacher that looks for a signal before each answer: the gate may ask for minutes."""
+
+    def __init__(self, built: Any, stop: threading.Event) -> None:
+        vars(self).update(_built=built, _stop=stop)
+
+    def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        _look(self._stop, "no shard was begun")
+        return self._built(image)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._built, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._built, name, value)
 
 
 def _claim(recipe: Recipe, identity: dict[str, Any]) -> Cache:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from attempts import World
+from bench import forked
 from bench.forked import fork, wait
 
 import stillroom.cache.writer as writer
@@ -18,6 +19,7 @@ MIDDLE = (extract, "_answer", 3)
 MOMENTS: dict[str, tuple[Any, str, int]] = {
     "while the cache is claimed": (extract, "compose", 1),
     "in the gate": (extract, "gate_pictures", 1),
+    "while it answers in the gate": (forked._Built, "__call__", 2),
     "in mid-shard": MIDDLE,
     "while publishing": (writer, "scrub_folder", 2),
     "while publishing the last": (writer, "scrub_folder", 3),
