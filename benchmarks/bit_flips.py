@@ -19,8 +19,8 @@ import numpy as np
 
 from stillroom.cache import Cache, claim_cache, make_identity, open_cache
 from stillroom.cache.identity import BODIES
+from stillroom.checking.check import check_cache
 from stillroom.errors import StillroomError
-from stillroom.extraction.check import check_cache
 from stillroom.types import Figures, Row, ShardId, View
 
 SHARD, NUM_ROWS = ShardId("train", 0), 6
