@@ -4,6 +4,7 @@ Both come from a folder that may be anybody's. The weights' sha256 is compared b
 and a network is built only as large as the weights are.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,10 +58,12 @@ def load_run(run: Path) -> tuple[Network, dict[str, Any]]:
 @contextmanager
 def _at_most(num_parameters: int) -> Iterator[None]:
     """Refuse, before they are filled, parameters for which the file has no values."""
-    left = num_parameters
+    left, here = num_parameters, threading.get_ident()
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal left
+        if threading.get_ident() != here:
+            return  # torch calls the hook in every thread
         left -= 0 if parameter is None else parameter.numel()
         if left < 0:
             raise DamageError(
