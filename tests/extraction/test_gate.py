@@ -14,6 +14,7 @@ from stillroom.extraction.gate import Verdict, gate_pictures, judge
 from stillroom.extraction.ranks import Place
 from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from stillroom.pictures.dataset import Picture, open_pictures
+from stillroom.pictures.synthetic import CLASSES
 from stillroom.teachers.configs import RunTeacher
 
 ZERO, ONE, HALF = (0.0,) * 3, (1.0,) * 3, (0.5,) * 3
@@ -23,6 +24,7 @@ DOORS = {
     "in [-1, 1]": (HALF, HALF, 1.0),
     "with ImageNet mean and std": (IMAGENET_MEAN, IMAGENET_STD, 1.0),
 }
+HEALTH = {"finite", "dead_channels", "repeat_error", "batch_error"}
 CONFIG = RunTeacher(target="said", path="not read here")
 
 
@@ -43,6 +45,7 @@ class Reddish:
 
     trained: Normalise
     door: Normalise
+    damage: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.red = 0 if self.trained.channels == "RGB" else 2
@@ -58,6 +61,7 @@ class Saying:
 
     function: object
     door: Normalise
+    damage: tuple[str, ...] = ()
 
     def __call__(self, image):
         return {name: self.function(image) for name in ("said", "inner")}
@@ -78,7 +82,7 @@ def samples() -> list[Picture]:
 
 
 def judged(built, samples, config=CONFIG, floor=0.0, classes=2) -> Verdict:
-    return judge(config, built, samples, classes, floor, "cpu")[0]
+    return judge(config, built, [samples], classes, floor)[0]
 
 
 @pytest.mark.parametrize("channels", ["RGB", "BGR"])
@@ -108,7 +112,8 @@ def test_another_usual_normalisation_is_refused_and_the_right_one_named(
 def test_swapped_channels_are_refused_and_the_order_named(samples, true, declared):
     built = Reddish(door("in [0, 1]", true), door("in [0, 1]", declared))
     (reason,) = judged(built, samples).reasons
-    assert reason.startswith(f"channels={true} gives mIoU 1.000")
+    assert reason.startswith(f"{true} in [0, 1] gives mIoU 1.000")
+    assert f"declare channels={true}, scale=1, mean=(0, 0, 0)" in reason
 
 
 def test_a_usual_normalisation_written_otherwise_is_not_tried_against_itself(samples):
@@ -121,8 +126,29 @@ def test_a_usual_normalisation_written_otherwise_is_not_tried_against_itself(sam
 def test_a_teacher_below_the_floor_is_refused_with_both_numbers(samples):
     built = Saying(lambda image: image[:, [2]] - 0.5, door("in [0, 1]"))  # blue says nothing
     verdict = judged(built, samples, floor=0.9)
-    assert any("is below --gate-floor 0.9" in reason for reason in verdict.reasons)
-    assert f"{verdict.figures['miou']:.3f}" in verdict.reasons[0]
+    (reason,) = verdict.reasons
+    assert "is below --gate-floor 0.9" in reason and "wrong or random weights" in reason
+    assert f"{verdict.figures['miou']:.3f}" in reason
+
+
+def test_a_teacher_no_better_than_one_class_everywhere_is_refused_at_any_floor_above_0(samples):
+    built = Saying(lambda image: image[:, [0]] * 0.01 - 1, door("in [0, 1]"))
+    assert judged(built, samples, floor=0.0).reasons == ()
+    (reason,) = judged(built, samples, floor=0.01).reasons
+    assert "no better than one class everywhere" in reason
+
+
+def test_a_network_saturated_by_its_preprocessing_is_told_the_preprocessing(samples):
+    @dataclass
+    class Squashed(Reddish):
+        def __call__(self, image):
+            return {"said": super().__call__(image)["said"].clamp(-0.5, 0.5)}
+
+    samples = [replace(picture, image=np.maximum(picture.image, 1)) for picture in samples]
+    verdict = judged(Squashed(door("in [0, 1]"), door("in 0..255")), samples)
+    assert verdict.figures["dead_channels"] == 1
+    (reason,) = verdict.reasons
+    assert reason.startswith("RGB in [0, 1] gives mIoU 1.000")
 
 
 @pytest.mark.parametrize(
@@ -140,17 +166,17 @@ def test_what_says_nothing_is_refused(samples, function, reason):
 
 
 @pytest.mark.parametrize(("dead", "refused"), [(2, False), (6, True)])
-def test_features_of_which_most_channels_are_dead_are_refused(samples, dead, refused):
+def test_features_of_which_many_channels_are_dead_are_refused(samples, dead, refused):
     def feature(image):
         channels = image[:, :1].expand(-1, 8, -1, -1).clone()
         channels[:, :dead] = 0.25
         return channels
 
     config = replace(CONFIG, taps=(("inner", "encoder.0"),))
-    verdicts = judge(config, Saying(feature, door("in [0, 1]")), samples, 2, 0.0, "cpu")
+    verdicts = judge(config, Saying(feature, door("in [0, 1]")), [samples], 2, 0.0)
     inner = {verdict.target: verdict for verdict in verdicts}["inner"]
     assert inner.figures["dead_channels"] == dead / 8
-    assert [("75% of the channels" in r) for r in inner.reasons] == [True] * refused
+    assert [("dead: 75% of the channels" in r) for r in inner.reasons] == [True] * refused
     assert "miou" not in inner.figures
 
 
@@ -159,14 +185,21 @@ def test_without_labels_or_with_other_classes_there_is_no_score(samples):
     unlabelled = [replace(picture, mask=None) for picture in samples]
     void = [replace(picture, mask=np.full_like(picture.mask, 255)) for picture in samples]
     for pictures in (unlabelled, void):
-        assert judged(built, pictures, floor=0.99).figures.keys() == {"finite", "dead_channels"}
-    assert "miou" not in judged(built, samples, floor=0.99, classes=21).figures
+        verdict = judged(built, pictures, floor=0.99)
+        assert verdict.figures.keys() == HEALTH and verdict.reasons == ()
+        assert "no labels" in verdict.note
+    verdict = judged(built, samples, floor=0.99, classes=21)
+    assert "miou" not in verdict.figures
+    assert "2 classes apart and the pictures have 21" in verdict.note
 
 
 def test_labelled_pictures_of_the_validation_split_are_taken(tiny_world):
     pictures = open_pictures(tiny_world / "shards")
-    assert [p.key for p in gate_pictures(pictures)] == [f"{n:06}" for n in range(1000, 1008)]
-    assert len(gate_pictures(pictures, wanted=3)) == 3
+    (keys,) = ([p.key for p in some] for some in gate_pictures(pictures))
+    assert keys == [f"{n:06}" for n in range(1000, 1008)]
+    assert [len(some) for some in gate_pictures(pictures, wanted=3)] == [3]
+    rounds = [[p.key for p in some] for some in gate_pictures(pictures, size=4)]
+    assert rounds == [keys[::2], keys[1::2]]
 
 
 @pytest.fixture
@@ -192,10 +225,68 @@ def test_warned_it_goes_on_and_the_figures_are_kept_with_each_shard(gated, capsy
     assert "warning: shapes: mIoU" in capsys.readouterr().out
     with cache.reader(cache.shard_ids()[0]) as reader:
         quality = reader.provenance["quality"]
+        assert reader.provenance["gate"] == "warn"
     assert quality["shapes"]["miou"] < 0.99
-    assert quality["inner"].keys() == {"finite", "dead_channels"}
+    assert any("--gate-floor" in reason for reason in quality["shapes"]["reasons"])
+    assert quality["inner"].keys() == {*HEALTH, "reasons"}
 
 
 def test_off_it_is_not_asked_and_that_is_said(gated, capsys):
     assert cache_teacher(replace(gated, gate="off"), Place()).is_complete
     assert "quality gate: off" in capsys.readouterr().out
+
+
+@pytest.fixture
+def sound(gated, make_tiny, tmp_path):
+    """The same over pictures of one class more, so that its random weights are not scored."""
+    make_tiny.make_pictures(tmp_path, train=16, val=0, classes=(*CLASSES, "more"))
+    data = replace(gated.data, shards=str(tmp_path / "shards"))
+    return replace(gated, data=data, student=replace(gated.student, classes=len(CLASSES) + 1))
+
+
+@pytest.fixture
+def broken_devices(monkeypatch) -> set[str]:
+    """Devices (all are the CPU) whose arithmetic is not repeatable."""
+    found: set[str] = set()
+    build = RunTeacher.build
+
+    class OnBrokenDevice:
+        """What a teacher says there has noise in it; all else is the teacher's."""
+
+        def __init__(self, built):
+            self._built = built
+
+        def __getattr__(self, name):
+            return getattr(self._built, name)
+
+        def __call__(self, image):
+            said = self._built(image)
+            return {n: a + a.std() * torch.randn(a.shape) / 10 for n, a in said.items()}
+
+    def built(self, device):
+        teacher = build(self, "cpu")
+        return OnBrokenDevice(teacher) if device in found else teacher
+
+    monkeypatch.setattr(RunTeacher, "build", built)
+    return found
+
+
+def test_a_rank_on_a_broken_device_says_so_and_writes_no_shard(sound, broken_devices, monkeypatch):
+    monkeypatch.setattr(Place, "device_name", property(lambda self: f"device {self.rank}"))
+    broken_devices.add("cpu")
+    with pytest.raises(UserError) as caught:
+        cache_teacher(sound, Place(rank=1, world=2))
+    assert "on device 1, rank 1 of 2" in str(caught.value)
+    assert "differently each time" in str(caught.value) and "see to its device" in str(caught.value)
+    assert published(sound) == []
+    broken_devices.clear()
+    cache = cache_teacher(sound, Place(rank=0, world=2))
+    assert cache.is_complete and len(published(sound)) == 2
+
+
+def test_a_rank_that_is_not_the_first_warns_all_the_same(sound, broken_devices, capsys):
+    broken_devices.add("cpu")
+    cache_teacher(replace(sound, gate="warn"), Place(rank=1, world=2))
+    said = capsys.readouterr().out
+    assert "warning: shapes on cpu, rank 1 of 2: it answers the same pictures differently" in said
+    assert "quality gate, shapes: finite" not in said  # that is the first one's to say

@@ -131,27 +131,32 @@ def _claim(recipe: Recipe, identity: dict[str, Any]) -> Cache:
 
 
 def _gate(recipe: Recipe, teachers: tuple[Any, ...], pictures: Any, place: Place) -> dict[str, Any]:
+    """Judge every teacher on this rank's own device; returns figures per target.
+
+    A rank that finds a fault says so itself, whichever it is.
+    """
     if recipe.gate == "off":
         place.say("quality gate: off")
         return {}
-    samples = gate_pictures(pictures)
     quality: dict[str, Any] = {}
+    where = f" on {place.device_name}, rank {place.rank} of {place.world}" * (place.world > 1)
     for config, built in zip(recipe.teachers, teachers, strict=True):
-        verdicts = judge(
-            config, built, samples, len(pictures.classes), recipe.gate_floor, place.device
-        )
-        for verdict in verdicts:
-            quality[verdict.target] = verdict.figures
+        rounds = gate_pictures(pictures)
+        for verdict in judge(config, built, rounds, len(pictures.classes), recipe.gate_floor):
             figures = ", ".join(f"{name} {value:.4g}" for name, value in verdict.figures.items())
-            place.say(f"quality gate, {verdict.target}, {len(samples)} pictures: {figures}")
+            place.say(f"quality gate, {verdict.target}: {figures}")
+            if verdict.note:
+                place.say(f"quality gate, {verdict.target}: {verdict.note}")
             if verdict.reasons and recipe.gate == "refuse":
                 raise UserError(
-                    f"the teacher of target {verdict.target!r} failed the quality gate",
+                    f"the teacher of target {verdict.target!r} failed the quality gate{where}",
                     found="; ".join(verdict.reasons),
-                    fix="mend the teacher's fields, or see what it does with --gate warn",
+                    fix="mend the teacher's fields or weights, or see what it does with --gate warn"
+                    + ("; where only this rank fails, see to its device" if where else ""),
                 )
             for reason in verdict.reasons:
-                place.say(f"warning: {verdict.target}: {reason}")
+                print(f"warning: {verdict.target}{where}: {reason}", flush=True)
+            quality[verdict.target] = {**verdict.figures, "reasons": list(verdict.reasons)}
     return quality
 
 
@@ -313,6 +318,7 @@ def _provenance(job: _Job, rows: int, seconds: float) -> dict[str, Any]:
     return {
         "device": job.place.device_name,
         "providers": [built.provider for built in job.teachers],
+        "gate": job.recipe.gate,
         "quality": job.quality,
         "seconds": round(seconds, 3),
         "rows_per_s": round(rows / seconds, 3),

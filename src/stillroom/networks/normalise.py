@@ -39,7 +39,7 @@ class Normalise(nn.Module):
                 wanted="three means, three positive deviations, a positive scale",
             )
         self.scale = scale
-        self.channels = channels
+        self.channels: Channels = channels
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 

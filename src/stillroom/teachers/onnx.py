@@ -19,6 +19,7 @@ from stillroom.teachers.onnx_graph import (
     with_input,
 )
 from stillroom.teachers.onnx_session import RUN_ERRORS, OnnxSession
+from stillroom.teachers.onnx_weights import graph_damage
 
 EPSILON = (
     2.0**-20
@@ -31,7 +32,7 @@ class BuiltOnnxTeacher:
 
     `door` normalises and may be replaced. `input_size` is the (h, w) that the network sees, None
     where it is the picture's. `batch` is the number of rows that the network takes at once, None
-    where any number will do.
+    where any number will do. `damage` says what is wrong with the weights, empty = nothing.
     """
 
     def __init__(self, config: OnnxTeacher, device: str) -> None:
@@ -42,6 +43,7 @@ class BuiltOnnxTeacher:
         model = load_graph(path)
         model = cut(model, choose_tensor(model, config.tensor))
         embed(model, path.parent)
+        self.damage = graph_damage(model)
         model, self.batch, fixed = _freed(model, config)
         self.input_size = config.size or fixed
         if fixed is not None and config.size not in (None, fixed):
@@ -115,11 +117,12 @@ class BuiltOnnxTeacher:
 def logits_of(probabilities: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
     """Return log-odds for one channel, log-probabilities for several.
 
-    Finite because probabilities are clamped at EPSILON, so that the bound is 13.86; float16 keeps
-    such a number to within 0.004. Raises UserError where the values are no probabilities.
+    Bounded because probabilities are clamped at EPSILON, at 13.86; float16 keeps such a number to
+    within 0.004. NaN stays NaN, for the gate to name. Raises UserError where the values are no
+    probabilities.
     """
     low, high = (float(value) for value in probabilities.aminmax())
-    if not (low >= -1e-3 and high <= 1 + 1e-3):
+    if low < -1e-3 or high > 1 + 1e-3:
         raise UserError(
             "a tensor declared as probabilities holds other values",
             found=f"{low:.4g} to {high:.4g}",

@@ -9,6 +9,7 @@ from stillroom.networks.normalise import Normalise
 from stillroom.networks.run import load_run
 from stillroom.networks.taps import require_taps
 from stillroom.teachers.configs import RunTeacher, SmpTeacher, Taps, existing, finished
+from stillroom.teachers.damage import damage_of, network_weights
 from stillroom.teachers.devices import device_name, open_device
 
 
@@ -36,6 +37,11 @@ class BuiltTorchTeacher:
     def door(self) -> Normalise:
         """The network's own normalisation."""
         return self._network.door
+
+    @property
+    def damage(self) -> tuple[str, ...]:
+        """What is wrong with the weights, in words; empty = nothing."""
+        return damage_of(network_weights(self._network))
 
     @door.setter
     def door(self, door: Normalise) -> None:

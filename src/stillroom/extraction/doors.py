@@ -1,0 +1,249 @@
+"""Is the declared preprocessing the one the network was trained with? The usual others are tried.
+
+No floor tells them apart: of one network the data set's mIoU falls by .013 with the wrong channel
+order, and the noise of that difference is .010 on 32 pictures. So pictures are compared in pairs:
+on how many does the other preprocessing explain the labels better? Cross-entropy is taken after one
+scale and one bias per class are fitted, so that confidence alone decides nothing. Doors that are
+clearly worse after a round leave; only what is close is asked about more pictures.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import comb, isqrt
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from stillroom.extraction.health import chunks
+from stillroom.metrics import confusion, miou, num_classes, predict
+from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from stillroom.pictures.dataset import Picture
+from stillroom.pictures.loader import mask_array
+from stillroom.types import IGNORE
+
+MARGIN = 0.01  # of mIoU, when pictures have run out
+GAIN = 0.05  # share of the cross-entropy that another door must save to be called better
+CHANCE = 1e-3  # the probability that so many pictures are answered better by luck
+_LEAVE = 1e-2  # the same, of so few
+_GRID = 20  # pixels of an answer in each direction that the cross-entropy is taken from
+_STEPS, _RIDGE = 10, 1e-4  # of the fit
+_TURN = {"RGB": 1, "BGR": -1}  # means and deviations below are in the order of RGB
+_USUAL = {
+    "in [0, 1]": ((0.0,) * 3, (1.0,) * 3, 1.0),
+    "in 0..255": ((0.0,) * 3, (1.0,) * 3, 255.0),
+    "in [-1, 1]": ((0.5,) * 3, (0.5,) * 3, 1.0),
+    "with ImageNet mean and std": (IMAGENET_MEAN, IMAGENET_STD, 1.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a teacher said of labelled pictures, as far as comparing needs it."""
+
+    counts: Int[Tensor, "n k k"]  # confusion per picture
+    logits: Float[Tensor, "n k m"]  # on a grid
+    labels: Int[Tensor, "n m"]
+
+    def __add__(self, other: "Heard") -> "Heard":
+        pairs = ((getattr(self, f), getattr(other, f)) for f in Heard.__slots__)
+        return Heard(*map(torch.cat, pairs))
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def first(self, count: int) -> "Heard":
+        """Return what was said of the first pictures only."""
+        return Heard(self.counts[:count], self.logits[:count], self.labels[:count])
+
+    @property
+    def miou(self) -> float:
+        return float(miou(self.counts.sum(0)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """How another door did beside the declared one, on the same pictures."""
+
+    miou: float
+    declared_miou: float
+    wins: int  # pictures whose labels it explains better
+    num_pictures: int  # without ties
+    gain: float  # share of the cross-entropy that it saves
+    loss: float
+
+    @property
+    def is_better(self) -> bool:
+        lucky = at_least(self.wins, self.num_pictures) > CHANCE
+        return self.miou > self.declared_miou and self.gain > GAIN and not lucky
+
+    @property
+    def is_better_at_last(self) -> bool:
+        """The same, where there are no more pictures to ask about."""
+        return self.miou > self.declared_miou + MARGIN and 2 * self.wins > self.num_pictures
+
+    @property
+    def is_worse(self) -> bool:
+        losses = self.num_pictures - self.wins
+        return self.miou < self.declared_miou and at_least(losses, self.num_pictures) < _LEAVE
+
+
+def hear(name: str, built: Any, pictures: Sequence[Picture], door: Normalise) -> Heard:
+    """Run a teacher of logits over labelled pictures through a door; its own is put back."""
+    own = built.door
+    built.door = door
+    try:
+        heard = [_heard(built(image)[name], some) for some, image in chunks(pictures)]
+    finally:
+        built.door = own
+    return Heard(*(torch.cat([getattr(h, f) for h in heard]) for f in Heard.__slots__))
+
+
+def try_doors(
+    name: str,
+    built: Any,
+    declared: Heard,
+    pictures: Sequence[Picture],
+    more: Iterator[Sequence[Picture]],
+    floor: float,
+) -> tuple[Heard, dict[str, Comparison], str | None]:
+    """Try the usual doors, one change at a time, on `pictures` and, while it is close, on more.
+
+    Returns what the declared door said of all that were asked about, how each other did, and the
+    name of the best one if it is better than the declared.
+    """
+    pool, round_ = list(pictures), pictures
+    others = waiting = other_doors(built.door)
+    heard: dict[str, Heard] = {}
+    results: dict[str, Comparison] = {}
+    while True:
+        for label, door in waiting.items():
+            said = hear(name, built, round_, door)
+            heard[label] = heard[label] + said if label in heard else said
+            results[label] = compare(declared, heard[label])
+        better = [label for label in waiting if results[label].is_better]
+        waiting = {label: door for label, door in waiting.items() if not results[label].is_worse}
+        hopeless = max(declared.miou, *(r.miou for r in results.values())) < floor
+        round_ = () if better or not waiting or hopeless else next(more, ())
+        if not round_:
+            break
+        pool += round_
+        declared += hear(name, built, round_, built.door)
+    better = better or [label for label in waiting if results[label].is_better_at_last]
+    if not better:
+        return declared, results, None
+    for label, door in other_doors(built.door, both=True).items():
+        if label not in others:
+            results[label] = compare(declared, hear(name, built, pool, door))
+            better += [label] * results[label].is_better_at_last
+    highest = max(results[label].miou for label in better)
+    near = [label for label in better if results[label].miou > highest - MARGIN]
+    return declared, results, min(near, key=lambda label: results[label].loss)
+
+
+def other_doors(door: Normalise, *, both: bool = False) -> dict[str, Normalise]:
+    """Return the other channel order and the usual normalisations, each with its name, without the
+    declared; `both` adds the usual normalisations in the other order.
+    """
+    order = door.channels
+    swapped = "BGR" if order == "RGB" else "RGB"
+    mean, std = tuple(door.mean.flatten().tolist()), tuple(door.std.flatten().tolist())
+    declared = _effect(mean[:: _TURN[order]], std[:: _TURN[order]], door.scale)
+    found: dict[str, Normalise] = {}
+    usual = False
+    for channels in (order, swapped):
+        for label, (m, s, scale) in _USUAL.items():
+            is_declared = np.allclose(_effect(m, s, scale), declared, atol=1e-4)
+            usual |= is_declared
+            if (changes := (channels != order) + (not is_declared)) == 1 or (changes == 2 and both):
+                turned = (m[:: _TURN[channels]], s[:: _TURN[channels]])
+                found[f"{channels} {label}"] = Normalise(*turned, scale=scale, channels=channels)
+    if not usual:
+        label = f"{swapped} with the declared mean and std"
+        found[label] = Normalise(mean[::-1], std[::-1], scale=door.scale, channels=swapped)
+    return found
+
+
+def describe(door: Normalise) -> str:
+    """Return a door as a teacher's fields say it."""
+    mean, std = (", ".join(f"{v:.4g}" for v in t.flatten().tolist()) for t in (door.mean, door.std))
+    return f"channels={door.channels}, scale={door.scale:g}, mean=({mean}), std=({std})"
+
+
+def compare(declared: Heard, other: Heard) -> Comparison:
+    """Compare two doors on the pictures that both were asked about."""
+    both = min(len(declared), len(other))
+    one, two = (heard.first(both) for heard in (declared, other))
+    before, after = calibrated(one), calibrated(two)
+    seen = torch.isfinite(before) & torch.isfinite(after) & (before != after)
+    return Comparison(
+        miou=two.miou,
+        declared_miou=one.miou,
+        wins=int((after < before)[seen].sum()),
+        num_pictures=int(seen.sum()),
+        gain=1 - float(after[seen].sum() / before[seen].sum()) if seen.any() else 0.0,
+        loss=float(after.nanmean()),
+    )
+
+
+def calibrated(heard: Heard) -> Float[Tensor, "n"]:
+    """Return each picture's mean cross-entropy, one scale and one bias per class fitted over all;
+    nan where no pixel of the grid is labelled.
+    """
+    logits, labels = heard.logits.double().movedim(1, 2), heard.labels
+    logits = logits / logits.std().clamp(min=1e-6)
+    valid = labels != IGNORE
+    if not valid.any():
+        return torch.full((len(labels),), torch.nan)
+    scale, bias = _fit(logits[valid], labels[valid])
+    each = functional.cross_entropy(
+        (logits * scale + bias).movedim(2, 1), labels, ignore_index=IGNORE, reduction="none"
+    )
+    return (each.sum(1) / valid.sum(1)).float()
+
+
+def _fit(
+    logits: Float[Tensor, "n k"], labels: Int[Tensor, "n"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "k"]]:
+    """Return the scale (0 or more) and the biases of least cross-entropy, by Newton's method on a
+    convex function; a small ridge bounds them where classes are told apart without a mistake.
+    """
+    truth = functional.one_hot(labels, logits.shape[1]).double()
+    found = torch.zeros(1 + logits.shape[1], dtype=torch.float64)
+    for _ in range(_STEPS):
+        said = (logits * found[0] + found[1:]).softmax(1)
+        error, mean = said - truth, (said * logits).sum(1, keepdim=True)
+        slope = torch.cat([(error * logits).sum(1).mean()[None], error.mean(0)]) + _RIDGE * found
+        bend = torch.zeros(len(found), len(found), dtype=torch.float64)
+        bend[0, 0] = (said * logits.square()).sum(1).mean() - mean.square().mean()
+        bend[0, 1:] = bend[1:, 0] = (said * (logits - mean)).mean(0)
+        bend[1:, 1:] = said.mean(0).diag() - said.T @ said / len(said)
+        bend += _RIDGE * torch.eye(len(found), dtype=torch.float64)
+        found = found - torch.linalg.solve(bend, slope)
+        found[0].clamp_(min=0)
+    return found[0], found[1:]
+
+
+def at_least(wins: int, tosses: int) -> float:
+    """Return the probability of so many heads or more of a fair coin."""
+    return sum(comb(tosses, n) for n in range(wins, tosses + 1)) / 2**tosses
+
+
+def _heard(answer: Float[Tensor, "b c h w"], pictures: Sequence[Picture]) -> Heard:
+    mask = torch.from_numpy(np.stack([mask_array(picture) for picture in pictures])).long()
+    answer = answer.float().cpu().nan_to_num()
+    said, classes = predict(answer), num_classes(answer.shape[1])
+    counts = [confusion(s[None], m[None], classes) for s, m in zip(said, mask, strict=True)]
+    if answer.shape[1] == 1:
+        answer = torch.cat([torch.zeros_like(answer), answer], 1)
+    step = max(1, isqrt(mask.shape[1] * mask.shape[2]) // _GRID)
+    grid = (..., slice(step // 2, None, step), slice(step // 2, None, step))
+    return Heard(torch.stack(counts), answer[grid].flatten(2).clone(), mask[grid].flatten(1))
+
+
+def _effect(mean: Sequence[float], std: Sequence[float], scale: float) -> list[float]:
+    """Black and white as the network sees them: equal for two ways of writing one normalisation."""
+    return [(v * scale - m) / s for v in (0.0, 1.0) for m, s in zip(mean, std, strict=True)]
