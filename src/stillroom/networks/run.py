@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -42,8 +43,8 @@ def load_run(run: Path) -> tuple[Network, dict[str, Any]]:
     about, path = read_run(run), run / WEIGHTS
     num_stored = sum(value.numel() for value in map_tensors(path, _MAX_BYTES).values())
     try:
-        with _at_most(num_stored):
-            network = build_network(about["network"])
+        _check_size(about["network"], num_stored)
+        network = build_network(about["network"])
     except StillroomError:
         raise
     except Exception as error:  # torch and smp refuse impossible sizes, each in its own way
@@ -55,21 +56,42 @@ def load_run(run: Path) -> tuple[Network, dict[str, Any]]:
     return network, about
 
 
+def _check_size(architecture: dict[str, Any], num_stored: int) -> None:
+    """Refuse a network with more parameters than the file has values, before any is allocated.
+
+    It is built without memory first; what cannot be (MiT computes while it is built) is stopped at
+    its first parameter too many. Not all can be counted so: timm's encoders are built with a head
+    that they drop.
+    """
+    try:
+        with torch.device("meta"):
+            network = build_network(architecture)
+    except (StillroomError, NotImplementedError, RuntimeError):
+        with _at_most(num_stored):
+            network = build_network(architecture)
+    _require(sum(value.numel() for value in network.parameters()), num_stored)
+
+
+def _require(num_parameters: int, num_stored: int) -> None:
+    if num_parameters > num_stored:
+        raise DamageError(
+            "a run's network has more parameters than its weights",
+            found=num_parameters,
+            wanted=f"at most {num_stored}",
+        )
+
+
 @contextmanager
 def _at_most(num_parameters: int) -> Iterator[None]:
     """Refuse, before they are filled, parameters for which the file has no values."""
-    left, here = num_parameters, threading.get_ident()
+    total, here = 0, threading.get_ident()
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal left
+        nonlocal total
         if threading.get_ident() != here:
             return  # torch calls the hook in every thread
-        left -= 0 if parameter is None else parameter.numel()
-        if left < 0:
-            raise DamageError(
-                "a run's network has more parameters than its weights",
-                wanted=f"at most {num_parameters}",
-            )
+        total += 0 if parameter is None else parameter.numel()
+        _require(total, num_parameters)
 
     hook = register_module_parameter_registration_hook(count)
     try:
