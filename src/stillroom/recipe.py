@@ -89,7 +89,7 @@ class Recipe:
         "launch"  # launch = as accelerate launch says
     )
     gate: Literal["refuse", "warn", "off"] = "refuse"  # what a failed quality gate of stage 1 does
-    gate_floor: float = 0.5  # teachers' mIoU on labelled pictures must reach this
+    gate_floor: float = 0.5  # teachers' mIoU on labelled pictures must reach this; 0 = any
     run: Run = Run()
 
     @property

@@ -13,7 +13,7 @@ from stillroom.pictures.loader import image_tensor
 from stillroom.types import Kind
 
 CHUNK = 4  # pictures in one pass
-UNSTEADY = 0.01  # root mean square of a difference, in the answer's standard deviations
+UNSTEADY = 0.003  # root mean square of a difference, in the answer's standard deviations
 MAX_DEAD = 0.25  # share of the channels of features
 _SAME = 1e-6  # relative; less is rounding
 _CLAMPED = -13.85  # just above the logarithm of the smallest probability that is told apart
