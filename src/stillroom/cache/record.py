@@ -22,6 +22,7 @@ COLUMNS = ("min", "max", "finite", "confidence")  # of the statistics, in the or
 Statistics = dict[str, dict[str, list[Any]]]  # per target and column, one number (or None) a row
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LARGEST = 1 << 62
+_MAX_PIXELS = 100_000_000  # of a source's picture, and so of its sides
 MAX_METADATA_BYTES = 1 << 20  # of a file that holds no rows: a zarr.json
 
 
@@ -169,7 +170,7 @@ def _checked(body: dict[str, Any], plan: Plan) -> Record:
 def _rows(columns: dict[str, Any], plan: Plan) -> tuple[Row, ...]:
     num_rows = plan.num_rows
     keys = _column(columns["key"], num_rows, _is_key)
-    regions = _column(columns["region"], num_rows, lambda value: value is None or _is_count(value))
+    regions = _column(columns["region"], num_rows, lambda value: value is None or _is_small(value))
     views = _column(columns["view"], num_rows, _is_view)
     rows = tuple(
         Row(key=key, region=region, view=_view(view))
@@ -224,6 +225,10 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < _LARGEST
 
 
+def _is_small(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_PIXELS
+
+
 def _is_crc(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 32
 
@@ -247,7 +252,7 @@ def _is_key(value: Any) -> bool:
 
 
 def _is_view(value: Any) -> bool:
-    if not (isinstance(value, list) and len(value) == 6 and all(map(_is_count, value))):
+    if not (isinstance(value, list) and len(value) == 6 and all(map(_is_small, value))):
         return False
     _, x0, y0, x1, y1, mirrored = value
     return x0 < x1 and y0 < y1 and mirrored <= 1

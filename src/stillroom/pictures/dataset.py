@@ -214,8 +214,9 @@ class PictureSet:
             and self.fit in (None, "stretch", "letterbox")
         ):
             raise ValueError("classes, palette or geometry are impossible")
-        if list(self._by_id) != sorted(self._by_id) or len(self._by_id) != len(self.shards):
-            raise ValueError("shards are not in order, each once")
+        ids = [info.id for info in self.shards]
+        if not ids or ids != sorted(set(ids)):
+            raise ValueError("shards are not in order, each once, at least one")
 
     def shard_ids(self, split: str | None = None) -> tuple[ShardId, ...]:
         """Return the shards of a split, or of all splits, in order."""

@@ -18,6 +18,7 @@ horse motorbike person pottedplant sheep sofa train tvmonitor"""
 VOC_CLASSES = tuple(_VOC_NAMES.split())
 _MAX_LIST_BYTES, _MAX_LIST_LINES = 3 << 23, 1_000_000  # of a split
 _MAX_CLASSES_BYTES = 1 << 20
+_MAX_NAME = 200
 _FORMS = "voc:PATH, folders:IMAGES,MASKS or unlabelled:PATH"
 
 
@@ -141,12 +142,13 @@ def _lines(
 
 
 def _refuse_elsewhere(name: str, path: Path) -> None:
-    """Raise UserError for a name that leads out of the source's folders."""
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+    """Raise UserError for a name that leads out of the source's folders, or is none."""
+    place, is_long = PurePosixPath(name), len(name) > _MAX_NAME
+    if place.is_absolute() or ".." in place.parts or "\0" in name or is_long:
         raise UserError(
             f"{path} names a picture outside its folder",
             found=f"{name!r:.80}",
-            wanted="names below JPEGImages, without ..",
+            wanted=f"names below JPEGImages, without .., of at most {_MAX_NAME} letters",
         )
 
 

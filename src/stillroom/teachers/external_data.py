@@ -155,6 +155,8 @@ def _fields(model: _Blocks, message: Span, most: int) -> Iterator[tuple[int, int
             return
         tag, at = _varint(model, at)
         wire = tag & 7
+        if tag < 8:
+            raise ValueError(f"no protobuf at byte {at}")
         if wire == 0:
             value, at = _varint(model, at)
             yield tag >> 3, value
@@ -163,7 +165,7 @@ def _fields(model: _Blocks, message: Span, most: int) -> Iterator[tuple[int, int
             size, at = _varint(model, at)
         else:
             size = {1: 8, 5: 4}.get(wire, -1)
-        if size < 0 or at + size > end or tag < 8:
+        if size < 0 or at + size > end:
             raise ValueError(f"no protobuf at byte {at}")
         yield tag >> 3, (at, at + size)
         at += size
@@ -173,6 +175,9 @@ def _fields(model: _Blocks, message: Span, most: int) -> Iterator[tuple[int, int
 
 def _varint(model: _Blocks, at: int) -> tuple[int, int]:
     """Return the number at a place, seven bits a byte, and the place after it."""
+    value = model[at]
+    if value < 128:
+        return value, at + 1
     value = 0
     for shift in range(0, 70, 7):
         byte = model[at]
