@@ -28,6 +28,7 @@ from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.teachers.configs import OnnxTeacher
 
 FLOOR = 0.5
+SOUND = ("none", "batch of one")
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def main() -> None:
     flags = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     command = " ".join(["python benchmarks/quality_gate.py", *flags])
     save(f"quality_gate_{words.network.stem}", command, result)
-    if not all(row["passed"] == (row["fault"] == "none") for row in rows):
+    if not all(row["passed"] == row["fault"].startswith(SOUND) for row in rows):
         raise SystemExit("some verdict is wrong")
 
 
@@ -80,7 +81,10 @@ def measure(true: OnnxTeacher, pictures: PictureSet) -> list[dict]:
         for fault, model in broken(Path(true.path)):
             path = Path(folder) / "broken.onnx"
             onnx.save_model(model, str(path))
-            add(fault, replace(true, path=str(path)))
+            config = replace(true, path=str(path))
+            # asked one picture at a time, a network does answer for each alone
+            alone = "without BatchNorm" in fault and config.build("cpu").batch == 1
+            add(f"batch of one: {fault}" if alone else fault, config)
     return rows
 
 

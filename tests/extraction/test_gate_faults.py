@@ -17,6 +17,7 @@ from stillroom.pictures.dataset import Picture, PictureSet, open_pictures
 from stillroom.pictures.make import make_shards
 from stillroom.teachers.configs import OnnxTeacher
 
+WITHOUT = "batch statistics without BatchNorm"
 CAUSES = {
     "NaN in one weight": "not finite",
     "NaN layer": "not finite",
@@ -25,7 +26,7 @@ CAUSES = {
     "output layer zero": "are dead: all zeros",
     "random weights": "wrong or random weights",
     "BatchNorm in training mode": "in training mode",
-    "batch statistics without BatchNorm": "depends on the other pictures of the batch",
+    WITHOUT: "depends on the other pictures of the batch",
 }
 HALF = (0.5, 0.5, 0.5)
 
@@ -148,7 +149,7 @@ def test_a_person_network_passes_with_its_own_preprocessing_and_with_no_other(
         mean, std = (tuple(t.flatten().tolist()) for t in (other.mean, other.std))
         wrong = replace(config, mean=mean, std=std, scale=other.scale, channels=other.channels)
         (reason,) = judged(wrong, gate_pictures(pictures)).reasons
-        assert reason.startswith(f"{right} gives mIoU 0.8") or right in reason[:20], (label, reason)
+        assert reason.startswith(f"{right} gives mIoU 0.8"), (label, reason)
 
 
 @pytest.mark.shared
@@ -162,5 +163,8 @@ def test_each_fault_of_a_person_network_is_refused_with_its_cause(
     for number, (fault, model) in enumerate(broken_onnx.broken(Path(config.path))):
         path = tmp_path / f"{number}.onnx"
         onnx.save_model(model, str(path))
-        verdict = judged(replace(config, path=str(path)), gate_pictures(pictures, wanted=12))
+        broken = replace(config, path=str(path))
+        if fault == WITHOUT and broken.build("cpu").batch == 1:
+            continue  # asked one picture at a time it does answer for each alone
+        verdict = judged(broken, gate_pictures(pictures, wanted=12))
         assert any(CAUSES[fault] in reason for reason in verdict.reasons), (fault, verdict)

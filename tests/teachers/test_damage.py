@@ -94,9 +94,11 @@ def broken(path, name: str, change) -> onnx.ModelProto:
     return model
 
 
-@pytest.mark.parametrize("name", ["stem_w", "small_w", "up_w"])
-def test_nan_in_an_onnx_weight_is_named_and_reaches_the_teacher(make_onnx, tmp_path, name):
-    path = make_onnx.save_segmenter(tmp_path / "sound.onnx", tail="sigmoid")
+@pytest.mark.parametrize(
+    ("name", "batch"), [("stem_w", "N"), ("small_w", "N"), ("up_w", "N"), ("stem_w", 1)]
+)
+def test_nan_in_an_onnx_weight_is_named_and_reaches_the_teacher(make_onnx, tmp_path, name, batch):
+    path = make_onnx.save_segmenter(tmp_path / "sound.onnx", tail="sigmoid", batch=batch)
     assert graph_damage(onnx.load(str(path))) == ()
 
     def change(values):
