@@ -20,7 +20,7 @@ from typing import Any
 from stillroom.errors import DamageError, UserError
 
 MAX_BYTES = 20_000_000  # of a file; a third where a letter is not ASCII (each then takes 4 bytes)
-_MAX_TOKENS = 1_000_000  # commas, colons and brackets, each of them up to 103 bytes once parsed
+_MAX_TOKENS = 1_000_000  # commas, colons (twice) and brackets: up to 103 bytes each, once parsed
 _MAX_DEPTH = 64
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _TAIL_BYTES = len(',"sha256":""}\n') + 64
@@ -96,7 +96,7 @@ def _excess(head: bytes) -> str | None:
     most = MAX_BYTES if head.isascii() else MAX_BYTES // 3
     if len(head) > most:
         return f"{len(head)} bytes, more than {most}"
-    tokens = sum(map(head.count, (b",", b":", b"[", b"{")))
+    tokens = sum(map(head.count, (b",", b":", b":", b"[", b"{")))  # a member costs twice a value
     if tokens > _MAX_TOKENS:
         return f"{tokens} values, more than {_MAX_TOKENS}"
     brackets = head.translate(None, _NOT_BRACKETS)
