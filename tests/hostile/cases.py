@@ -127,16 +127,18 @@ def _demand(made: Verdict) -> None:
         raise RuntimeError(made.said)
 
 
-def is_right(case: Case, verdict: Verdict) -> bool:
+def is_right(case: Case, verdict: Verdict, patience: float = 1.0) -> bool:
     """Whether a case got what it deserves."""
-    return verdict.outcome == "accepted" if case in LEGAL else is_good(case, verdict)
+    return verdict.outcome == "accepted" if case in LEGAL else is_good(case, verdict, patience)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--every", type=int, default=1, help="judge only one case in so many")
-    chosen = (*CASES[:: parser.parse_args().every], *LEGAL)
-    wrong = [pair for pair in judge_all(chosen) if not is_right(*pair)]
+    parser.add_argument("--patience", type=float, default=1.0, help="times the seconds allowed")
+    words = parser.parse_args()
+    chosen = (*CASES[:: words.every], *LEGAL)
+    wrong = [pair for pair in judge_all(chosen) if not is_right(*pair, words.patience)]
     for case, verdict in wrong:
         print(case.name, verdict, sep=": ")
     print(f"{len(chosen)} cases, {len(wrong)} of them wrong")
