@@ -6,7 +6,7 @@
 A recipe without distilled terms is plain supervised training, of teachers too.
 """
 
-from stillroom.cli import recipe_from, run
+from stillroom.cli import recipe_from, run_command
 
 
 def main() -> None:
@@ -16,4 +16,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -97,10 +97,10 @@ def _teachers(folder: Path) -> list[object]:
 
 
 def _gate(done: Finished, status: int) -> dict[str, Any]:
-    said = [*done.lines("quality gate"), *done.lines("warning:")]
+    outputs = [*done.lines("quality gate"), *done.lines("warning:")]
     if status:
-        said += ["stillroom: " + done.said.partition("stillroom: ")[2].strip()]
-    return {"status": status, "seconds": round(done.seconds, 1), "said": said}
+        outputs += ["stillroom: " + done.outputs.partition("stillroom: ")[2].strip()]
+    return {"status": status, "seconds": round(done.seconds, 1), "said": outputs}
 
 
 def _stage_1(done: Finished, root: Path) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from stillroom.cache import Cache, claim_cache, make_identity, open_cache
-from stillroom.cache.identity import BODIES
+from stillroom.cache.folder import BODIES
 from stillroom.checking.check import check_cache
 from stillroom.errors import StillroomError
-from stillroom.types import Figures, Row, ShardId, View
+from stillroom.types import Row, RowStatistics, ShardId, View
 
 SHARD, NUM_ROWS = ShardId("train", 0), 6
 TARGETS = {"detector": ((6, 8, 10), "features"), "mask": ((1, 8, 10), "logits")}
@@ -68,15 +68,18 @@ def make_cache(root: Path, body: str, seed: int = 0) -> Cache:
     )
     cache, generator = claim_cache(root, "flips", identity), np.random.default_rng(seed)
     cache.publish_fitted({})
-    figures = {"detector": Figures(-9.0, 9.0, 1.0, None), "mask": Figures(-9.0, 9.0, 1.0, 0.5)}
+    figures = {
+        "detector": RowStatistics(-9.0, 9.0, 1.0, None),
+        "mask": RowStatistics(-9.0, 9.0, 1.0, 0.5),
+    }
     with cache.writer(SHARD) as writer:
         for i in range(NUM_ROWS):
-            said = {
+            outputs = {
                 f"{name}.value": generator.standard_normal(shape).astype(np.float16)
                 for name, (shape, _) in TARGETS.items()
             }
             row = Row(key=f"{i:06d}", view=View(x0=0, y0=0, x1=80, y1=64))
-            writer.append(row, said, figures)
+            writer.append(row, outputs, figures)
         assert writer.publish({})
     assert cache.finalize()
     return cache
@@ -85,13 +88,13 @@ def make_cache(root: Path, body: str, seed: int = 0) -> Cache:
 def flip(cache: Cache, count: int, seed: int, *, check: bool = True) -> dict[str, Any]:
     """Flip up to `count` random bits of each file, one at a time; say what was noticed by whom."""
     generator, tally, unnoticed = np.random.default_rng(seed), Counter[str](), []
-    assert not any(said(cache.path, check)), "damaged before anything was flipped"
+    assert not any(outputs(cache.path, check)), "damaged before anything was flipped"
     for path in sorted(path for path in cache.path.rglob("*") if path.is_file()):
         name, num_bits = path.relative_to(cache.path).as_posix(), 8 * path.stat().st_size
         bits = generator.choice(num_bits, min(count, num_bits), replace=False)
         for bit in map(int, bits):
             _toggle(path, bit)
-            read, scrubbed = said(cache.path, check)
+            read, scrubbed = outputs(cache.path, check)
             _toggle(path, bit)
             tally["flips"] += 1
             tally["reader"] += bool(read)
@@ -100,7 +103,7 @@ def flip(cache: Cache, count: int, seed: int, *, check: bool = True) -> dict[str
                 unnoticed.append(f"{name} bit {bit}")
             elif path.name not in read + scrubbed:
                 tally["unnamed"] += 1
-    assert not any(said(cache.path, check)), "damaged after every bit was flipped back"
+    assert not any(outputs(cache.path, check)), "damaged after every bit was flipped back"
     return {
         "flips": tally["flips"],
         "silent": len(unnoticed),
@@ -111,7 +114,7 @@ def flip(cache: Cache, count: int, seed: int, *, check: bool = True) -> dict[str
     }
 
 
-def said(folder: Path, check: bool = True) -> tuple[str, str]:
+def outputs(folder: Path, check: bool = True) -> tuple[str, str]:
     """What reading every row says, and what the check of the whole cache says."""
     read = scrubbed = ""
     try:

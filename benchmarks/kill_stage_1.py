@@ -157,9 +157,9 @@ def _start(flags: list[object], root: Path, rank: int | None = None) -> subproce
 
 
 def _finish(child: subprocess.Popen[str]) -> None:
-    said, _ = child.communicate()
+    outputs, _ = child.communicate()
     if child.returncode != 0:
-        raise RuntimeError(f"stage 1 ended with status {child.returncode}:\n{said}")
+        raise RuntimeError(f"stage 1 ended with status {child.returncode}:\n{outputs}")
 
 
 def _wait_for(happened, child: subprocess.Popen) -> None:

@@ -1,9 +1,9 @@
 """At least 200 `kill -9` while shards are made cost at most a shard each, and nothing else.
 
 `python benchmarks/kills.py [--kills 200] [--seed 0]` packs 56 + 8 pictures in eight shards of eight
-and caches them once without interruption, for each body; the teacher is a little numpy. Then
-caches are begun by one to four processes, forked from this one, and each process is killed at a
-moment drawn from the time in which it makes shards; when few shards are left, one to four processes
+and caches them once without interruption, for each body; the teacher is a little numpy. Then caches
+are begun by one to four processes, forked from this one, and each process is killed at a moment
+drawn from the time in which it makes shards; when few shards are left, one to four processes
 finish. This is repeated until so many kills have landed while a shard was being made. After that
 every fault point of `stillroom.cache.faults` is tried with one and with three processes, at its
 first and its third visit.
@@ -34,7 +34,7 @@ from bench.same_cache import differences
 
 from stillroom.cache import Cache, ShardWriter, find_caches
 from stillroom.cache.faults import POINTS
-from stillroom.extraction.ranks import Place
+from stillroom.extraction.process import ProcessContext
 
 SIZE_PX, NUM_TRAIN, NUM_VAL, SHARD_ROWS = 16, 56, 8, 8
 ONCE = ("identity-linked", "codecs-published", "manifest-next", "quarantined")
@@ -67,7 +67,7 @@ class Bench:
         self.tally = Tally()
         self._shards = make_pictures(folder / "pictures", NUM_TRAIN, NUM_VAL, SIZE_PX, SHARD_ROWS)
         began = time.perf_counter()
-        assert wait(self._start(folder / "whole", Place(), folder / "ledger")) == 0
+        assert wait(self._start(folder / "whole", ProcessContext(), folder / "ledger")) == 0
         (self._whole,) = find_caches(folder / "whole")
         self.shard_s = (time.perf_counter() - began) / len(self._whole.shard_ids())
         (folder / "killed").mkdir()
@@ -131,14 +131,18 @@ class Bench:
         """Return a complete cache with one cut file."""
         self._num_roots += 1
         root = self._folder / f"damaged-{self._num_roots}"  # not for the observer
-        assert wait(self._start(root, Place(), self._folder / "ledger")) == 0
+        assert wait(self._start(root, ProcessContext(), self._folder / "ledger")) == 0
         (cache,) = find_caches(root)
-        path = cache.path / cache.plan(cache.shard_ids()[1]).folder / "shard.json"
+        path = cache.path / cache.shard_spec(cache.shard_ids()[1]).folder / "shard.json"
         path.write_bytes(path.read_bytes()[:-5])
         return root
 
     def _start(
-        self, root: Path, place: Place, ledger: Path, before: Callable[[], object] = lambda: None
+        self,
+        root: Path,
+        place: ProcessContext,
+        ledger: Path,
+        before: Callable[[], object] = lambda: None,
     ) -> int:
         def prepare() -> None:
             _keep_ledger(ledger)
@@ -155,7 +159,9 @@ class Bench:
         for rank in range(processes):
             self._num_ledgers += 1
             ledger = self._folder / f"ledger-{self._num_ledgers}"
-            children[self._start(root, Place(rank=rank, world=processes), ledger, before)] = ledger
+            children[
+                self._start(root, ProcessContext(rank=rank, world=processes), ledger, before)
+            ] = ledger
         return children
 
     def _count_lost(self, root: Path, ledger: Path) -> None:
@@ -176,7 +182,7 @@ def _keep_ledger(path: Path) -> None:
 
     def appending(self: ShardWriter, *row: Any) -> None:
         append(self, *row)
-        os.write(descriptor, f"{self._plan.shard_id}\n".encode())
+        os.write(descriptor, f"{self._spec.shard_id}\n".encode())
 
     ShardWriter.append = appending
 

@@ -21,8 +21,8 @@ import onnx
 from bench.broken_onnx import broken
 from bench.machine import save
 
-from stillroom.extraction.doors import other_doors
 from stillroom.extraction.gate import Verdict, gate_pictures, judge
+from stillroom.extraction.preprocessing import other_preprocessings
 from stillroom.networks.normalise import Normalise
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.teachers.configs import OnnxTeacher
@@ -74,8 +74,8 @@ def measure(true: OnnxTeacher, pictures: PictureSet) -> list[dict]:
         print(rows[-1], flush=True)
 
     add("none", true)
-    door = Normalise(true.mean, true.std, true.scale, true.channels)
-    for label, other in other_doors(door, both=True).items():
+    preprocessing = Normalise(true.mean, true.std, true.scale, true.channels)
+    for label, other in other_preprocessings(preprocessing, both=True).items():
         add(f"declared as {label}", _declared(true, other))
     with tempfile.TemporaryDirectory() as folder:
         for fault, model in broken(Path(true.path)):
@@ -88,9 +88,11 @@ def measure(true: OnnxTeacher, pictures: PictureSet) -> list[dict]:
     return rows
 
 
-def _declared(true: OnnxTeacher, door: Normalise) -> OnnxTeacher:
-    mean, std = (tuple(t.flatten().tolist()) for t in (door.mean, door.std))
-    return replace(true, mean=mean, std=std, scale=door.scale, channels=door.channels)
+def _declared(true: OnnxTeacher, preprocessing: Normalise) -> OnnxTeacher:
+    mean, std = (tuple(t.flatten().tolist()) for t in (preprocessing.mean, preprocessing.std))
+    return replace(
+        true, mean=mean, std=std, scale=preprocessing.scale, channels=preprocessing.channels
+    )
 
 
 def _row(fault: str, verdict: Verdict, seconds: float) -> dict:

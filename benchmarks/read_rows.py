@@ -22,8 +22,8 @@ import zarr
 from bench.machine import save
 
 from stillroom.cache import Cache, claim_cache, make_identity
-from stillroom.cache.identity import BODIES
-from stillroom.types import Figures, Row, ShardId, View
+from stillroom.cache.folder import BODIES
+from stillroom.types import Row, RowStatistics, ShardId, View
 
 SHARD, PART = ShardId("train", 0), "detector.value"
 SHAPE = (1024, 80, 80)
@@ -73,7 +73,7 @@ def write(cache: Cache, content: str, num_rows: int) -> tuple[float, float]:
         for i, value in enumerate(rows(content, num_rows)):
             row = Row(key=f"{i:06d}", view=View(x0=0, y0=0, x1=640, y1=640))
             began = time.perf_counter()
-            writer.append(row, {PART: value}, {"detector": Figures(-6.0, 6.0, 1.0, None)})
+            writer.append(row, {PART: value}, {"detector": RowStatistics(-6.0, 6.0, 1.0, None)})
             written += time.perf_counter() - began
         began = time.perf_counter()
         assert writer.publish({})

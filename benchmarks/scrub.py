@@ -1,7 +1,7 @@
 """How fast a cache is scrubbed, with how many threads, and what keeps threads from more.
 
-`python benchmarks/scrub.py [--threads 1 2]` writes `results/scrub_<hardware>_<yyyymm>.json` here.
-8 shards of 12 rows of 256x80x80 float16 ReLU features, warm files, every number of threads in turn,
+`python benchmarks/scrub.py [--threads 1 2]` writes `results/scrub_<hardware>_<yyyymm>.json` here. 8
+shards of 12 rows of 256x80x80 float16 ReLU features, warm files, every number of threads in turn,
 best of `--rounds`. `held` is the share of one thread's processor time outside reading, sha256 and
 zstd, which release the interpreter's lock: no number of threads can gain more than 1 / held.
 """
@@ -22,8 +22,8 @@ from bench.machine import RESULTS, save
 
 from stillroom.cache import Cache, claim_cache, frames, make_identity
 from stillroom.cache import scrub as shard_scrub
-from stillroom.checking.scrub import scrub_shards
-from stillroom.types import Figures, Row, View
+from stillroom.checking.parallel_scrub import scrub_shards
+from stillroom.types import Row, RowStatistics, View
 
 SHARDS, ROWS, SHAPE = 8, 12, (256, 80, 80)
 
@@ -56,7 +56,7 @@ def make_cache(root: Path, body: str) -> Cache:
             for i in range(ROWS):
                 value = generator.standard_normal(SHAPE, np.float32).clip(0).astype(np.float16)
                 row = Row(key=f"{i:03d}", view=View(x0=0, y0=0, x1=640, y1=640))
-                figures = Figures(0.0, float(value.max()), 1.0, None)
+                figures = RowStatistics(0.0, float(value.max()), 1.0, None)
                 writer.append(row, {"feature.value": value}, {"feature": figures})
             writer.publish({})
     return cache

@@ -2,8 +2,8 @@
 
 `python benchmarks/stage_1_memory.py` caches 128 pictures with a stand-in teacher of 256x64x64
 features (2.1 MB a row in half precision), once in shards of 16 rows and once in one of 128, each in
-a process of its own, and writes `benchmarks/results/stage_1_memory_cpu<cores>_<yyyymm>.json`.
-A writer that kept a shard in memory would need 235 MB more for the second. About 40 seconds.
+a process of its own, and writes `benchmarks/results/stage_1_memory_cpu<cores>_<yyyymm>.json`. A
+writer that kept a shard in memory would need 235 MB more for the second. About 40 seconds.
 """
 
 import tempfile

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from stillroom.extraction.extract import cache_teacher
-from stillroom.extraction.ranks import Place
+from stillroom.extraction.process import ProcessContext
 from stillroom.pictures.make import make_shards
 from stillroom.pictures.synthetic import CLASSES, draw_shapes
 from stillroom.recipe import Data, Recipe, Run
 from stillroom.recipes.tiny import tiny
-from stillroom.students.configs import UNetStudent
+from stillroom.students.definitions import UNetStudent
 from stillroom.teachers.configs import RunTeacher
 from stillroom.training.checkpoint import save_student
 from stillroom.training.order import Order
@@ -29,7 +29,7 @@ def make_world(folder: Path) -> Path:
     """Fill a folder with `shards`, `teacher` and `cache`."""
     make_pictures(folder)
     make_teacher(folder / "teacher")
-    assert cache_teacher(tiny_recipe(folder, folder / "runs"), Place()).is_complete
+    assert cache_teacher(tiny_recipe(folder, folder / "runs"), ProcessContext()).is_complete
     return folder
 
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stillroom.cache.identity import Cache, open_cache
+from stillroom.cache.folder import Cache, open_cache
 from stillroom.cli import recipe_from
 from stillroom.errors import DamageError, UserError
 from stillroom.extraction.extract import cache_teacher
-from stillroom.extraction.ranks import Place
+from stillroom.extraction.process import ProcessContext
 from stillroom.jsonfile import read_json
 from stillroom.pictures.make import make_shards
 from stillroom.pictures.synthetic import CLASSES, write_shapes
@@ -53,17 +53,17 @@ def shapes(tmp_path_factory) -> Path:
     return folder / "shards"
 
 
-def command(script: str, *words: object, ranks: int = 1) -> list[str]:
+def command(script: str, *words: object, process: int = 1) -> list[str]:
     python = [sys.executable]
-    if ranks > 1:
-        python += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    if process > 1:
+        python += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={process}"]
     return [*python, str(ROOT / script), *map(str, words)]
 
 
-def call(script: str, *words: object, ranks: int = 1, status: int = 0) -> str:
+def call(script: str, *words: object, process: int = 1, status: int = 0) -> str:
     """Run a command of ours with one thread a process and return what it printed."""
     done = subprocess.run(
-        command(script, *words, ranks=ranks),
+        command(script, *words, process=process),
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -76,7 +76,7 @@ def call(script: str, *words: object, ranks: int = 1, status: int = 0) -> str:
 
 def stage_1(*words: object) -> Cache:
     """Stage 1 in this process, shapes checked."""
-    return cache_teacher(recipe_from(["tiny", *map(str, words)]), Place())
+    return cache_teacher(recipe_from(["tiny", *map(str, words)]), ProcessContext())
 
 
 def stage_2(recipe: str, *words: object) -> Path:
@@ -211,7 +211,7 @@ def test_sigterm_saves_in_mid_epoch_and_the_rest_is_bit_identical(flags, tmp_pat
 
 def test_two_ranks_make_the_cache_that_one_makes(flags, tmp_path):
     words = [*flags, "--run.cache", tmp_path, "--gate-floor", 0.0]
-    call("tools/cache_teacher.py", "tiny", *words, ranks=2)
+    call("tools/cache_teacher.py", "tiny", *words, process=2)
     assert same_rows(open_cache(only(flags[3])), open_cache(only(tmp_path)))
 
 
@@ -227,7 +227,7 @@ def test_stage_1_killed_at_ten_moments_and_finished_by_two_loses_nothing(flags, 
         time.sleep(3.0 + 0.25 * moment)
         child.kill()
         child.wait()
-    call("tools/cache_teacher.py", "tiny", *words, ranks=2)
+    call("tools/cache_teacher.py", "tiny", *words, process=2)
     assert open_cache(only(tmp_path)).missing() == ()
     assert same_rows(open_cache(only(flags[3])), open_cache(only(tmp_path)))
 

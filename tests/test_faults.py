@@ -20,7 +20,7 @@ from stillroom.cache import find_caches
 from stillroom.checking.check import check_cache
 from stillroom.errors import StillroomError
 from stillroom.extraction.extract import cache_teacher
-from stillroom.extraction.ranks import Place
+from stillroom.extraction.process import ProcessContext
 from stillroom.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,7 +32,7 @@ def world(request, make_tiny, tiny_world, tmp_path_factory) -> tuple[Recipe, Pat
     folder = tmp_path_factory.mktemp(request.param)
     recipe = replace(make_tiny.tiny_recipe(tiny_world, folder), epochs=1, body=request.param)
     recipe = replace(recipe, run=replace(recipe.run, cache=str(folder / "whole")))
-    cache = cache_teacher(recipe, Place())
+    cache = cache_teacher(recipe, ProcessContext())
     return recipe, cache.path, student(recipe)
 
 
@@ -87,12 +87,12 @@ def test_without_checks_a_flipped_bit_reaches_the_student(world, tmp_path, monke
     shutil.copytree(whole, copy)
     (cache,) = find_caches(copy)
     shard = cache.shard_ids("train")[0]
-    plan, part = cache.plan(shard), cache.parts[0]
+    spec, part = cache.shard_spec(shard), cache.parts[0]
     with cache.reader(shard) as reader:
-        spans = reader.record.spans[part.name]
-    path = cache.path / plan.folder / plan.body.file_of(part)
+        spans = reader.shard_index.spans[part.name]
+    path = cache.path / spec.folder / spec.body.file_of(part)
     recipe = replace(recipe, run=replace(recipe.run, cache=str(copy)))
-    monkeypatch.setattr("stillroom.cache.identity.ShardReader", _unchecked)
+    monkeypatch.setattr("stillroom.cache.folder.ShardReader", _unchecked)
     data, found = path.read_bytes(), []
     for place in range(spans.offset[0] + spans.size[0] // 2, spans.offset[0] + spans.size[0]):
         changed = bytearray(data)
@@ -104,7 +104,7 @@ def test_without_checks_a_flipped_bit_reaches_the_student(world, tmp_path, monke
     pytest.fail(f"no flip went unnoticed without the checksum: {Counter(found)}")
 
 
-def _unchecked(folder: Path, plan, *, check: bool = True):
+def _unchecked(folder: Path, spec, *, check: bool = True):
     from stillroom.cache.reader import ShardReader
 
-    return ShardReader(folder, plan, check=False)
+    return ShardReader(folder, spec, check=False)

@@ -28,12 +28,12 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"
 
 
 def call(
-    script: str, *words: object, ranks: int, patience_s: int = 110
+    script: str, *words: object, process: int, patience_s: int = 110
 ) -> subprocess.CompletedProcess[str]:
     """Run a script in so many processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={process}"]
     return subprocess.run(
-        [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / script), *map(str, words)],
+        [sys.executable, *(launcher if process > 1 else []), str(ROOT / script), *map(str, words)],
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
@@ -61,24 +61,24 @@ def start_two(script: str, *words: object) -> None:
 def first_steps(tiny_world, tmp_path_factory) -> dict[int, dict[str, torch.Tensor]]:
     """The first step of this process alone and of two."""
     found = {}
-    for ranks in (1, 2):
-        out = tmp_path_factory.mktemp(f"ranks{ranks}")
-        if ranks == 1:
+    for process in (1, 2):
+        out = tmp_path_factory.mktemp(f"ranks{process}")
+        if process == 1:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             driver.main(tiny_world, out)
             torch.set_num_threads(threads)
         else:
             start_two("tests/two_ranks_driver.py", tiny_world, out)
-        found[ranks] = load_file(out / "first_step.safetensors")
-        found[ranks]["refused"] = json.loads((out / "refused.json").read_text())
+        found[process] = load_file(out / "first_step.safetensors")
+        found[process]["refused"] = json.loads((out / "refused.json").read_text())
     return found
 
 
 def test_the_first_gradient_is_that_of_one_process(first_steps):
     one, two = (
-        {n: g for n, g in first_steps[ranks].items() if n.startswith("gradient.")}
-        for ranks in (1, 2)
+        {n: g for n, g in first_steps[process].items() if n.startswith("gradient.")}
+        for process in (1, 2)
     )
     assert one.keys() == two.keys()
     assert sum("projections" in name for name in one) == 6  # the feature terms have their share
@@ -132,7 +132,7 @@ def flags(recipe: Recipe, out: Path) -> list[object]:
 
 def test_two_ranks_train_evaluate_and_save_once_and_say_no_more_than_one(tiny_recipe, tmp_path):
     words = flags(tiny_recipe, tmp_path)
-    done = call("train_student.py", *words, ranks=2)
+    done = call("train_student.py", *words, process=2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     starts = [line.split()[0] for line in done.stdout.splitlines()]
@@ -152,7 +152,7 @@ SEEN = ((2, 1), (3, 1), (3, 0), (4, 1), (6, 1), (6, 0))  # (step, whether of tra
 @pytest.mark.slow
 def test_a_mistake_of_the_user_is_told_in_words_under_torchrun(tiny_recipe, tmp_path):
     words = [*flags(tiny_recipe, tmp_path), "--micro-batch", 8]
-    done = call("train_student.py", *words, ranks=2)
+    done = call("train_student.py", *words, process=2)
     assert done.returncode == 1
     assert "wanted: 1 processes" in done.stderr
     assert "File" not in done.stderr.split("torch")[0]  # no traceback of ours
@@ -170,7 +170,7 @@ def test_a_row_that_one_rank_cannot_read_stops_both(tiny_recipe, tmp_path):
     data[int(shard._spans["picture"][3, 0]) + 40] ^= 1
     shard.path.write_bytes(data)
     words = [*flags(tiny_recipe, tmp_path / "runs"), "--data.shards", shards]
-    done = call("train_student.py", *words, ranks=2, patience_s=500)
+    done = call("train_student.py", *words, process=2, patience_s=500)
     assert done.returncode == 1
     assert "train-000001.tar: the picture of 000011 at byte" in done.stderr
     assert "another process of this run has ended" in done.stderr
@@ -200,7 +200,7 @@ def test_two_ranks_told_to_stop_save_and_one_alone_goes_on(tiny_recipe, tmp_path
     assert (run / "requeue").is_file(), said
     (checkpoint,) = (run / "checkpoints").iterdir()
     assert 5 <= int(checkpoint.name.removeprefix("step-")) < 120
-    done = call("train_student.py", *words, "--run.resume", ranks=1, patience_s=400)
+    done = call("train_student.py", *words, "--run.resume", process=1, patience_s=400)
     assert done.returncode == 0, done.stderr
     assert f"resumed from {checkpoint}" in done.stdout
     steps = [line["step"] for line in read_metrics(run) if line["kind"] == "train"]

@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import stillroom.training.loop as loop
-import stillroom.training.prepare as prepare
+import stillroom.training.setup as prepare
 from stillroom.errors import Stopped, UserError
 from stillroom.recipe import Recipe
 from stillroom.students.distiller import Distiller, build_distiller
-from stillroom.training.session import Session
+from stillroom.training.context import TrainContext
 from stillroom.training.step import forward_backward
 
 _spec = importlib.util.spec_from_file_location("make", Path(__file__).with_name("make_tiny.py"))
@@ -86,14 +86,14 @@ class Listener:
         self.found["first"] = torch.stack([term.count(batches[0]) for term in terms])
         return totals
 
-    def instead_of_a_step(self, session: Session, *_: object) -> float:
-        session.reduce(self.found["totals"])
-        for name, parameter in session.distiller.named_parameters():
+    def instead_of_a_step(self, context: TrainContext, *_: object) -> float:
+        context.reduce(self.found["totals"])
+        for name, parameter in context.distiller.named_parameters():
             if parameter.grad is not None:
                 self.found[f"gradient.{name}"] = parameter.grad.clone()
-        if session.is_first:
+        if context.is_first:
             save_file(self.found, self.out / "first_step.safetensors")
-        session.accelerator.wait_for_everyone()
+        context.accelerator.wait_for_everyone()
         raise Stopped("that is all")
 
 

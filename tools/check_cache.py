@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from stillroom.cli import recipe_from, run
+from stillroom.cli import recipe_from, run_command
 from stillroom.errors import UserError
 
 EPILOG = """\
@@ -39,18 +39,18 @@ def main() -> None:
 
 
 def _check(own: argparse.Namespace, words: list[str]):
-    from stillroom.checking.checkup import Wishes, check_up
+    from stillroom.checking.run_check import CheckOptions, run_check
 
     if not words or words[0].startswith("-"):
         raise UserError("which cache?", fix="python tools/check_cache.py CACHE (--help says more)")
     recipe = recipe_from(words[1:]) if words[1:] else None
-    wishes = Wishes(
+    options = CheckOptions(
         rerun=own.rerun, seed=own.rerun_seed, repair=own.repair, gc=own.gc, workers=own.workers
     )
     if recipe is not None and own.shards is not None:
         data = dataclasses.replace(recipe.data, shards=str(own.shards))
         recipe = dataclasses.replace(recipe, data=data)
-    return check_up(Path(words[0]), recipe, own.shards, wishes)
+    return run_check(Path(words[0]), recipe, own.shards, options)
 
 
 def _parse() -> tuple[argparse.Namespace, list[str]]:
@@ -83,4 +83,4 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

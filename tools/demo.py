@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tyro
 
-from stillroom.cli import run
+from stillroom.cli import run_command
 from stillroom.errors import FailureError
 from stillroom.jsonfile import read_json, write_json
 
@@ -126,7 +126,7 @@ def _timed(out: Path, name: str, step: Callable[[], None]) -> None:
 
 
 def _call(command: list[str]) -> None:
-    status = subprocess.run(command, check=False).returncode
+    status = subprocess.run_command(command, check=False).returncode
     if status:
         raise FailureError(
             f"a step of the demonstration failed with status {status}", found=" ".join(command)
@@ -134,4 +134,4 @@ def _call(command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: tyro.cli(main))
+    run_command(lambda: tyro.cli(main))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from stillroom.cli import run
+from stillroom.cli import run_command
 
 
 def main(
@@ -40,4 +40,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(lambda: tyro.cli(main))
+    run_command(lambda: tyro.cli(main))

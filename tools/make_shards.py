@@ -5,8 +5,8 @@ python tools/make_shards.py voc:PATH --out shards/NAME --size 256 256
 
 import tyro
 
-from stillroom.cli import run
+from stillroom.cli import run_command
 from stillroom.pictures.make import make_shards
 
 if __name__ == "__main__":
-    run(lambda: tyro.cli(make_shards))
+    run_command(lambda: tyro.cli(make_shards))

@@ -18,11 +18,11 @@ class Finished:
 
     seconds: float
     peak_mb: float
-    said: str
+    outputs: str
 
     def lines(self, start: str) -> list[str]:
         """Return the lines that begin so."""
-        return [line for line in self.said.splitlines() if line.startswith(start)]
+        return [line for line in self.outputs.splitlines() if line.startswith(start)]
 
 
 def words(script: str, *arguments: object) -> list[str]:
@@ -49,7 +49,7 @@ def call(
         seconds = time.perf_counter() - began
         child.returncode = os.waitstatus_to_exitcode(code)
         file.seek(0)
-        said = file.read().replace("\r", "\n")
+        outputs = file.read().replace("\r", "\n")
     if child.returncode != status:
-        raise RuntimeError(f"{script} ended with status {child.returncode}:\n{said}")
-    return Finished(seconds=seconds, peak_mb=usage.ru_maxrss * 1024 / 1e6, said=said)
+        raise RuntimeError(f"{script} ended with status {child.returncode}:\n{outputs}")
+    return Finished(seconds=seconds, peak_mb=usage.ru_maxrss * 1024 / 1e6, outputs=outputs)

@@ -18,9 +18,9 @@ import torch
 import zarr  # noqa: F401  (0.3 s that each child would pay)
 from PIL import Image
 
-from stillroom.cli import run
+from stillroom.cli import run_command
 from stillroom.extraction.extract import cache_teacher
-from stillroom.extraction.ranks import Place
+from stillroom.extraction.process import ProcessContext
 from stillroom.networks.normalise import Normalise
 from stillroom.pictures.make import make_shards
 from stillroom.pictures.synthetic import draw_shapes
@@ -52,15 +52,15 @@ class _Built:
     damage: tuple[str, ...] = ()  # nothing was found in its weights
 
     def __init__(self, logits: str, features: str) -> None:
-        self._names, self.door = (logits, features), Normalise((0.0,) * 3, (1.0,) * 3)
+        self._names, self.preprocessing = (logits, features), Normalise((0.0,) * 3, (1.0,) * 3)
 
     def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         pixels = image.numpy()
         logits = np.concatenate([pixels, pixels.max(1, keepdims=True)], 1) * 8 - 4
         cells = np.repeat(pixels[:, :, ::4, ::4], 6, 1)[:, :16]
         features = np.sin(cells * np.arange(1, 17, dtype=np.float32)[:, None, None])
-        said = zip(self._names, (logits, features), strict=True)
-        return {name: torch.from_numpy(array) for name, array in said}
+        outputs = zip(self._names, (logits, features), strict=True)
+        return {name: torch.from_numpy(array) for name, array in outputs}
 
 
 def make_pictures(folder: Path, train: int, val: int, size: int, shard_rows: int) -> Path:
@@ -102,31 +102,34 @@ def recipe_of(
 
 
 def start(
-    recipe: Recipe, place: Place, said: Path, before: Callable[[], object] = lambda: None
+    recipe: Recipe,
+    place: ProcessContext,
+    outputs: Path,
+    before: Callable[[], object] = lambda: None,
 ) -> int:
     """Start stage 1 as its command would run it, `before` first; return the child's id."""
 
     def work() -> None:
         before()
-        run(lambda: cache_teacher(recipe, place))
+        run_command(lambda: cache_teacher(recipe, place))
 
-    return fork(work, said)
+    return fork(work, outputs)
 
 
-def fork(work: Callable[[], object], said: Path) -> int:
+def fork(work: Callable[[], object], outputs: Path) -> int:
     """Do some work in a child whose output is appended to a file; return its id."""
     assert threading.active_count() == 1, "a fork would lose threads"
     child = os.fork()
     if child == 0:
-        _work(work, said)
+        _work(work, outputs)
     return child
 
 
-def _work(work: Callable[[], object], said: Path) -> NoReturn:
+def _work(work: Callable[[], object], outputs: Path) -> NoReturn:
     status = 70
     try:
         torch.set_num_threads(1)
-        file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        file = os.open(outputs, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)
         work()

@@ -45,7 +45,7 @@ def _look(cache: Cache, seen: set[tuple[str, int]]) -> int:
     rows = 0
     if (cache.path / "manifest.json").exists() and cache.missing():
         raise AssertionError(f"{cache.path}: a manifest, but shards are missing")
-    names = {cache.plan(shard).folder: shard for shard in cache.shard_ids()}
+    names = {cache.shard_spec(shard).folder: shard for shard in cache.shard_ids()}
     with os.scandir(cache.path) as entries:
         found = {(entry.path, entry.inode()) for entry in entries if entry.name in names}
     for place in found - seen:

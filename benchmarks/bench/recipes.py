@@ -2,7 +2,7 @@
 
 from stillroom.losses import FeatureMSE
 from stillroom.recipe import Data, Recipe
-from stillroom.students.configs import UNetStudent
+from stillroom.students.definitions import UNetStudent
 from stillroom.teachers.configs import OnnxTeacher
 
 

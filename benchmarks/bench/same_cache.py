@@ -23,8 +23,8 @@ def differences(whole: Cache, other: Cache, *, quarantined: int = 0) -> list[str
         with whole.reader(shard) as a, other.reader(shard) as b:
             if a.rows != b.rows or a.statistics != b.statistics:
                 problems.append(f"{shard}: other rows or statistics")
-            if a.record.files != b.record.files:
-                problems.append(f"{shard}: other bytes in {sorted(a.record.files)}")
+            if a.shard_index.files != b.shard_index.files:
+                problems.append(f"{shard}: other bytes in {sorted(a.shard_index.files)}")
             for i in range(len(a)):
                 one, two = a.read(i), b.read(i)
                 if not all(np.array_equal(one[part], two[part]) for part in one):

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import the doors when they are used first: torch takes seconds."""
+    """Import these two when they are first used: torch takes seconds."""
     if name == "open_cache":
         from stillroom.cache import open_cache
 

@@ -18,9 +18,9 @@ from stillroom.recipe import Recipe
 from stillroom.recipes import RECIPES
 
 
-def run(function: Callable[[], object]) -> NoReturn:
-    """Call `function` as a command of ours: print errors for people and exit with the status of
-    the house.
+def run_command(function: Callable[[], object]) -> NoReturn:
+    """Call `function` as a command of ours: print errors for people and exit with the status of the
+    house.
     """
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
@@ -29,24 +29,24 @@ def run(function: Callable[[], object]) -> NoReturn:
     except StillroomError as error:
         if debug:
             raise
-        _say(str(error))
+        _print_error(str(error))
         _exit(error.exit_code)
     except KeyboardInterrupt:
         if debug:
             raise
-        _say("interrupted")
+        _print_error("interrupted")
         _exit(130)
     except Exception as error:
         if debug:
             raise
         name = type(error).__name__
         hint = "" if isinstance(error, OSError) else "\n  (--debug shows where)"
-        _say(f"failed: {name}: {error}{hint}")
+        _print_error(f"failed: {name}: {error}{hint}")
         _exit(1)
     _exit(0)
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     print(f"stillroom: {text}", file=sys.stderr, flush=True)
 
 

@@ -1,8 +1,8 @@
 """The one way a JSON file is written and read: canonical, self-checked, whole or not there.
 
 A file is one JSON object: UTF-8, keys sorted, no spaces, no NaN, its last member `"sha256"`. That
-is the sha256 of the
-object's bytes without this last member, that is of everything before `,"sha256":` followed by `}`.
+is the sha256 of the object's bytes without this last member, that is of everything before
+`,"sha256":` followed by `}`.
 
 A checksum does not tell an enemy from a friend, so what parsing may cost is bounded beforehand: at
 most 190 MB and about a second, for a million values.
@@ -127,8 +127,8 @@ def read_bytes(path: Path, max_bytes: int, *, links: bool = False) -> bytes:
 
 
 def write_bytes(path: Path, data: bytes, *, replace: bool = True) -> bool:
-    """Write a whole file atomically: aside, fsync, rename (or link without replacing), fsync of
-    the folder.
+    """Write a whole file atomically: aside, fsync, rename (or link without replacing), fsync of the
+    folder.
     """
     aside = path.parent / f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
     try:

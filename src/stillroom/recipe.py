@@ -12,16 +12,15 @@ from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
 from stillroom.losses import LogitMSE, SoftKL, Term
 from stillroom.pictures.dataset import PictureSet
-from stillroom.students.configs import Student
+from stillroom.students.definitions import Student
 from stillroom.teachers.configs import Teacher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
     shards: str  # folder of picture shards, as tools/make_shards.py writes it
-    label_share: float = (
-        1.0  # share of training masks that is used (by hash of the key); the others count as void
-    )
+    # share of training masks that is used (by hash of the key); the others count as void
+    label_share: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_share <= 1:
@@ -30,20 +29,17 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augment:
-    photometric: float = (
-        0.0  # strength of brightness, contrast and saturation changes; 0.3 is moderate
-    )
-    mirror: bool = (
-        False  # mirror half of the pictures; refused where a term is distilled from one stored view
-    )
+    # strength of brightness, contrast and saturation changes; 0.3 is moderate
+    photometric: float = 0.0
+    # mirror half of the pictures; refused where a term is distilled from one stored view
+    mirror: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamW:
     lr: float = 1e-3  # learning rate after warm-up
-    weight_decay: float = (
-        1e-4  # decoupled weight decay; biases and normalisation layers are left out
-    )
+    # decoupled weight decay; biases and normalisation layers are left out
+    weight_decay: float = 1e-4
     warmup: float = 0.05  # share of all steps in which the rate rises linearly
     final: float = 0.01  # the cosine ends at this share of lr
     clip: float = 1.0  # largest norm of the gradient; 0 = no clipping
@@ -82,12 +78,10 @@ class Recipe:
     micro_batch: int = 8  # pictures in one forward pass
     epochs: int = 20  # one epoch is (training pictures // batch) steps, whatever the label share
     seed: int = 0  # of everything that is drawn
-    on_damage: Literal["fail", "substitute"] = (
-        "fail"  # substitute takes the next readable row, at most 0.1 %
-    )
-    precision: Literal["launch", "fp32", "fp16", "bf16"] = (
-        "launch"  # launch = as accelerate launch says
-    )
+    # substitute takes the next readable row, at most 0.1 %
+    on_damage: Literal["fail", "substitute"] = "fail"
+    # launch = as accelerate launch says
+    precision: Literal["launch", "fp32", "fp16", "bf16"] = "launch"
     gate: Literal["refuse", "warn", "off"] = "refuse"  # what a failed quality gate of stage 1 does
     gate_floor: float = 0.5  # teachers' mIoU on labelled pictures must reach this; 0 = any
     run: Run = Run()

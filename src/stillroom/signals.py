@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from stillroom.errors import Stopped
+
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
@@ -18,3 +20,9 @@ def stop_on_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+def raise_if_stopped(stop: threading.Event, found: str) -> None:
+    """Raise Stopped if a signal has asked for it; `found` says how far the work has come."""
+    if stop.is_set():
+        raise Stopped("told to stop", found=found, fix="the same command goes on from here")

@@ -55,9 +55,8 @@ class ShardId(NamedTuple):
 class TargetSpec:
     """A named array that a teacher said about a row.
 
-    `shape` is (c, y, x) without the batch axis; `stride` is picture pixels per cell; `codec` is
-    the codec's text form
-    (`float16`).
+    `shape` is (c, y, x) without the batch axis; `stride` is picture pixels per cell; `codec` is the
+    codec's text form (`float16`).
     """
 
     name: str
@@ -67,7 +66,7 @@ class TargetSpec:
     codec: str = "float16"
 
 
-class Figures(NamedTuple):
+class RowStatistics(NamedTuple):
     """What is kept of one row of one target besides its values, from before encoding."""
 
     low: float

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from stillroom.cache import Cache, claim_cache, make_identity
-from stillroom.cache.identity import BODIES
-from stillroom.types import Figures, Row, ShardId, View
+from stillroom.cache.folder import BODIES
+from stillroom.types import Row, RowStatistics, ShardId, View
 
 SHARDS = (("train", 0, 5), ("train", 1, 5), ("val", 0, 3))
 Values = dict[str, np.ndarray]
@@ -47,10 +47,10 @@ def values_of(cache: Cache, shard_id: ShardId, i: int) -> Values:
     }
 
 
-def statistics_of(values: Values) -> dict[str, Figures]:
+def statistics_of(values: Values) -> dict[str, RowStatistics]:
     """Figures of the small cache's targets, or of those among them; `mask` holds logits."""
     return {
-        name.partition(".")[0]: Figures(
+        name.partition(".")[0]: RowStatistics(
             float(value.min()), float(value.max()), 1.0, 0.75 if name == "mask.value" else None
         )
         for name, value in values.items()
@@ -76,7 +76,7 @@ def fill_cache(root: Path, name: str = "small", **changes: Any) -> Cache:
 
 
 def shard_folder(cache: Cache, shard_id: ShardId) -> Path:
-    return cache.path / cache.plan(shard_id).folder
+    return cache.path / cache.shard_spec(shard_id).folder
 
 
 def part_file(cache: Cache, shard_id: ShardId, part: str) -> Path:

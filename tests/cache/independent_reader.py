@@ -56,16 +56,16 @@ def read_cache(cache: Path) -> Iterator[tuple[str, int | None, list[int], dict[s
     codecs = hashlib.sha256((cache / "codecs.safetensors").read_bytes()).hexdigest()
     for shard in identity["pictures"]["shards"]:
         folder = cache / f"{shard['split']}-{shard['number']:06d}{suffix}"
-        record, _ = read_json(folder / "shard.json")
-        said = [record[name] for name in ("fingerprint", "codecs_sha256", "split", "number")]
+        shard_index, _ = read_json(folder / "shard.json")
+        said = [shard_index[name] for name in ("fingerprint", "codecs_sha256", "split", "number")]
         assert said == [fingerprint, codecs, shard["split"], shard["number"]], folder
-        rows = record["rows"]
+        rows = shard_index["rows"]
         for i, key in enumerate(rows["key"]):
             parts = {}
             for target, spec in sorted(identity["targets"].items()):
                 for part, dtype in PARTS[spec["codec"]].items():
                     name = f"{target}.{part}"
-                    place = [record["parts"][name][c][i] for c in ("offset", "size", "crc32c")]
+                    place = [shard_index["parts"][name][c][i] for c in ("offset", "size", "crc32c")]
                     parts[name] = np.empty(spec["shape"], dtype)
                     file = folder / (in_tar or f"{name}/c/0/0/0/0")
                     read_frame(file, *place, parts[name])

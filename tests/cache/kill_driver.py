@@ -17,7 +17,7 @@ import zarr  # noqa: F401  (0.3 s that each child would pay)
 
 import stillroom.cache.faults as faults
 from stillroom.cache import Cache, claim_cache, open_cache, scrub_shard
-from stillroom.cache.identity import BODIES
+from stillroom.cache.folder import BODIES
 from stillroom.errors import DamageError
 
 _spec = importlib.util.spec_from_file_location("make", Path(__file__).with_name("conftest.py"))

@@ -48,7 +48,7 @@ def test_without_the_check_flips_are_silent(bit_flips, tmp_path: Path, body: str
 def test_without_the_checksum_wrong_values_are_read(cache: Cache, make):
     path = make.file(cache, TRAIN, "mask.value")
     with cache.reader(TRAIN) as reader:
-        span, good = reader.record.spans["mask.value"], reader.read(2)["mask.value"]
+        span, good = reader.shard_index.spans["mask.value"], reader.read(2)["mask.value"]
     data, num_wrong = path.read_bytes(), 0
     for byte in range(span.size[2]):
         damaged = bytearray(data)
@@ -69,7 +69,7 @@ def test_the_reader_names_shard_key_part_file_and_offset_of_every_flip_in_a_fram
     path, generator = make.file(cache, TRAIN, "mask.value"), np.random.default_rng(3)
     data = path.read_bytes()
     with cache.reader(TRAIN) as reader:
-        span = reader.record.spans["mask.value"]
+        span = reader.shard_index.spans["mask.value"]
         for row in range(len(reader)):
             for bit in generator.choice(8 * span.size[row], 20, replace=False):
                 damaged = bytearray(data)

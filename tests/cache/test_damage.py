@@ -45,7 +45,7 @@ def files_of(folder: Path) -> list[Path]:
 def units(cache: Cache, part: str, rows: tuple[int, ...]) -> list[tuple[int, int]]:
     """Where the frames of rows begin and end, with all that belongs to each (header, checksum)."""
     with cache.reader(TRAIN) as reader:
-        span = reader.record.spans[part]
+        span = reader.shard_index.spans[part]
     places = [(span.offset[i], span.offset[i] + span.size[i]) for i in rows]
     if cache.body.suffix == ".wds":
         return [(start - 512, end + -end % 512) for start, end in places]
@@ -57,7 +57,7 @@ def boundaries(cache: Cache, path: Path) -> list[int]:
     size = path.stat().st_size
     edges = {0, size // 2, size, size - 78, size - 4, size - 512, size - 1024}
     with cache.reader(TRAIN) as reader:
-        num_rows, spans = len(reader), reader.record.spans
+        num_rows, spans = len(reader), reader.shard_index.spans
     for part in cache.parts:
         if path.match(cache.body.file_of(part)):
             starts, sizes = spans[part.name].offset, spans[part.name].size
@@ -107,7 +107,7 @@ def test_of_a_file_cut_under_an_open_reader_whole_rows_are_read_and_the_rest_is_
             for length in lengths:
                 path.write_bytes(data)
                 with cache.reader(TRAIN) as reader:
-                    span = reader.record.spans[part.name]
+                    span = reader.shard_index.spans[part.name]
                     path.write_bytes(data[:length])
                     for i in range(5):
                         if span.offset[i] + span.size[i] <= length:
@@ -160,7 +160,7 @@ def test_a_zeroed_page_anywhere_is_noticed_and_named(tmp_path: Path, make):
 
 
 def test_two_swapped_rows_are_noticed_by_the_reader_for_both(cache: Cache, make):
-    sizes = [cache.reader(TRAIN).record.spans["mask.value"].size[i] for i in range(5)]
+    sizes = [cache.reader(TRAIN).shard_index.spans["mask.value"].size[i] for i in range(5)]
     a, b = next((i, j) for i in range(5) for j in range(i) if sizes[i] == sizes[j])
     path = make.file(cache, TRAIN, "mask.value")
     (at, end_a), (bt, end_b) = units(cache, "mask.value", (a, b))

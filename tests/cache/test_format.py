@@ -62,7 +62,7 @@ def test_it_reads_regions_and_views(independent, tmp_path: Path, make):
 
 
 def test_it_notices_a_flipped_bit_in_frames_and_json(independent, cache: Cache, make):
-    span = cache.reader(ShardId("train", 0)).record.spans["mask.value"]
+    span = cache.reader(ShardId("train", 0)).shard_index.spans["mask.value"]
     places = [
         (make.file(cache, ShardId("train", 0), "mask.value"), span.offset[2] + 9),
         (make.folder(cache, ShardId("train", 0)) / "shard.json", 100),

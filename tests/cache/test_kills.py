@@ -14,7 +14,7 @@ import pytest
 from stillroom.cache import Cache, claim_cache, scrub_shard
 from stillroom.cache import writer as module
 from stillroom.cache.faults import POINTS
-from stillroom.cache.identity import BODIES
+from stillroom.cache.folder import BODIES
 from stillroom.errors import DamageError
 from stillroom.types import ShardId
 

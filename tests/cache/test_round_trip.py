@@ -9,7 +9,7 @@ import pytest
 
 from stillroom.cache import Cache, claim_cache, open_cache, scrub_shard
 from stillroom.errors import DamageError, FailureError, UserError
-from stillroom.types import Figures, Row, ShardId, View
+from stillroom.types import Row, RowStatistics, ShardId, View
 
 TRAIN = ShardId("train", 0)
 COLUMNS = ("min", "max", "finite", "confidence")
@@ -64,7 +64,9 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, make, bad: float
         writer.append(make.row(TRAIN, 0), said, figures)
     said = make.values(cache, TRAIN, 0)
     with cache.writer(TRAIN) as writer, pytest.raises(UserError, match="not finite"):
-        writer.append(make.row(TRAIN, 0), said, figures | {"mask": Figures(0.0, 1.0, 0.5, 0.75)})
+        writer.append(
+            make.row(TRAIN, 0), said, figures | {"mask": RowStatistics(0.0, 1.0, 0.5, 0.75)}
+        )
     assert cache.missing() == (TRAIN,) and not list((cache.path / "tmp").iterdir())
 
 
@@ -135,7 +137,7 @@ def test_rows_larger_than_a_block_are_checked_whole(tmp_path: Path, make):
     cache = make.cache(tmp_path, targets={"mask": target})
     reader = cache.reader(TRAIN)
     assert np.array_equal(reader.read(4)["mask.value"], make.values(cache, TRAIN, 4)["mask.value"])
-    span = reader.record.spans["mask.value"]
+    span = reader.shard_index.spans["mask.value"]
     assert span.size[4] > 3 << 18
     for position in (0, (1 << 18) - 1, 1 << 18, span.size[4] - 1):
         with make.file(cache, TRAIN, "mask.value").open("rb+") as file:

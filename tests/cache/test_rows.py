@@ -71,11 +71,11 @@ def test_a_missing_shard_is_said_to_be_unfinished(tmp_path: Path, make):
 
 
 def test_a_damaged_row_is_never_returned(cache: Cache):
-    shard = cache.plan(ShardId("train", 0))
+    shard = cache.shard_spec(ShardId("train", 0))
     path = cache.path / shard.folder / shard.body.file_of(shard.parts[0])
     data = bytearray(path.read_bytes())
     with cache.reader(ShardId("train", 0)) as reader:
-        data[reader.record.spans[shard.parts[0].name].offset[2] + 20] ^= 4
+        data[reader.shard_index.spans[shard.parts[0].name].offset[2] + 20] ^= 4
     path.write_bytes(data)
     assert cache[1].key == "train-000000/001"
     with pytest.raises(DamageError, match=r"train-000000/002.*crc32c"):

@@ -152,14 +152,14 @@ def test_the_page_of_the_format_says_every_byte(varied: Cache, make):
     with varied.reader(TRAIN) as reader:
         for i, row in enumerate(reader.rows):
             for part in ("detector.value", "mask.value"):
-                span = reader.record.spans[part]
+                span = reader.shard_index.spans[part]
                 view = "=v1" if row.view.number else ""
                 region = "" if row.region is None else f"=r{row.region}"
                 name = f"{row.key}{region}{view}.{part}.zst"
                 if len(name) > 100:
-                    record = f" path={name}\n"
-                    length = len(record) + len(str(len(record) + 3))
-                    payload = f"{length}{record}".encode()
+                    shard_index = f" path={name}\n"
+                    length = len(shard_index) + len(str(len(shard_index) + 3))
+                    payload = f"{length}{shard_index}".encode()
                     wanted += header("././@PaxHeader", len(payload), b"0000000\0", b"x")
                     wanted += payload.ljust(512, b"\0")
                 wanted += header(name, span.size[i])
@@ -173,7 +173,7 @@ def test_every_byte_that_is_no_frame_is_demanded_by_the_scrub(cache: Cache, make
     path = make.file(cache, TRAIN, "mask.value")
     data = path.read_bytes()
     with cache.reader(TRAIN) as reader:
-        rows, spans = reader.rows, reader.record.spans
+        rows, spans = reader.rows, reader.shard_index.spans
     frames = np.zeros(len(data), bool)
     for span in spans.values():
         for start, size in zip(span.offset, span.size, strict=True):
@@ -190,25 +190,28 @@ def test_every_byte_that_is_no_frame_is_demanded_by_the_scrub(cache: Cache, make
 
 def forge(path: Path, frames: Frames, members: Members, end: bytes = bytes(1024)) -> None:
     """Write a tar of these members and a shard.json that fits it, as only an enemy would."""
-    record = read_json(path.with_name("shard.json"))
+    shard_index = read_json(path.with_name("shard.json"))
     wanted = {payload: name for name, payload in frames.items()}
     data = b""
     for member, payload in members:
         data += member.tobuf(tarfile.PAX_FORMAT)
         if payload in wanted:
             row, part = wanted[payload]
-            record["parts"][part]["offset"][row] = len(data)
+            shard_index["parts"][part]["offset"][row] = len(data)
         data += payload + bytes(-len(payload) % 512)
     data += end
     path.write_bytes(data)
-    record["files"]["rows.tar"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_json(path.with_name("shard.json"), record)
+    shard_index["files"]["rows.tar"] = {
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    write_json(path.with_name("shard.json"), shard_index)
 
 
 def frames_of(cache: Cache, path: Path) -> Frames:
     data, found = path.read_bytes(), {}
     with cache.reader(TRAIN) as reader:
-        for part, span in reader.record.spans.items():
+        for part, span in reader.shard_index.spans.items():
             for i, (start, size) in enumerate(zip(span.offset, span.size, strict=True)):
                 found[i, part] = data[start : start + size]
     return found
@@ -286,7 +289,7 @@ def test_a_tar_cut_between_two_members_looks_whole_to_others_and_is_refused_here
 ):
     path = make.file(cache, TRAIN, "mask.value")
     with cache.reader(TRAIN) as reader:
-        cut = reader.record.spans["detector.value"].offset[3] - 512
+        cut = reader.shard_index.spans["detector.value"].offset[3] - 512
     path.write_bytes(path.read_bytes()[:cut])
     assert len(members_of(path)) == 6  # without a word
     with pytest.raises(DamageError, match="another size"):
@@ -299,9 +302,9 @@ def test_frames_that_overlap_or_leave_no_room_for_a_header_are_refused(
     cache: Cache, make, row: int, step: int
 ):
     path = make.folder(cache, TRAIN) / "shard.json"
-    record = read_json(path)
-    record["parts"]["detector.value"]["offset"][row] += step
-    write_json(path, record)
+    shard_index = read_json(path)
+    shard_index["parts"]["detector.value"]["offset"][row] += step
+    write_json(path, shard_index)
     with pytest.raises(DamageError, match=r"part detector|part mask|members end|column"):
         cache.reader(TRAIN)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stillroom.extraction.extract import cache_teacher
-from stillroom.extraction.ranks import Place
+from stillroom.extraction.process import ProcessContext
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.recipe import Recipe
 
@@ -23,7 +23,7 @@ def caches(make_tiny, tiny_world, tmp_path_factory) -> dict[str, Path]:
     """One cache of the tiny world for each body; nobody writes into them."""
     recipe = make_tiny.tiny_recipe(tiny_world, tmp_path_factory.mktemp("runs"))
     run = replace(recipe.run, cache=str(tmp_path_factory.mktemp("tar")))
-    tar = cache_teacher(replace(recipe, body="tar", run=run), Place())
+    tar = cache_teacher(replace(recipe, body="tar", run=run), ProcessContext())
     (zarr,) = (tiny_world / "cache").iterdir()
     return {"zarr": zarr, "tar": tar.path}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillroom.cache.identity import open_cache
-from stillroom.checking import scrub
+from stillroom.cache.folder import open_cache
+from stillroom.checking import parallel_scrub as scrub
 from stillroom.checking.check import check_cache, find_folder
 from stillroom.errors import FailureError, Stopped, UserError
 from stillroom.jsonfile import encode_json, read_json, write_json
@@ -37,7 +37,7 @@ def state(cache: Path) -> dict[Path, tuple[int, int]]:
 
 
 def places(cache: Path, **options) -> set[tuple[str, ShardId | None]]:
-    return {(p.place, p.shard) for p in check_cache(cache, **options).problems}
+    return {(p.kind, p.shard) for p in check_cache(cache, **options).problems}
 
 
 @both_bodies
@@ -63,7 +63,7 @@ def test_a_flipped_bit_in_any_file_of_a_shard_is_named_with_shard_and_file(spoil
             changed[bit // 8] ^= 1 << (bit % 8)
             file.write_bytes(changed)
             report = check_cache(spoilt, only={SHARD})
-            found = [problem for problem in report.problems if problem.place == "shard"]
+            found = [problem for problem in report.problems if problem.kind == "shard"]
             assert found, (file, bit)
             assert {problem.shard for problem in report.problems} <= {SHARD, None}
             assert any(file.name in p.what and str(SHARD) in p.what for p in found), (file, found)
@@ -85,13 +85,13 @@ def test_harm_to_a_file_of_the_whole_cache_is_told_once_and_not_blamed_on_shards
     for harm in harms:
         file.write_bytes(harm)
         (problem,) = check_cache(spoilt, only=()).problems
-        assert (problem.place, problem.shard, problem.path) == (place, None, file), problem
+        assert (problem.kind, problem.shard, problem.path) == (place, None, file), problem
     file.unlink()
     (problem,) = check_cache(spoilt, only=()).problems
-    assert problem.place == ("incomplete" if place == "manifest" else place)
+    assert problem.kind == ("incomplete" if place == "manifest" else place)
     file.mkdir()
     (problem,) = check_cache(spoilt, only=()).problems
-    assert problem.place == place
+    assert problem.kind == place
 
 
 def test_a_wrong_file_of_fitted_values_is_at_fault_and_the_rows_are_checked_all_the_same(spoilt):
@@ -126,7 +126,7 @@ def test_the_identity_of_another_cache_is_blamed_on_the_identity(spoilt):
     body["pictures"]["digest"] = "ab" * 32
     write_json(spoilt / "identity.json", body)
     (problem,) = check_cache(spoilt).problems
-    assert problem.place == "identity" and "identity of another cache" in problem.what
+    assert problem.kind == "identity" and "identity of another cache" in problem.what
 
 
 def test_a_cache_that_was_renamed_is_still_good(spoilt):
@@ -157,25 +157,25 @@ def test_a_folder_that_is_a_file_and_an_empty_shard_are_damage(spoilt):
 def test_an_incomplete_cache_says_how_many_are_missing_and_how_to_go_on(spoilt):
     shutil.rmtree(folder_of(spoilt))
     (problem,) = check_cache(spoilt).problems
-    assert problem.place == "incomplete"
+    assert problem.kind == "incomplete"
     assert f"1 of 4 shards are missing ({SHARD}), though manifest.json is there" in problem.what
     assert f"tools/cache_teacher.py RECIPE --run.cache {spoilt} goes on" in problem.what
     (spoilt / "manifest.json").unlink()
     (problem,) = check_cache(spoilt).problems
-    assert problem.place == "incomplete" and "though" not in problem.what
+    assert problem.kind == "incomplete" and "though" not in problem.what
 
 
 def test_without_a_manifest_a_cache_is_not_finished_though_all_shards_are_there(spoilt):
     (spoilt / "manifest.json").unlink()
     (problem,) = check_cache(spoilt).problems
-    assert problem.place == "incomplete" and "all 4 shards are there" in problem.what
+    assert problem.kind == "incomplete" and "all 4 shards are there" in problem.what
 
 
 def test_a_manifest_that_says_something_else_is_shown_with_both_sides(spoilt):
     body = read_json(spoilt / "manifest.json")
     write_json(spoilt / "manifest.json", body | {"rows": 31})
     (problem,) = check_cache(spoilt).problems
-    assert problem.place == "manifest"
+    assert problem.kind == "manifest"
     assert "rows = 31" in problem.what and "rows = 32" in problem.what
 
 
@@ -230,7 +230,7 @@ def test_other_pictures_are_named_shard_by_shard(spoilt, tiny_world, tmp_path):
     body["digest"] = set_digest([ShardInfo(**entry) for entry in body["shards"]])
     write_json(shards / "dataset.json", body)
     (problem,) = check_cache(spoilt, open_pictures(shards)).problems
-    assert (problem.place, problem.shard) == ("pictures", SHARD)
+    assert (problem.kind, problem.shard) == ("pictures", SHARD)
     assert "not those that the teachers saw" in problem.what
 
 

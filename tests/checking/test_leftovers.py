@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stillroom.cache.identity import open_cache
+from stillroom.cache.folder import open_cache
 from stillroom.cache.writer import this_host
 from stillroom.checking.leftovers import SILENT_S, leftovers, quarantined, remove_dead
 from stillroom.types import ShardId

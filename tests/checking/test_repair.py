@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillroom.cache.identity import open_cache
+from stillroom.cache.folder import open_cache
 from stillroom.checking.check import check_cache
-from stillroom.checking.checkup import Findings, Wishes, check_up
+from stillroom.checking.run_check import CheckOptions, CheckResult, run_check
 from stillroom.errors import StillroomError, UserError
 from stillroom.jsonfile import read_json, write_json
 from stillroom.recipe import Recipe
@@ -47,8 +47,8 @@ def state(cache: Path) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
 
 
-def mend(cache: Path, recipe: Recipe | None) -> Findings:
-    return check_up(cache, recipe, None, Wishes(repair=True))
+def mend(cache: Path, recipe: Recipe | None) -> CheckResult:
+    return run_check(cache, recipe, None, CheckOptions(repair=True))
 
 
 def largest_file(cache: Path) -> Path:
@@ -93,7 +93,7 @@ def test_without_a_recipe_the_bad_shard_is_set_aside_and_the_command_is_said(spo
     flip(largest_file(spoilt))
     found = mend(spoilt, None)
     assert not found.is_well
-    assert {problem.place for problem in found.report.problems} == {"incomplete"}
+    assert {problem.kind for problem in found.report.problems} == {"incomplete"}
     assert not list(spoilt.glob(f"{SHARD}.*"))
     assert f"shard {SHARD} was moved to" in found.repaired[0]
     assert found.fix == f"python tools/check_cache.py {spoilt} RECIPE --repair"
@@ -196,7 +196,7 @@ def test_a_repair_that_cannot_be_done_leaves_the_cache_to_the_next_one(
     with pytest.raises(StillroomError, match="gate"):
         mend(spoilt, strict)
     (problem,) = check_cache(spoilt).problems
-    assert problem.place == "incomplete"
+    assert problem.kind == "incomplete"
     assert mend(spoilt, spoilt_recipe).is_well
     after = rows(spoilt)
     assert all(np.array_equal(after[name], value) for name, value in good.items())

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import stillroom.extraction.extract as extract
-from stillroom.cache.identity import open_cache
+from stillroom.cache.folder import open_cache
 from stillroom.checking.check import check_cache
-from stillroom.checking.checkup import Wishes, check_up
 from stillroom.checking.rerun import draw, refuse_other_teachers, rerun
+from stillroom.checking.run_check import CheckOptions, run_check
 from stillroom.errors import UserError
 from stillroom.extraction.extract import cache_teacher
-from stillroom.extraction.ranks import Place
+from stillroom.extraction.process import ProcessContext
 from stillroom.jsonfile import file_sha256, read_json, write_json
 from stillroom.pictures.loader import image_tensor
 from stillroom.types import ShardId
@@ -33,7 +33,7 @@ def every_row(cache):
 @pytest.fixture
 def swapped(spoilt_recipe, tmp_path, monkeypatch):
     """Stage 1 with a fault in it: the first two rows of the third batch are exchanged."""
-    answer, seen = extract._answer, []
+    answer, seen = extract.run_teachers, []
 
     def answering(job, batch):
         rows, parts, *more = answer(job, batch)
@@ -42,11 +42,11 @@ def swapped(spoilt_recipe, tmp_path, monkeypatch):
             parts = {name: part[[1, 0, *range(2, len(part))]] for name, part in parts.items()}
         return rows, parts, *more
 
-    monkeypatch.setattr(extract, "_answer", answering)
+    monkeypatch.setattr(extract, "run_teachers", answering)
     run = replace(spoilt_recipe.run, cache=str(tmp_path / "swapped"))
     recipe = replace(spoilt_recipe, run=run)
-    cache = cache_teacher(recipe, Place())
-    monkeypatch.setattr(extract, "_answer", answer)
+    cache = cache_teacher(recipe, ProcessContext())
+    monkeypatch.setattr(extract, "run_teachers", answer)
     return recipe, cache, {row.key for row in seen[2][:2]}
 
 
@@ -59,16 +59,16 @@ def test_rows_of_an_honest_cache_are_within_the_bound_and_the_figures_are_right(
     compared, problems = rerun(cache, spoilt_recipe, pictures, rows, "cpu")
     assert problems == []
     teacher = spoilt_recipe.teachers[0].build("cpu")
-    said, stored = {}, {}
+    outputs, stored = {}, {}
     for shard, i in rows:
         with cache.reader(shard) as reader:
             source = pictures.open(shard)
             image = image_tensor(source.read(source.keys.index(reader.rows[i].key)).image)
             for name, value in teacher(image[None]).items():
-                said.setdefault(name, []).append(value.numpy().astype(np.float64))
+                outputs.setdefault(name, []).append(value.numpy().astype(np.float64))
                 stored.setdefault(name, []).append(reader.read(i)[f"{name}.value"][None])
     for figures in compared:
-        a, b = np.concatenate(said[figures.target]), np.concatenate(stored[figures.target])
+        a, b = np.concatenate(outputs[figures.target]), np.concatenate(stored[figures.target])
         error = np.abs(a - b)
         assert figures.num_rows == 6 and figures.num_values == error.size
         assert figures.largest == pytest.approx(error.max(), rel=1e-2)
@@ -100,12 +100,12 @@ def test_a_row_of_another_picture_is_found_though_every_checksum_is_right(swappe
 def test_a_shard_with_a_wrong_row_is_made_again_and_no_other(swapped, tmp_path):
     recipe, cache, _ = swapped
     before = {path: path.stat().st_ino for path in cache.path.glob("*.*/**/*")}
-    wishes = Wishes(rerun=32, repair=True)
-    found = check_up(cache.path, recipe, None, wishes)
+    options = CheckOptions(rerun=32, repair=True)
+    found = run_check(cache.path, recipe, None, options)
     assert found.is_well, found.report.problems
     touched = {p for p, inode in before.items() if not p.exists() or p.stat().st_ino != inode}
     assert touched and all(f"{SHARD}." in str(path) for path in touched)
-    again = check_up(cache.path, recipe, None, Wishes(rerun=32))
+    again = run_check(cache.path, recipe, None, CheckOptions(rerun=32))
     assert again.is_well and all(figures.num_wrong == 0 for figures in again.compared)
 
 
@@ -120,7 +120,7 @@ def test_when_most_rows_differ_no_shard_is_at_fault_and_nothing_is_moved(
         return lambda image: {name: value + 1 for name, value in built(image).items()}
 
     monkeypatch.setattr(config, "build", other)
-    found = check_up(spoilt, spoilt_recipe, None, Wishes(rerun=8, repair=True))
+    found = run_check(spoilt, spoilt_recipe, None, CheckOptions(rerun=8, repair=True))
     assert not found.is_well
     assert "left alone" in found.repaired[0]
     assert not list((spoilt / "quarantine").iterdir())
@@ -155,7 +155,7 @@ def test_a_teacher_that_now_says_nan_is_told_as_such(spoilt, spoilt_recipe, monk
         return lambda image: {name: value * math.nan for name, value in built(image).items()}
 
     monkeypatch.setattr(config, "build", other)
-    found = check_up(spoilt, spoilt_recipe, None, Wishes(rerun=3))
+    found = run_check(spoilt, spoilt_recipe, None, CheckOptions(rerun=3))
     assert len(found.report.problems) == 6
     assert all("not finite" in problem.what for problem in found.report.problems)
     json.dumps(found.as_json(), allow_nan=False)
@@ -207,11 +207,11 @@ def test_without_the_teachers_files_the_check_says_so_and_a_rerun_is_refused(
 ):
     gone = replace(spoilt_recipe.teachers[0], path=str(tmp_path / "gone"))
     recipe = replace(spoilt_recipe, teachers=(gone,))
-    found = check_up(spoilt, recipe, None, Wishes())
+    found = run_check(spoilt, recipe, None, CheckOptions())
     assert found.is_well and "teachers' files were not compared" in found.lines()[0]
-    for wishes in (Wishes(rerun=3), Wishes(repair=True)):
+    for options in (CheckOptions(rerun=3), CheckOptions(repair=True)):
         with pytest.raises(UserError, match="gone"):
-            check_up(spoilt, recipe, None, wishes)
+            run_check(spoilt, recipe, None, options)
 
 
 def test_rows_are_drawn_from_sound_shards_only(spoilt, spoilt_recipe):
@@ -222,7 +222,7 @@ def test_rows_are_drawn_from_sound_shards_only(spoilt, spoilt_recipe):
     data = bytearray(file.read_bytes())
     data[100] ^= 1
     Path(file).write_bytes(data)
-    found = check_up(spoilt, spoilt_recipe, None, Wishes(rerun=32))
-    assert {p.place for p in found.report.problems} == {"shard"}
+    found = run_check(spoilt, spoilt_recipe, None, CheckOptions(rerun=32))
+    assert {p.kind for p in found.report.problems} == {"shard"}
     assert [figures.num_rows for figures in found.compared] == [24, 24]
     assert any("24 rows: no more are sound" in note for note in found.report.notes)

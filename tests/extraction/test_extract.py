@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import stillroom.extraction.extract as extract
-from stillroom.cache.identity import Cache, open_cache
+from stillroom.cache.folder import Cache, open_cache
 from stillroom.cache.writer import ShardWriter
 from stillroom.errors import DamageError, FailureError, Stopped, UserError
 from stillroom.extraction.extract import cache_teacher
-from stillroom.extraction.ranks import Place
+from stillroom.extraction.process import ProcessContext
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.loader import image_tensor
 from stillroom.recipe import Recipe
@@ -71,7 +71,7 @@ def signalled(monkeypatch):
     """Makes stage 1 get a signal while it answers its n-th batch."""
 
     def arrange(batch: int, number: int = signal.SIGTERM) -> list[tuple[str, ...]]:
-        answer, seen = extract._answer, []
+        answer, seen = extract.run_teachers, []
 
         def answering(job, pictures):
             seen.append(tuple(picture.key for picture in pictures))
@@ -79,14 +79,14 @@ def signalled(monkeypatch):
                 os.kill(os.getpid(), number)
             return answer(job, pictures)
 
-        monkeypatch.setattr(extract, "_answer", answering)
+        monkeypatch.setattr(extract, "run_teachers", answering)
         return seen
 
     return arrange
 
 
 def test_every_row_is_what_the_teacher_says_of_the_picture_of_that_key(recipe):
-    cache = cache_teacher(recipe, Place())
+    cache = cache_teacher(recipe, ProcessContext())
     assert cache.is_complete
     teacher = recipe.teachers[0].build("cpu")
     stored, pictures = rows(cache), open_pictures(Path(recipe.data.shards))
@@ -104,17 +104,17 @@ def test_every_row_is_what_the_teacher_says_of_the_picture_of_that_key(recipe):
 
 def test_batches_never_straddle_shards_and_their_size_changes_nothing_stored(recipe, signalled):
     seen = signalled(batch=-1)
-    one = cache_teacher(recipe, Place())
+    one = cache_teacher(recipe, ProcessContext())
     assert [len(keys) for keys in seen] == [3, 3, 2] * 4
     other = replace(recipe, micro_batch=8, batch=8, run=replace(recipe.run, cache=recipe.run.out))
-    two = cache_teacher(other, Place())
+    two = cache_teacher(other, ProcessContext())
     assert one.fingerprint == two.fingerprint
     for (_, a), (_, b) in zip(sorted(rows(one).items()), sorted(rows(two).items()), strict=True):
         assert all(np.allclose(a[part], b[part], rtol=2e-3, atol=1e-3) for part in a)
 
 
 def test_statistics_and_provenance_are_kept_with_a_shard(recipe):
-    cache = cache_teacher(recipe, Place())
+    cache = cache_teacher(recipe, ProcessContext())
     with cache.reader(SHARDS[1]) as reader:
         for i in range(len(reader)):
             value = reader.read(i)["shapes.value"].astype(np.float32)
@@ -151,10 +151,10 @@ def test_one_value_that_is_not_finite_shows_in_its_rows_figures(bad):
 def test_a_shard_that_is_too_large_is_told_with_the_rows_that_fit(recipe, capsys):
     row_bytes = 2 * (4 * 32 * 32 + 16 * 8 * 8)
     small = replace(recipe, run=replace(recipe.run, shard_limit_gb=(3.5 * row_bytes) / 1e9))
-    cache_teacher(small, Place())
+    cache_teacher(small, ProcessContext())
     assert "--shard-rows 3 " in capsys.readouterr().out
     run = replace(recipe.run, cache=recipe.run.out, shard_limit_gb=8 * row_bytes / 1e9)
-    cache_teacher(replace(recipe, run=run), Place())
+    cache_teacher(replace(recipe, run=run), ProcessContext())
     assert "--shard-rows" not in capsys.readouterr().out
 
 
@@ -162,7 +162,7 @@ def test_told_to_stop_in_a_shard_it_leaves_no_part_of_it_and_a_rerun_goes_on(rec
     handler = signal.getsignal(signal.SIGTERM)
     seen = signalled(batch=5)  # the second of the second shard
     with pytest.raises(Stopped, match="train-000001 was not finished") as stopped:
-        cache_teacher(recipe, Place())
+        cache_teacher(recipe, ProcessContext())
     assert stopped.value.exit_code == 75
     assert len(seen) == 5
     cache = cache_of(recipe)
@@ -170,7 +170,7 @@ def test_told_to_stop_in_a_shard_it_leaves_no_part_of_it_and_a_rerun_goes_on(rec
     assert leftovers(cache) == []
     assert threads() == []
     assert signal.getsignal(signal.SIGTERM) is handler
-    assert cache_teacher(recipe, Place()).is_complete
+    assert cache_teacher(recipe, ProcessContext()).is_complete
     assert len(seen) == 5 + 9  # the first shard was not made again
 
 
@@ -178,15 +178,15 @@ def test_the_command_ends_with_75_when_it_is_told_to_stop(recipe):
     code = (
         "import os, signal, sys\n"
         "import stillroom.extraction.extract as extract\n"
-        "from stillroom.cli import recipe_from, run\n"
-        "from stillroom.extraction.ranks import Place\n"
+        "from stillroom.cli import recipe_from, run_command\n"
+        "from stillroom.extraction.process import ProcessContext\n"
         "put, seen = extract._Appender.put, []\n"
         "def putting(self, *batch):\n"
         "    seen.append(1)\n"
         "    if len(seen) == 4: os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return put(self, *batch)\n"
         "extract._Appender.put = putting\n"
-        "run(lambda: extract.cache_teacher(recipe_from(), Place()))\n"
+        "run_command(lambda: extract.cache_teacher(recipe_from(), ProcessContext()))\n"
     )
     words = ["tiny", "--data.shards", recipe.data.shards, "--run.cache", recipe.run.cache]
     words += ["--teachers.0.path", recipe.teachers[0].path, "--gate", "off"]
@@ -220,22 +220,22 @@ def test_a_full_disk_is_told_in_words_and_leaves_nothing(recipe, monkeypatch, ba
     monkeypatch.setattr(ShardWriter, "append", full)
     recipe = replace(recipe, batch=batch_size, micro_batch=batch_size)
     with pytest.raises(FailureError, match=r"train-000001(.|\n)*No space left on device"):
-        cache_teacher(recipe, Place())
+        cache_teacher(recipe, ProcessContext())
     cache = cache_of(recipe)
     assert cache.missing() == SHARDS[1:]
     assert leftovers(cache) == []
     assert threads() == []
     monkeypatch.setattr(ShardWriter, "append", append)
-    assert cache_teacher(recipe, Place()).is_complete
+    assert cache_teacher(recipe, ProcessContext()).is_complete
 
 
 def test_a_disk_that_is_full_at_the_very_end_of_a_shard_leaves_nothing(recipe, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(ShardWriter, "_write_record", full)
+    monkeypatch.setattr(ShardWriter, "_write_shard_index", full)
     with pytest.raises(FailureError, match="No space left on device"):
-        cache_teacher(recipe, Place())
+        cache_teacher(recipe, ProcessContext())
     assert cache_of(recipe).missing() == SHARDS
     assert leftovers(cache_of(recipe)) == []
 
@@ -244,9 +244,9 @@ def test_an_error_of_the_teacher_is_not_hidden_by_a_full_queue(recipe, monkeypat
     def broken(job, pictures):
         raise UserError("the teacher cannot")
 
-    monkeypatch.setattr(extract, "_answer", broken)
+    monkeypatch.setattr(extract, "run_teachers", broken)
     with pytest.raises(UserError, match="the teacher cannot"):
-        cache_teacher(recipe, Place())
+        cache_teacher(recipe, ProcessContext())
     assert threads() == []
 
 
@@ -259,14 +259,14 @@ def test_a_damaged_picture_stops_stage_1_and_is_named(recipe, tiny_world, tmp_pa
     shard.path.write_bytes(data)
     spoilt = replace(recipe, data=replace(recipe.data, shards=str(tmp_path / "shards")))
     with pytest.raises(DamageError, match=r"train-000002\.tar.*000020"):
-        cache_teacher(spoilt, Place())
+        cache_teacher(spoilt, ProcessContext())
     assert cache_of(spoilt).missing() == SHARDS[2:]
     assert threads() == []
 
 
 @pytest.mark.parametrize("harm", ["record", "cut", "gone"])
 def test_a_damaged_shard_is_set_aside_and_made_again(recipe, capsys, harm):
-    cache = cache_teacher(recipe, Place())
+    cache = cache_teacher(recipe, ProcessContext())
     before = rows(cache)
     folder = cache.path / "train-000001.zarr"
     file = folder / "shard.json"
@@ -279,7 +279,7 @@ def test_a_damaged_shard_is_set_aside_and_made_again(recipe, capsys, harm):
     else:
         file.write_bytes(data if harm == "record" else data[:-1])
     capsys.readouterr()
-    again = cache_teacher(recipe, Place())
+    again = cache_teacher(recipe, ProcessContext())
     assert "damaged shard was set aside" in capsys.readouterr().out
     assert again.is_complete
     after = rows(again)
@@ -288,10 +288,10 @@ def test_a_damaged_shard_is_set_aside_and_made_again(recipe, capsys, harm):
 
 
 def test_a_complete_cache_is_not_touched(recipe, signalled):
-    cache = cache_teacher(recipe, Place())
+    cache = cache_teacher(recipe, ProcessContext())
     stamps = {path: path.stat().st_mtime_ns for path in cache.path.rglob("*") if path.is_file()}
     seen = signalled(batch=-1)
-    cache_teacher(recipe, Place())
+    cache_teacher(recipe, ProcessContext())
     assert seen == []
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
 
@@ -308,7 +308,7 @@ def test_each_rank_makes_its_own_shards_first_and_then_all_that_are_missing(
             lambda job, shard, *_, r=rank: made.setdefault(r, []).append(shard),
         )
         monkeypatch.setattr(Cache, "shard_bytes", lambda *_: 0)
-        cache_teacher(recipe, Place(rank=rank, world=world))
+        cache_teacher(recipe, ProcessContext(rank=rank, world=world))
     for rank, order in made.items():
         own = SHARDS[rank::world]
         assert tuple(order[: len(own)]) == own
@@ -321,24 +321,24 @@ def test_two_at_once_make_every_shard_whole(recipe, tiny_recipe):
 
     def one(rank):
         try:
-            cache_teacher(recipe, Place(rank=rank, world=2))
+            cache_teacher(recipe, ProcessContext(rank=rank, world=2))
         except BaseException as error:
             errors.append(error)
 
-    ranks = [threading.Thread(target=one, args=(rank,)) for rank in (0, 1)]
-    for thread in ranks:
+    process = [threading.Thread(target=one, args=(rank,)) for rank in (0, 1)]
+    for thread in process:
         thread.start()
-    for thread in ranks:
+    for thread in process:
         thread.join()
     assert errors == []
     cache = cache_of(recipe)
     assert cache.is_complete
     assert leftovers(cache) == []
     alone = replace(recipe, run=replace(recipe.run, cache=tiny_recipe.run.out))
-    assert equal(cache, cache_teacher(alone, Place()))
+    assert equal(cache, cache_teacher(alone, ProcessContext()))
 
 
 def test_without_a_teacher_there_is_nothing_to_cache(recipe):
     terms = tuple(term for term in recipe.terms if term.target is None)
     with pytest.raises(UserError, match="no teacher"):
-        cache_teacher(replace(recipe, teachers=(), codec={}, terms=terms), Place())
+        cache_teacher(replace(recipe, teachers=(), codec={}, terms=terms), ProcessContext())

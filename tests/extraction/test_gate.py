@@ -11,14 +11,14 @@ import torch
 from stillroom.errors import UserError
 from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.gate import Verdict, gate_pictures, judge
-from stillroom.extraction.ranks import Place
+from stillroom.extraction.process import ProcessContext
 from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from stillroom.pictures.dataset import Picture, open_pictures
 from stillroom.pictures.synthetic import CLASSES
 from stillroom.teachers.configs import RunTeacher
 
 ZERO, ONE, HALF = (0.0,) * 3, (1.0,) * 3, (0.5,) * 3
-DOORS = {
+PREPROCESSINGS = {
     "in [0, 1]": (ZERO, ONE, 1.0),
     "in 0..255": (ZERO, ONE, 255.0),
     "in [-1, 1]": (HALF, HALF, 1.0),
@@ -28,8 +28,8 @@ HEALTH = {"finite", "dead_channels", "repeat_error", "batch_error"}
 CONFIG = RunTeacher(target="said", path="not read here")
 
 
-def door(name: str, channels: str = "RGB") -> Normalise:
-    mean, std, scale = DOORS[name]
+def preprocessing(name: str, channels: str = "RGB") -> Normalise:
+    mean, std, scale = PREPROCESSINGS[name]
     if channels == "BGR":
         mean, std = mean[::-1], std[::-1]
     return Normalise(mean, std, scale=scale, channels=channels)
@@ -39,12 +39,12 @@ def door(name: str, channels: str = "RGB") -> Normalise:
 class Reddish:
     """A teacher that knows foreground exactly: where red is above one half.
 
-    It was "trained" behind one door, so its threshold lies where that door puts one half of red;
-    it is asked through another.
+    It was "trained" with one preprocessing, so its threshold lies where that one puts one half of
+    red; it is asked through another.
     """
 
     trained: Normalise
-    door: Normalise
+    preprocessing: Normalise
     damage: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class Reddish:
         self.half = float(self.trained(torch.full((1, 3, 1, 1), 0.5))[0, self.red])
 
     def __call__(self, image):
-        return {"said": self.door(image)[:, [self.red]] - self.half}
+        return {"said": self.preprocessing(image)[:, [self.red]] - self.half}
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Saying:
     """A teacher that says what a function makes of the picture."""
 
     function: object
-    door: Normalise
+    preprocessing: Normalise
     damage: tuple[str, ...] = ()
 
     def __call__(self, image):
@@ -86,31 +86,33 @@ def judged(built, samples, config=CONFIG, floor=0.0, classes=2) -> Verdict:
 
 
 @pytest.mark.parametrize("channels", ["RGB", "BGR"])
-@pytest.mark.parametrize("name", DOORS)
+@pytest.mark.parametrize("name", PREPROCESSINGS)
 def test_the_right_preprocessing_passes(samples, name, channels):
-    built = Reddish(door(name, channels), door(name, channels))
+    built = Reddish(preprocessing(name, channels), preprocessing(name, channels))
     verdict = judged(built, samples, floor=0.99)
     assert verdict.reasons == ()
     assert verdict.figures["miou"] == 1.0
     assert verdict.figures["best_other_miou"] < 0.99
 
 
-@pytest.mark.parametrize(("true", "declared"), [p for p in product(DOORS, DOORS) if p[0] != p[1]])
+@pytest.mark.parametrize(
+    ("true", "declared"), [p for p in product(PREPROCESSINGS, PREPROCESSINGS) if p[0] != p[1]]
+)
 @pytest.mark.parametrize("channels", ["RGB", "BGR"])
 def test_another_usual_normalisation_is_refused_and_the_right_one_named(
     samples, true, declared, channels
 ):
-    built = Reddish(door(true, channels), door(declared, channels))
+    built = Reddish(preprocessing(true, channels), preprocessing(declared, channels))
     (reason,) = judged(built, samples).reasons
     assert reason.startswith(f"{channels} {true} gives mIoU 1.000, the declared")
-    assert built.door.mean.flatten().tolist() == pytest.approx(
-        door(declared, channels).mean.flatten().tolist()
+    assert built.preprocessing.mean.flatten().tolist() == pytest.approx(
+        preprocessing(declared, channels).mean.flatten().tolist()
     )  # it is put back
 
 
 @pytest.mark.parametrize(("true", "declared"), [("RGB", "BGR"), ("BGR", "RGB")])
 def test_swapped_channels_are_refused_and_the_order_named(samples, true, declared):
-    built = Reddish(door("in [0, 1]", true), door("in [0, 1]", declared))
+    built = Reddish(preprocessing("in [0, 1]", true), preprocessing("in [0, 1]", declared))
     (reason,) = judged(built, samples).reasons
     assert reason.startswith(f"{true} in [0, 1] gives mIoU 1.000")
     assert f"declare channels={true}, scale=1, mean=(0, 0, 0)" in reason
@@ -118,13 +120,15 @@ def test_swapped_channels_are_refused_and_the_order_named(samples, true, declare
 
 def test_a_usual_normalisation_written_otherwise_is_not_tried_against_itself(samples):
     written = Normalise((127.5,) * 3, (127.5,) * 3, scale=255.0)
-    verdict = judged(Reddish(door("in [-1, 1]"), written), samples)
+    verdict = judged(Reddish(preprocessing("in [-1, 1]"), written), samples)
     assert verdict.reasons == ()
     assert verdict.figures["best_other_miou"] < 0.99
 
 
 def test_a_teacher_below_the_floor_is_refused_with_both_numbers(samples):
-    built = Saying(lambda image: image[:, [2]] - 0.5, door("in [0, 1]"))  # blue says nothing
+    built = Saying(
+        lambda image: image[:, [2]] - 0.5, preprocessing("in [0, 1]")
+    )  # blue says nothing
     verdict = judged(built, samples, floor=0.9)
     (reason,) = verdict.reasons
     assert "is below --gate-floor 0.9" in reason and "wrong or random weights" in reason
@@ -132,7 +136,7 @@ def test_a_teacher_below_the_floor_is_refused_with_both_numbers(samples):
 
 
 def test_a_teacher_no_better_than_one_class_everywhere_is_refused_at_any_floor_above_0(samples):
-    built = Saying(lambda image: image[:, [0]] * 0.01 - 1, door("in [0, 1]"))
+    built = Saying(lambda image: image[:, [0]] * 0.01 - 1, preprocessing("in [0, 1]"))
     assert judged(built, samples, floor=0.0).reasons == ()
     (reason,) = judged(built, samples, floor=0.01).reasons
     assert "no better than one class everywhere" in reason
@@ -145,7 +149,7 @@ def test_a_network_saturated_by_its_preprocessing_is_told_the_preprocessing(samp
             return {"said": super().__call__(image)["said"].clamp(-0.5, 0.5)}
 
     samples = [replace(picture, image=np.maximum(picture.image, 1)) for picture in samples]
-    verdict = judged(Squashed(door("in [0, 1]"), door("in 0..255")), samples)
+    verdict = judged(Squashed(preprocessing("in [0, 1]"), preprocessing("in 0..255")), samples)
     assert verdict.figures["dead_channels"] == 1
     (reason,) = verdict.reasons
     assert reason.startswith("RGB in [0, 1] gives mIoU 1.000")
@@ -161,7 +165,7 @@ def test_a_network_saturated_by_its_preprocessing_is_told_the_preprocessing(samp
     ],
 )
 def test_what_says_nothing_is_refused(samples, function, reason):
-    (found,) = judged(Saying(function, door("in [0, 1]")), samples).reasons
+    (found,) = judged(Saying(function, preprocessing("in [0, 1]")), samples).reasons
     assert reason in found
 
 
@@ -173,7 +177,7 @@ def test_features_of_which_many_channels_are_dead_are_refused(samples, dead, ref
         return channels
 
     config = replace(CONFIG, taps=(("inner", "encoder.0"),))
-    verdicts = judge(config, Saying(feature, door("in [0, 1]")), [samples], 2, 0.0)
+    verdicts = judge(config, Saying(feature, preprocessing("in [0, 1]")), [samples], 2, 0.0)
     inner = {verdict.target: verdict for verdict in verdicts}["inner"]
     assert inner.figures["dead_channels"] == dead / 8
     assert [("dead: 75% of the channels" in r) for r in inner.reasons] == [True] * refused
@@ -181,7 +185,7 @@ def test_features_of_which_many_channels_are_dead_are_refused(samples, dead, ref
 
 
 def test_without_labels_or_with_other_classes_there_is_no_score(samples):
-    built = Reddish(door("in [0, 1]"), door("in [0, 1]"))
+    built = Reddish(preprocessing("in [0, 1]"), preprocessing("in [0, 1]"))
     unlabelled = [replace(picture, mask=None) for picture in samples]
     void = [replace(picture, mask=np.full_like(picture.mask, 255)) for picture in samples]
     for pictures in (unlabelled, void):
@@ -215,12 +219,12 @@ def published(recipe) -> list[Path]:
 
 def test_refused_nothing_is_stored(gated):
     with pytest.raises(UserError, match=r"'shapes' failed(.|\n)*--gate-floor 0\.99"):
-        cache_teacher(gated, Place())
+        cache_teacher(gated, ProcessContext())
     assert published(gated) == []
 
 
 def test_warned_it_goes_on_and_the_figures_are_kept_with_each_shard(gated, capsys):
-    cache = cache_teacher(replace(gated, gate="warn"), Place())
+    cache = cache_teacher(replace(gated, gate="warn"), ProcessContext())
     assert cache.is_complete
     assert "warning: shapes: mIoU" in capsys.readouterr().out
     with cache.reader(cache.shard_ids()[0]) as reader:
@@ -232,7 +236,7 @@ def test_warned_it_goes_on_and_the_figures_are_kept_with_each_shard(gated, capsy
 
 
 def test_off_it_is_not_asked_and_that_is_said(gated, capsys):
-    assert cache_teacher(replace(gated, gate="off"), Place()).is_complete
+    assert cache_teacher(replace(gated, gate="off"), ProcessContext()).is_complete
     assert "quality gate: off" in capsys.readouterr().out
 
 
@@ -260,8 +264,8 @@ def broken_devices(monkeypatch) -> set[str]:
             return getattr(self._built, name)
 
         def __call__(self, image):
-            said = self._built(image)
-            return {n: a + a.std() * torch.randn(a.shape) / 10 for n, a in said.items()}
+            outputs = self._built(image)
+            return {n: a + a.std() * torch.randn(a.shape) / 10 for n, a in outputs.items()}
 
     def built(self, device):
         teacher = build(self, "cpu")
@@ -272,21 +276,23 @@ def broken_devices(monkeypatch) -> set[str]:
 
 
 def test_a_rank_on_a_broken_device_says_so_and_writes_no_shard(sound, broken_devices, monkeypatch):
-    monkeypatch.setattr(Place, "device_name", property(lambda self: f"device {self.rank}"))
+    monkeypatch.setattr(ProcessContext, "device_name", property(lambda self: f"device {self.rank}"))
     broken_devices.add("cpu")
     with pytest.raises(UserError) as caught:
-        cache_teacher(sound, Place(rank=1, world=2))
+        cache_teacher(sound, ProcessContext(rank=1, world=2))
     assert "on device 1, rank 1 of 2" in str(caught.value)
     assert "differently each time" in str(caught.value) and "see to its device" in str(caught.value)
     assert published(sound) == []
     broken_devices.clear()
-    cache = cache_teacher(sound, Place(rank=0, world=2))
+    cache = cache_teacher(sound, ProcessContext(rank=0, world=2))
     assert cache.is_complete and len(published(sound)) == 2
 
 
 def test_a_rank_that_is_not_the_first_warns_all_the_same(sound, broken_devices, capsys):
     broken_devices.add("cpu")
-    cache_teacher(replace(sound, gate="warn"), Place(rank=1, world=2))
-    said = capsys.readouterr().out
-    assert "warning: shapes on cpu, rank 1 of 2: it answers the same pictures differently" in said
-    assert "quality gate, shapes: finite" not in said  # that is the first one's to say
+    cache_teacher(replace(sound, gate="warn"), ProcessContext(rank=1, world=2))
+    outputs = capsys.readouterr().out
+    assert (
+        "warning: shapes on cpu, rank 1 of 2: it answers the same pictures differently" in outputs
+    )
+    assert "quality gate, shapes: finite" not in outputs  # that is the first one's to say

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from stillroom.extraction.doors import other_doors
 from stillroom.extraction.gate import Verdict, gate_pictures, judge
+from stillroom.extraction.preprocessing import other_preprocessings
 from stillroom.networks.normalise import Normalise
 from stillroom.pictures.dataset import Picture, PictureSet, open_pictures
 from stillroom.pictures.make import make_shards
@@ -143,9 +143,9 @@ def test_a_person_network_passes_with_its_own_preprocessing_and_with_no_other(
 ):
     pictures, config = pack(shared, tmp_path, size), person(shared, name)
     assert judged(config, gate_pictures(pictures)).reasons == ()
-    door = Normalise(config.mean, config.std, config.scale, config.channels)
+    preprocessing = Normalise(config.mean, config.std, config.scale, config.channels)
     right = {"prisma": "RGB in [0, 1]", "deeplab": "RGB in [-1, 1]"}[name]
-    for label, other in other_doors(door).items() if size == 256 else ():
+    for label, other in other_preprocessings(preprocessing).items() if size == 256 else ():
         mean, std = (tuple(t.flatten().tolist()) for t in (other.mean, other.std))
         wrong = replace(config, mean=mean, std=std, scale=other.scale, channels=other.channels)
         (reason,) = judged(wrong, gate_pictures(pictures)).reasons

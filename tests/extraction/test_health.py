@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stillroom.extraction.health import UNSTEADY, examine, listen, steadiness
+from stillroom.extraction.health import UNSTEADY, examine, observe, steadiness
 from stillroom.pictures.dataset import Picture
 
 
@@ -66,7 +66,7 @@ def test_a_teachers_batch_norm_in_training_mode_is_found_in_logits_and_taps(tiny
 
 
 def examined(pictures, function, kind="features"):
-    return examine(listen(saying(function), pictures)["said"], kind)
+    return examine(observe(saying(function), pictures)["said"], kind)
 
 
 def test_a_channel_that_is_one_map_for_every_picture_is_dead(pictures):

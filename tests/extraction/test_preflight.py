@@ -7,10 +7,10 @@ import pytest
 
 import stillroom.extraction.extract as extract
 import stillroom.extraction.preflight as preflight
-from stillroom.cache.identity import open_cache
+from stillroom.cache.folder import open_cache
 from stillroom.errors import UserError
 from stillroom.extraction.extract import cache_teacher
-from stillroom.extraction.ranks import Place
+from stillroom.extraction.process import ProcessContext
 from stillroom.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,13 +31,13 @@ def free(monkeypatch):
 @pytest.fixture
 def seen(monkeypatch) -> list[int]:
     """The size of every batch that the teachers answer."""
-    answer, sizes = extract._answer, []
+    answer, sizes = extract.run_teachers, []
 
     def answering(job, pictures):
         sizes.append(len(pictures))
         return answer(job, pictures)
 
-    monkeypatch.setattr(extract, "_answer", answering)
+    monkeypatch.setattr(extract, "run_teachers", answering)
     return sizes
 
 
@@ -48,7 +48,7 @@ def size_of(folder: Path) -> int:
 def test_what_will_not_fit_is_refused_before_the_first_shard_with_both_amounts(recipe, free, seen):
     free(100_000)
     with pytest.raises(UserError) as refused:
-        cache_teacher(recipe, Place())
+        cache_teacher(recipe, ProcessContext())
     said = str(refused.value)
     assert "0.1 MB free" in said
     assert "32 missing rows of" in said
@@ -62,12 +62,12 @@ def test_what_will_not_fit_is_refused_before_the_first_shard_with_both_amounts(r
 def test_the_refusal_can_be_overruled(recipe, free):
     free(0)
     without = replace(recipe, run=replace(recipe.run, preflight=False))
-    assert cache_teacher(without, Place()).is_complete
+    assert cache_teacher(without, ProcessContext()).is_complete
 
 
 def test_where_even_uncompressed_rows_fit_no_picture_is_shown_to_anyone(recipe, free, seen, capsys):
     free(2 * 32 * ROW_BYTES + 1_000_000)
-    assert cache_teacher(recipe, Place()).is_complete
+    assert cache_teacher(recipe, ProcessContext()).is_complete
     assert 1 not in seen
     assert "disk:" not in capsys.readouterr().out
 
@@ -84,22 +84,24 @@ def test_the_estimate_is_above_what_the_cache_takes_and_not_twice_that(recipe, f
     monkeypatch.setattr(preflight, "_PART_BYTES", 60)
     free(0)
     with pytest.raises(UserError):
-        cache_teacher(recipe, Place())
+        cache_teacher(recipe, ProcessContext())
     raw, estimate = estimates
-    cache = cache_teacher(replace(recipe, run=replace(recipe.run, preflight=False)), Place())
+    cache = cache_teacher(
+        replace(recipe, run=replace(recipe.run, preflight=False)), ProcessContext()
+    )
     assert size_of(cache.path) < estimate < raw
     assert estimate < 2 * size_of(cache.path)
 
 
 def test_only_what_is_missing_must_fit(recipe, free):
-    cache = cache_teacher(recipe, Place())
+    cache = cache_teacher(recipe, ProcessContext())
     (cache.path / "train-000001.zarr").rename(cache.path / "quarantine" / "x")
     free(0)
     with pytest.raises(UserError, match="8 missing rows"):
-        cache_teacher(recipe, Place())
+        cache_teacher(recipe, ProcessContext())
 
 
 def test_a_complete_cache_needs_no_space(recipe, free):
-    cache_teacher(recipe, Place())
+    cache_teacher(recipe, ProcessContext())
     free(0)
-    assert cache_teacher(recipe, Place()).is_complete
+    assert cache_teacher(recipe, ProcessContext()).is_complete

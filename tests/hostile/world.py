@@ -33,7 +33,7 @@ from stillroom.training.checkpoint import (
     save_checkpoint,
     save_student,
 )
-from stillroom.types import Figures, Row, ShardId, View
+from stillroom.types import Row, RowStatistics, ShardId, View
 from stillroom.using.student import load_student
 
 TRAIN = ShardId("train", 0)
@@ -94,7 +94,9 @@ def _make_cache(path: Path, body: str) -> None:
 def append(writer: Any, i: int, said: np.ndarray) -> None:
     """Append row i of the target `mask`."""
     row = Row(key=f"p{i}", view=View(x0=0, y0=0, x1=SIZE_PX, y1=SIZE_PX))
-    figures = Figures(low=float(said.min()), high=float(said.max()), finite=1.0, confidence=0.5)
+    figures = RowStatistics(
+        low=float(said.min()), high=float(said.max()), finite=1.0, confidence=0.5
+    )
     writer.append(row, {"mask.value": said}, {"mask": figures})
 
 

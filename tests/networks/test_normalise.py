@@ -1,4 +1,4 @@
-"""The door of a network."""
+"""The input normalisation of a network."""
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ def test_it_is_that_of_torchvision():
 
 def test_channel_order_and_scale_come_before_mean_and_std():
     image = torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1)
-    door = Normalise((1.0, 2.0, 3.0), (1.0, 2.0, 4.0), scale=255.0, channels="BGR")
-    assert door(image).flatten().tolist() == [254.0, (127.5 - 2) / 2, -3 / 4]
+    normalise = Normalise((1.0, 2.0, 3.0), (1.0, 2.0, 4.0), scale=255.0, channels="BGR")
+    assert normalise(image).flatten().tolist() == [254.0, (127.5 - 2) / 2, -3 / 4]
 
 
 def test_nothing_of_it_is_among_the_weights():

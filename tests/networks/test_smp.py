@@ -10,11 +10,11 @@ from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD
 from stillroom.networks.smp import SmpNetwork, prefetch
 
 SMALL = "tu-mobilenetv2_035"
-DOOR = (IMAGENET_MEAN, IMAGENET_STD)
+IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def small(arch: str = "unet", classes: int = 2) -> SmpNetwork:
-    return SmpNetwork(arch, SMALL, classes, *DOOR)
+    return SmpNetwork(arch, SMALL, classes, *IMAGENET)
 
 
 @pytest.mark.parametrize(
@@ -28,13 +28,13 @@ def small(arch: str = "unet", classes: int = 2) -> SmpNetwork:
 def test_the_encoder_string_decides_size_and_channels(
     encoder: str, parameters: int, channels: tuple[int, ...]
 ):
-    network = SmpNetwork("unet", encoder, 1, *DOOR)
+    network = SmpNetwork("unet", encoder, 1, *IMAGENET)
     assert sum(p.numel() for p in network.parameters()) == parameters
     assert tuple(network.encoder.out_channels) == channels
 
 
 def test_the_tap_of_the_b0_at_640_is_40_by_80_by_80():
-    network = SmpNetwork("unet", "timm-efficientnet-b0", 1, *DOOR).eval()
+    network = SmpNetwork("unet", "timm-efficientnet-b0", 1, *IMAGENET).eval()
     with torch.no_grad():
         logits, features = network.forward_taps(torch.rand(1, 3, 640, 640), ("encoder.3",))
     assert logits.shape == (1, 1, 640, 640)
@@ -52,7 +52,7 @@ def test_logits_are_those_of_smp_on_the_normalised_picture():
     reference.load_state_dict(network.state_dict())
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(network(image), reference(network.door(image)))
+        assert torch.equal(network(image), reference(network.normalise(image)))
 
 
 def test_decoder_taps_are_the_outputs_of_its_blocks_and_leave_no_hook():
@@ -90,7 +90,7 @@ def test_taps_work_under_autocast_and_carry_gradients():
 
 
 def test_decoder_channels_are_passed_on():
-    network = SmpNetwork("unet", SMALL, 1, *DOOR, decoder_channels=(64, 32, 16, 8, 4))
+    network = SmpNetwork("unet", SMALL, 1, *IMAGENET, decoder_channels=(64, 32, 16, 8, 4))
     assert network.segmentation_head[0].in_channels == 4
 
 
@@ -125,7 +125,7 @@ def test_what_smp_does_not_know_is_one_clear_error(
     arch: str, encoder: str, channels: tuple[int, ...] | None, what: str
 ):
     with pytest.raises(UserError, match=what):
-        SmpNetwork(arch, encoder, 1, *DOOR, decoder_channels=channels)
+        SmpNetwork(arch, encoder, 1, *IMAGENET, decoder_channels=channels)
 
 
 def test_a_failed_download_is_one_clear_error(monkeypatch: pytest.MonkeyPatch):
@@ -159,6 +159,6 @@ def test_imagenet_weights_land_in_the_encoder(monkeypatch: pytest.MonkeyPatch):
     )
     assert module.get_encoder is real  # smp's own models keep the real one
     monkeypatch.setattr(encoders, "get_encoder", fetched)
-    network = SmpNetwork("unet", SMALL, 1, *DOOR, encoder_weights="imagenet")
+    network = SmpNetwork("unet", SMALL, 1, *IMAGENET, encoder_weights="imagenet")
     assert asked == [True]
     assert (network.encoder.model.conv_stem.weight == 0.25).all()

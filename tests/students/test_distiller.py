@@ -14,7 +14,7 @@ from stillroom.losses import (
     SoftKL,
     Term,
 )
-from stillroom.students.configs import SmpStudent, UNetStudent
+from stillroom.students.definitions import SmpStudent, UNetStudent
 from stillroom.students.distiller import Projection, build_distiller, upstream_parameters
 from stillroom.types import TargetSpec
 

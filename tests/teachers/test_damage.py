@@ -8,7 +8,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from stillroom.networks.build import build_network
-from stillroom.students.configs import UNetStudent
+from stillroom.students.definitions import UNetStudent
 from stillroom.teachers.configs import OnnxTeacher
 from stillroom.teachers.damage import damage_of, network_weights
 from stillroom.teachers.onnx import logits_of

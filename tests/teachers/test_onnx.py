@@ -148,7 +148,7 @@ def test_the_door_reorders_then_scales_then_normalises(tmp_path, make_onnx, plai
 def test_another_door_can_be_put_in(tmp_path, make_onnx, plain):
     path = make_onnx.save_segmenter(tmp_path / "a.onnx")
     built = teacher(path).build("cpu")
-    built.door = Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 255.0)
+    built.preprocessing = Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 255.0)
     wanted = plain(path, (pictures() * 255).numpy())
     np.testing.assert_allclose(built(pictures())["person"], wanted, rtol=1e-4, atol=1e-3)
 

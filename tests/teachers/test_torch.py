@@ -1,4 +1,6 @@
-"""Torch teachers are the networks they were trained as: strict, frozen, behind their own door."""
+"""Torch teachers are the networks they were trained as: strict, frozen, with their own
+normalisation.
+"""
 
 import pytest
 import torch
@@ -62,7 +64,7 @@ def test_every_form_of_weights_gives_the_network_back(tmp_path, network, image, 
     found = built(image)
     with torch.no_grad():
         logits, features = network.forward_taps(image, ("encoder.3",))
-    assert list(found) == ["person", "feature"] and built.num_loaded == len(state)
+    assert list(found) == ["person", "feature"]
     torch.testing.assert_close(found["person"], logits)
     torch.testing.assert_close(found["feature"], features["encoder.3"])
     assert found["feature"].shape[2:] == (8, 12)
@@ -94,12 +96,12 @@ def test_the_rows_of_a_batch_do_not_meet(tmp_path, network, image):
 def test_another_door_can_be_put_in(tmp_path, network, image):
     torch.save(network.state_dict(), tmp_path / "a.pth")
     built = smp(tmp_path / "a.pth").build("cpu")
-    assert isinstance(built.door, Normalise)
+    assert isinstance(built.preprocessing, Normalise)
     own = built(image)["person"]
-    kept, built.door = built.door, Normalise(MEAN, STD, channels="BGR")
+    kept, built.preprocessing = built.preprocessing, Normalise(MEAN, STD, channels="BGR")
     torch.testing.assert_close(built(image.flip(1))["person"], own)
     assert not torch.allclose(built(image)["person"], own)
-    built.door = kept
+    built.preprocessing = kept
     assert torch.equal(built(image)["person"], own)
 
 

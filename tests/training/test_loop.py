@@ -19,8 +19,8 @@ from stillroom.jsonfile import read_json
 from stillroom.losses import CrossEntropy
 from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import AdamW, Augment, Recipe
+from stillroom.training.context import TrainContext
 from stillroom.training.log import read_metrics
-from stillroom.training.session import Session
 from stillroom.using.student import load_student
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
@@ -106,11 +106,11 @@ def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(tiny_recip
     straight = loop.train(replace(recipe, run=replace(recipe.run, name="straight")))
     update, calls = loop._update, []
 
-    def signalled(session, step, frozen):
+    def signalled(context, step, frozen):
         calls.append(step)
         if step == 4:
             os.kill(os.getpid(), signal.SIGUSR1)  # SIGTERM: test_end_to_end
-        return update(session, step, frozen)
+        return update(context, step, frozen)
 
     monkeypatch.setattr(loop, "_update", signalled)
     with pytest.raises(Stopped, match="saved at step 6 of 9") as stopped:
@@ -131,11 +131,11 @@ def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(tiny_recip
 def test_a_binary_task_without_foreground_is_summed_up(tiny_world):
     pictures = open_pictures(tiny_world / "shards")
     pictures.classes = ("ground", "person")
-    session = Session.__new__(Session)
-    object.__setattr__(session, "pictures", pictures)
-    assert evaluation._summary(session, {"miou": 1.0, "iou": [1.0, None]}) == "mIoU 1.0000"
+    context = TrainContext.__new__(TrainContext)
+    object.__setattr__(context, "pictures", pictures)
+    assert evaluation._summary(context, {"miou": 1.0, "iou": [1.0, None]}) == "mIoU 1.0000"
     found = {"miou": 0.75, "iou": [1.0, 0.5], "teacher_iou": [1.0, 0.25]}
-    assert evaluation._summary(session, found).endswith(
+    assert evaluation._summary(context, found).endswith(
         "person IoU 0.5000, teacher person IoU 0.2500"
     )
 

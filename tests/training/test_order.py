@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from stillroom.training.order import Deal, Order, keyed_hash, legal_worlds, permuted
+from stillroom.hashing import keyed_hash
+from stillroom.training.order import MicroBatchSchedule, Order, legal_worlds, permuted
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 100, 1000, 4097])
@@ -40,8 +41,8 @@ def test_neighbours_do_not_stay_neighbours():
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_ranks_together_hold_every_micro_batch_once_with_the_same_rows(world):
-    deals = [Deal(batch=16, micro_batch=4, rank=r, world=world) for r in range(world)]
-    dealt = sorted(m for deal in deals for m in deal.micro_batches())
+    deals = [MicroBatchSchedule(batch=16, micro_batch=4, rank=r, world=world) for r in range(world)]
+    dealt = sorted(m for schedule in deals for m in schedule.micro_batches())
     assert dealt == [0, 1, 2, 3]
     assert [list(deals[0].positions(5, m)) for m in range(4)] == [
         list(range(80 + 4 * m, 84 + 4 * m)) for m in range(4)

@@ -11,11 +11,12 @@ import torch
 
 from stillroom.cache import Cache, find_caches
 from stillroom.errors import DamageError, UserError
+from stillroom.hashing import keyed_hash
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.pictures.loader import image_tensor
 from stillroom.recipe import Augment
-from stillroom.training.order import Deal, Order, keyed_hash
-from stillroom.training.stream import Source, to_batch, training_batches, validation_batches
+from stillroom.training.order import MicroBatchSchedule, Order
+from stillroom.training.stream import RowDataset, to_batch, training_batches, validation_batches
 
 TARGETS = ("shapes", "inner")
 
@@ -31,17 +32,17 @@ def cache(tiny_world) -> Cache:
 
 
 @pytest.fixture(scope="module")
-def source(pictures, cache) -> Source:
-    return Source(pictures, "train", cache=cache, targets=TARGETS)
+def dataset(pictures, cache) -> RowDataset:
+    return RowDataset(pictures, "train", cache=cache, targets=TARGETS)
 
 
-def batches(source, *, world=1, rank=0, workers=2, steps=range(6), batch=8, micro=4, **more):
+def batches(dataset, *, world=1, rank=0, workers=2, steps=range(6), batch=8, micro=4, **more):
     """Micro-batches by (step, number), as one rank gets them."""
     more = {"augment": Augment(photometric=0.3), "seed": 0} | more
-    deal = Deal(batch=batch, micro_batch=micro, rank=rank, world=world)
-    order = Order(rows=len(source), seed=more["seed"])
-    jobs = [(step, number) for step in steps for number in deal.micro_batches()]
-    stream = training_batches(source, order, deal, steps, workers=workers, pin=False, **more)
+    schedule = MicroBatchSchedule(batch=batch, micro_batch=micro, rank=rank, world=world)
+    order = Order(rows=len(dataset), seed=more["seed"])
+    jobs = [(step, number) for step in steps for number in schedule.micro_batches()]
+    stream = training_batches(dataset, order, schedule, steps, workers=workers, pin=False, **more)
     return dict(zip(jobs, stream, strict=True))
 
 
@@ -55,10 +56,10 @@ def by_key(found) -> dict[str, torch.Tensor]:
     return {key: b.image[i] for b in found.values() for i, key in enumerate(b.keys)}
 
 
-def test_every_row_holds_what_the_teacher_says_of_that_picture(source, cache, tiny_recipe):
+def test_every_row_holds_what_the_teacher_says_of_that_picture(dataset, cache, tiny_recipe):
     teacher = tiny_recipe.teachers[0].build("cpu")
-    for row in range(len(source)):
-        _, arrays = source.read(row)
+    for row in range(len(dataset)):
+        _, arrays = dataset.read(row)
         said = teacher(image_tensor(arrays["image"])[None])
         for name in TARGETS:
             stored = torch.from_numpy(arrays[f"{name}.value"]).float()
@@ -78,8 +79,8 @@ def test_a_teacher_shard_in_another_order_is_joined_by_key(pictures, cache):
         def read(self, i, parts):
             return self.reader.read(len(self.reader) - 1 - i, parts=parts)
 
-    plain = Source(pictures, "train", cache=cache, targets=TARGETS)
-    other = Source(pictures, "train", cache=cache, targets=TARGETS)
+    plain = RowDataset(pictures, "train", cache=cache, targets=TARGETS)
+    other = RowDataset(pictures, "train", cache=cache, targets=TARGETS)
     other._target_shard = lambda shard: Reversed(cache.reader(shard))
     for row in (0, 5, 13):
         a, b = plain.read(row)[1], other.read(row)[1]
@@ -87,17 +88,17 @@ def test_a_teacher_shard_in_another_order_is_joined_by_key(pictures, cache):
 
 
 def test_a_picture_that_no_teacher_saw_is_an_error_that_names_it(pictures, cache, monkeypatch):
-    source = Source(pictures, "train", cache=cache, targets=TARGETS)
+    dataset = RowDataset(pictures, "train", cache=cache, targets=TARGETS)
     shard = pictures.open(pictures.shard_ids("train")[0])
     monkeypatch.setattr(shard, "keys", ("stranger", *shard.keys[1:]))
     with pytest.raises(UserError, match="stranger"):
-        source.read(0)
+        dataset.read(0)
 
 
 def test_label_share_hides_labels_by_key_alone(pictures, cache):
-    whole = Source(pictures, "train", cache=cache, targets=TARGETS)
-    half = Source(pictures, "train", cache=cache, targets=TARGETS, label_share=0.5)
-    labelled = Source(pictures, "train", label_share=0.5, labelled_only=True)
+    whole = RowDataset(pictures, "train", cache=cache, targets=TARGETS)
+    half = RowDataset(pictures, "train", cache=cache, targets=TARGETS, label_share=0.5)
+    labelled = RowDataset(pictures, "train", label_share=0.5, labelled_only=True)
     shown = set()
     for row in range(len(whole)):
         (key, a), (key_2, b) = whole.read(row), half.read(row)
@@ -111,15 +112,15 @@ def test_label_share_hides_labels_by_key_alone(pictures, cache):
     assert 0 < len(shown) < len(whole)
 
 
-def test_label_share_is_a_share_and_a_smaller_one_lies_within_a_larger(source):
+def test_label_share_is_a_share_and_a_smaller_one_lies_within_a_larger(dataset):
     def used(share):
-        source.label_share = share
-        return {key for key in map(str, range(4000)) if source._uses_label(key)}
+        dataset.label_share = share
+        return {key for key in map(str, range(4000)) if dataset._uses_label(key)}
 
     try:
         small, large, every, none = used(0.05), used(0.5), used(1.0), used(0.0)
     finally:
-        source.label_share = 1.0
+        dataset.label_share = 1.0
     assert len(small) == pytest.approx(200, abs=45)  # three standard deviations
     assert len(large) == pytest.approx(2000, abs=95)
     assert small < large < every
@@ -128,42 +129,42 @@ def test_label_share_is_a_share_and_a_smaller_one_lies_within_a_larger(source):
 
 def test_no_label_at_all_is_refused_where_labels_are_all_there_is(pictures):
     with pytest.raises(UserError, match="label-share"):
-        Source(pictures, "train", label_share=0.0, labelled_only=True)
+        RowDataset(pictures, "train", label_share=0.0, labelled_only=True)
 
 
-def test_the_rows_of_a_step_depend_neither_on_workers_nor_on_ranks(source):
-    alone = batches(source, workers=1)
-    assert all(same(b, alone[job]) for job, b in batches(source, workers=4).items())
-    ranks = [batches(source, world=2, rank=rank) for rank in (0, 1)]
-    assert ranks[0].keys() | ranks[1].keys() == alone.keys()
-    assert not ranks[0].keys() & ranks[1].keys()
-    assert all(same(b, alone[job]) for rank in ranks for job, b in rank.items())
+def test_the_rows_of_a_step_depend_neither_on_workers_nor_on_ranks(dataset):
+    alone = batches(dataset, workers=1)
+    assert all(same(b, alone[job]) for job, b in batches(dataset, workers=4).items())
+    process = [batches(dataset, world=2, rank=rank) for rank in (0, 1)]
+    assert process[0].keys() | process[1].keys() == alone.keys()
+    assert not process[0].keys() & process[1].keys()
+    assert all(same(b, alone[job]) for rank in process for job, b in rank.items())
 
 
-def test_a_resume_in_mid_epoch_reads_what_would_have_come(source):
-    alone = batches(source)
-    assert all(same(b, alone[job]) for job, b in batches(source, steps=range(4, 6)).items())
+def test_a_resume_in_mid_epoch_reads_what_would_have_come(dataset):
+    alone = batches(dataset)
+    assert all(same(b, alone[job]) for job, b in batches(dataset, steps=range(4, 6)).items())
 
 
-def test_one_pass_holds_every_row_once(source):
-    first = [key for b in batches(source, steps=range(3)).values() for key in b.keys]
-    assert len(first) == len(set(first)) == len(source)
+def test_one_pass_holds_every_row_once(dataset):
+    first = [key for b in batches(dataset, steps=range(3)).values() for key in b.keys]
+    assert len(first) == len(set(first)) == len(dataset)
 
 
-def test_light_is_a_function_of_seed_pass_and_key(source):
-    one, two = batches(source, steps=range(3)), batches(source, steps=range(3, 6))
-    other_place = batches(source, steps=range(6), batch=4, micro=1)
+def test_light_is_a_function_of_seed_pass_and_key(dataset):
+    one, two = batches(dataset, steps=range(3)), batches(dataset, steps=range(3, 6))
+    other_place = batches(dataset, steps=range(6), batch=4, micro=1)
     first = by_key({job: b for job, b in other_place.items() if job[0] < 6})
     assert by_key(one).keys() == by_key(two).keys() == first.keys()
     for key, image in by_key(one).items():
         assert torch.equal(image, first[key])  # the same pass, other micro-batches
         assert not torch.equal(image, by_key(two)[key])  # the next pass
-    again = by_key(batches(source, steps=range(3), seed=1))
+    again = by_key(batches(dataset, steps=range(3), seed=1))
     assert all(not torch.equal(image, again[key]) for key, image in by_key(one).items())
 
 
-def test_light_changes_pictures_and_nothing_else(source):
-    lit, plain = batches(source), batches(source, augment=Augment())
+def test_light_changes_pictures_and_nothing_else(dataset):
+    lit, plain = batches(dataset), batches(dataset, augment=Augment())
     for job, batch in plain.items():
         assert not torch.equal(batch.image, lit[job].image)
         assert torch.equal(batch.mask, lit[job].mask)
@@ -171,8 +172,8 @@ def test_light_changes_pictures_and_nothing_else(source):
 
 
 def test_half_of_the_pictures_are_mirrored_with_mask_and_padding(pictures):
-    source = Source(pictures, "train")
-    plain, mirrored = (batches(source, augment=Augment(mirror=m)) for m in (False, True))
+    dataset = RowDataset(pictures, "train")
+    plain, mirrored = (batches(dataset, augment=Augment(mirror=m)) for m in (False, True))
     turned = 0
     for job, a in plain.items():
         b = mirrored[job]
@@ -185,8 +186,8 @@ def test_half_of_the_pictures_are_mirrored_with_mask_and_padding(pictures):
     assert 12 < turned < 36  # of 48
 
 
-def test_a_batch_is_rgb_in_0_1_with_void_and_padding_marked(source, cache):
-    host = batches(source, augment=Augment(), steps=range(1))[0, 0]
+def test_a_batch_is_rgb_in_0_1_with_void_and_padding_marked(dataset, cache):
+    host = batches(dataset, augment=Augment(), steps=range(1))[0, 0]
     batch = to_batch(host, torch.device("cpu"), cache)
     assert torch.equal((batch.image * 255).round().byte().permute(0, 2, 3, 1), host.image)
     assert batch.mask.dtype == torch.int64
@@ -199,17 +200,17 @@ def test_a_batch_is_rgb_in_0_1_with_void_and_padding_marked(source, cache):
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_ranks_validate_every_row_once(pictures, world):
-    source = Source(pictures, "val")
+    dataset = RowDataset(pictures, "val")
     found = [
         key
         for rank in range(world)
-        for host in validation_batches(source, 3, rank, world, workers=1, pin=False)
+        for host in validation_batches(dataset, 3, rank, world, workers=1, pin=False)
         for key in host.keys
     ]
-    assert sorted(found) == [source.read(row)[0] for row in range(len(source))]
+    assert sorted(found) == [dataset.read(row)[0] for row in range(len(dataset))]
 
 
-def spoilt(tiny_world: Path, folder: Path, rows: tuple[int, ...]) -> Source:
+def spoilt(tiny_world: Path, folder: Path, rows: tuple[int, ...]) -> RowDataset:
     """A copy of the pictures in which these rows of the first shard have one bit flipped."""
     shutil.copytree(tiny_world / "shards", folder)
     pictures = open_pictures(folder)
@@ -218,41 +219,46 @@ def spoilt(tiny_world: Path, folder: Path, rows: tuple[int, ...]) -> Source:
     for row in rows:
         data[int(shard._spans["picture"][row, 0]) + 40] ^= 16
     shard.path.write_bytes(data)
-    return Source(open_pictures(folder), "train")
+    return RowDataset(open_pictures(folder), "train")
 
 
 def test_a_damaged_row_is_named_and_no_other_takes_its_place(tiny_world, tmp_path):
-    source = spoilt(tiny_world, tmp_path / "shards", (2,))
+    dataset = spoilt(tiny_world, tmp_path / "shards", (2,))
     with pytest.raises(DamageError, match=r"train-000000\.tar.*000002"):
-        batches(source, steps=range(3))
-    assert source.substituted == 0
+        batches(dataset, steps=range(3))
+    assert dataset.substituted == 0
 
 
 def test_a_damaged_row_is_substituted_by_the_next_and_counted(tiny_world, tmp_path):
-    source = spoilt(tiny_world, tmp_path / "shards", (2,))
+    dataset = spoilt(tiny_world, tmp_path / "shards", (2,))
     keys = [
-        key for b in batches(source, steps=range(3), may_substitute=True).values() for key in b.keys
+        key
+        for b in batches(dataset, steps=range(3), may_substitute=True).values()
+        for key in b.keys
     ]
-    assert (source.substituted, source.read_rows) == (1, 24)
+    assert (dataset.substituted, dataset.read_rows) == (1, 24)
     assert sorted(keys).count("000003") == 2
     assert "000002" not in keys
 
 
 def test_more_than_one_damaged_row_in_a_thousand_stops(tiny_world, tmp_path):
-    source = spoilt(tiny_world, tmp_path / "shards", (2, 3))
+    dataset = spoilt(tiny_world, tmp_path / "shards", (2, 3))
     with pytest.raises(DamageError):
-        source.read_or_substitute(2, True)
-    source.read_rows, source.substituted = 2998, 0
-    assert source.read_or_substitute(2, True)[0] == "000004"  # 2 of 2999
-    assert source.read_or_substitute(3, True)[0] == "000004"  # 3 of 3000
+        dataset.read_or_substitute(2, True)
+    dataset.read_rows, dataset.substituted = 2998, 0
+    assert dataset.read_or_substitute(2, True)[0] == "000004"  # 2 of 2999
+    assert dataset.read_or_substitute(3, True)[0] == "000004"  # 3 of 3000
     with pytest.raises(DamageError):
-        source.read_or_substitute(3, True)  # 4 of 3001
+        dataset.read_or_substitute(3, True)  # 4 of 3001
 
 
-def test_a_stream_that_is_closed_leaves_no_thread(source):
-    deal, order = Deal(batch=8, micro_batch=4, rank=0, world=1), Order(rows=len(source), seed=0)
+def test_a_stream_that_is_closed_leaves_no_thread(dataset):
+    schedule, order = (
+        MicroBatchSchedule(batch=8, micro_batch=4, rank=0, world=1),
+        Order(rows=len(dataset), seed=0),
+    )
     stream = training_batches(
-        source, order, deal, range(10**6), augment=Augment(), seed=0, workers=3, pin=False
+        dataset, order, schedule, range(10**6), augment=Augment(), seed=0, workers=3, pin=False
     )
     next(stream)
     assert any(t.name.startswith("read-ahead") for t in threading.enumerate())

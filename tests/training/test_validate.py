@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stillroom.losses import CrossEntropy, Dice, LogitMSE
-from stillroom.training.validate import figures, score, teacher_target, validate
+from stillroom.training.validate import figures, selection_score, teacher_target, validate
 from stillroom.types import Batch
 
 TERMS = (CrossEntropy(), Dice(), LogitMSE(target="said"))
@@ -88,8 +88,8 @@ def test_batches_of_any_sizes_and_ranks_give_the_same_figures():
         tensor += sums.pop(0)  # what the other rank has
         return tensor
 
-    ranks = run(shares[1], reduce=reduce)
-    for other in (parts, ranks):
+    process = run(shares[1], reduce=reduce)
+    for other in (parts, process):
         assert other["iou"] == whole["iou"]
         assert other["agreement"] == whole["agreement"]
         assert other["terms"] == pytest.approx(whole["terms"], rel=1e-6)
@@ -123,14 +123,14 @@ def test_a_split_without_labels_has_agreement_and_no_miou():
     batch.mask.fill_(255)
     found = run([batch])
     assert found.keys() == {"agreement", "terms"}
-    assert score(found) == found["agreement"]
+    assert selection_score(found) == found["agreement"]
 
 
 def test_the_score_is_miou_then_agreement_then_nothing():
-    assert score({"miou": 0.4, "agreement": 0.9}) == 0.4
-    assert score({"miou": 0.0, "agreement": 0.9}) == 0.0
-    assert score({"miou": None, "agreement": 0.9}) == 0.9
-    assert score({"miou": None, "agreement": None}) == score({}) == 0.0
+    assert selection_score({"miou": 0.4, "agreement": 0.9}) == 0.4
+    assert selection_score({"miou": 0.0, "agreement": 0.9}) == 0.0
+    assert selection_score({"miou": None, "agreement": 0.9}) == 0.9
+    assert selection_score({"miou": None, "agreement": None}) == selection_score({}) == 0.0
 
 
 def test_the_teacher_is_compared_where_it_speaks_of_the_same_classes_and_pixels():

@@ -13,7 +13,7 @@ from stillroom.jsonfile import file_sha256, read_json, write_json
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.pictures.make import make_shards
 from stillroom.pictures.synthetic import CLASSES
-from stillroom.students.configs import UNetStudent
+from stillroom.students.definitions import UNetStudent
 from stillroom.training.checkpoint import save_student
 from stillroom.using.evaluate import confusion_of, draw_confusion, evaluate, open_data
 from stillroom.using.student import Trained, load_student, milliseconds

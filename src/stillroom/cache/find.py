@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stillroom.cache.identity import IDENTITY_FILE, Cache, open_cache
-from stillroom.cache.identity_json import both_sides, differences, plain
+from stillroom.cache.folder import IDENTITY_FILE, Cache, open_cache
+from stillroom.cache.identity import both_sides, differences, plain
 from stillroom.errors import UserError
 from stillroom.jsonfile import digest
 

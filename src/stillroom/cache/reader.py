@@ -15,7 +15,7 @@ import numpy as np
 
 from stillroom.cache.body import Part
 from stillroom.cache.frames import crc32c, decode_frame
-from stillroom.cache.record import Plan, check_files, read_record
+from stillroom.cache.shard_index import ShardSpec, check_files, read_shard_index
 from stillroom.errors import DamageError, FailureError, UserError
 from stillroom.types import Row
 
@@ -31,19 +31,19 @@ class ShardReader:
     `shard.json` does not verify, belongs elsewhere, or does not fit the files' sizes.
     """
 
-    def __init__(self, folder: Path, plan: Plan, *, check: bool = True) -> None:
-        self.record = record = read_record(folder, plan)
-        check_files(folder, plan, record)
-        self.shard_id = plan.shard_id
-        self.rows: tuple[Row, ...] = record.rows
-        self.statistics = record.statistics
-        self.provenance: dict[str, Any] = record.provenance
-        self._folder, self._body, self._check = folder, plan.body, check
-        self._parts = {part.name: part for part in plan.parts}
+    def __init__(self, folder: Path, spec: ShardSpec, *, check: bool = True) -> None:
+        self.shard_index = shard_index = read_shard_index(folder, spec)
+        check_files(folder, spec, shard_index)
+        self.shard_id = spec.shard_id
+        self.rows: tuple[Row, ...] = shard_index.rows
+        self.statistics = shard_index.statistics
+        self.provenance: dict[str, Any] = shard_index.provenance
+        self._folder, self._body, self._check = folder, spec.body, check
+        self._parts = {part.name: part for part in spec.parts}
         self._descriptors: dict[str, int] = {}
         self._finalizer = weakref.finalize(self, _close_all, self._descriptors)
-        for part in plan.parts:
-            path = plan.body.file_of(part)
+        for part in spec.parts:
+            path = spec.body.file_of(part)
             if path not in self._descriptors:
                 self._descriptors[path] = os.open(folder / path, _FLAGS)
         self._numbers = {
@@ -97,7 +97,7 @@ class ShardReader:
         self.close()
 
     def _read(self, i: int, part: Part, out: np.ndarray) -> None:
-        spans = self.record.spans[part.name]
+        spans = self.shard_index.spans[part.name]
         offset, size, crc = spans.offset[i], spans.size[i], spans.crc32c[i]
         path = self._body.file_of(part)
         if path not in self._descriptors:
@@ -115,7 +115,7 @@ class ShardReader:
 
     def _damage(self, i: int, part: Part, what: str, found: object, wanted: object) -> DamageError:
         path = self._folder / self._body.file_of(part)
-        offset = self.record.spans[part.name].offset[i]
+        offset = self.shard_index.spans[part.name].offset[i]
         return DamageError(
             f"shard {self.shard_id}, key {self.rows[i].key} (row {i}), part {part.name} is damaged"
             f" in {path} at offset {offset}: {what}",

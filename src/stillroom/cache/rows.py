@@ -1,7 +1,7 @@
 """A cache as a sequence of rows, for notebooks and scripts: `cache[i]`, `cache.rows(key)`.
 
-Rows are counted over all shards in order. Every read is checked like the trainer's. Opening a
-shard costs about 1.5 ms; the last eight stay open.
+Rows are counted over all shards in order. Every read is checked like the trainer's. Opening a shard
+costs about 1.5 ms; the last eight stay open.
 """
 
 import functools

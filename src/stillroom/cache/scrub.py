@@ -12,16 +12,18 @@ import numpy as np
 
 from stillroom.cache.frames import crc32c
 from stillroom.cache.reader import ShardReader
-from stillroom.cache.record import FILE, Plan
+from stillroom.cache.shard_index import FILE, ShardSpec
 from stillroom.errors import DamageError
 from stillroom.types import ShardId
 
 if TYPE_CHECKING:
-    from stillroom.cache.identity import Cache
+    from stillroom.cache.folder import Cache
 
 _BLOCK_BYTES = 1 << 20
 
-Place = Literal["identity", "codecs", "manifest", "incomplete", "shard", "pictures", "teacher"]
+ProblemKind = Literal[
+    "identity", "codecs", "manifest", "incomplete", "shard", "pictures", "teacher"
+]
 Tick = Callable[[int, int], None]  # called with bytes and rows done; may raise to stop
 
 
@@ -29,7 +31,7 @@ Tick = Callable[[int, int], None]  # called with bytes and rows done; may raise 
 class Problem:
     """One thing that is wrong: what, in one line that names the place; which file or folder."""
 
-    place: Place = "shard"  # what is at fault; incomplete = nothing is wrong, something is missing
+    kind: ProblemKind = "shard"  # what is at fault; incomplete = something is missing
     shard: ShardId | None = None
     path: Path
     what: str
@@ -50,68 +52,68 @@ def problem_of(error: DamageError, shard_id: ShardId, path: Path) -> Problem:
 
 def scrub_shard(cache: "Cache", shard_id: ShardId) -> list[Problem]:
     """Return every problem of a published shard; an empty list means that all is well."""
-    plan = cache.plan(shard_id)
-    return scrub_folder(cache.path / plan.folder, plan)
+    spec = cache.shard_spec(shard_id)
+    return scrub_folder(cache.path / spec.folder, spec)
 
 
 def scrub_folder(
-    folder: Path, plan: Plan, raw_crcs: dict[str, list[int]] | None = None
+    folder: Path, spec: ShardSpec, raw_crcs: dict[str, list[int]] | None = None
 ) -> list[Problem]:
     """Check record, files, rows, coverage; `raw_crcs` has the decoded rows' crc32c per part."""
     try:
-        reader = ShardReader(folder, plan)
+        reader = ShardReader(folder, spec)
     except DamageError as error:
-        return [problem_of(error, plan.shard_id, folder)]
+        return [problem_of(error, spec.shard_id, folder)]
     with reader:
-        return scrub_reader(reader, folder, plan, raw_crcs)
+        return scrub_reader(reader, folder, spec, raw_crcs)
 
 
 def scrub_reader(
     reader: ShardReader,
     folder: Path,
-    plan: Plan,
+    spec: ShardSpec,
     raw_crcs: dict[str, list[int]] | None = None,
     tick: Tick = lambda num_bytes, num_rows: None,
 ) -> list[Problem]:
     """Check everything of an open shard; `tick` hears of each row (bytes of its frames, 1)."""
     return [
-        *_file_problems(reader, folder, plan, tick),
-        *_coverage_problems(reader, folder, plan),
-        *_row_problems(reader, folder, plan, raw_crcs, tick),
+        *_file_problems(reader, folder, spec, tick),
+        *_coverage_problems(reader, folder, spec),
+        *_row_problems(reader, folder, spec, raw_crcs, tick),
     ]
 
 
 def _row_problems(
     reader: ShardReader,
     folder: Path,
-    plan: Plan,
+    spec: ShardSpec,
     raw_crcs: dict[str, list[int]] | None,
     tick: Tick,
 ) -> list[Problem]:
     """crc32c and decode of every part of every row."""
     problems = []
-    out = {part.name: np.empty(part.shape, part.stored) for part in plan.parts}
+    out = {part.name: np.empty(part.shape, part.stored) for part in spec.parts}
     for i in range(len(reader)):
-        for part in plan.parts:
-            path = folder / plan.body.file_of(part)
+        for part in spec.parts:
+            path = folder / spec.body.file_of(part)
             try:
                 value = reader.read(i, [part.name], out)[part.name]
             except DamageError as error:
-                problems.append(problem_of(error, plan.shard_id, path))
+                problems.append(problem_of(error, spec.shard_id, path))
                 continue
             if raw_crcs is not None and crc32c(value) != raw_crcs[part.name][i]:
                 what = (
-                    f"shard {plan.shard_id}, key {reader.rows[i].key} (row {i}), part {part.name}:"
+                    f"shard {spec.shard_id}, key {reader.rows[i].key} (row {i}), part {part.name}:"
                     f" {path} does not hold what was written"
                 )
-                problems.append(Problem(shard=plan.shard_id, path=path, what=what))
-        tick(sum(spans.size[i] for spans in reader.record.spans.values()), 1)
+                problems.append(Problem(shard=spec.shard_id, path=path, what=what))
+        tick(sum(spans.size[i] for spans in reader.shard_index.spans.values()), 1)
     return problems
 
 
-def _file_problems(reader: ShardReader, folder: Path, plan: Plan, tick: Tick) -> list[Problem]:
+def _file_problems(reader: ShardReader, folder: Path, spec: ShardSpec, tick: Tick) -> list[Problem]:
     """sha256 of every file, files that do not belong, and the body's own index and metadata."""
-    files, shard = reader.record.files, plan.shard_id
+    files, shard = reader.shard_index.files, spec.shard_id
     problems = []
     for name, (_, sha256) in files.items():
         if _sha256(folder / name, tick) != sha256:
@@ -125,7 +127,7 @@ def _file_problems(reader: ShardReader, folder: Path, plan: Plan, tick: Tick) ->
     for name in sorted(found - files.keys() - {FILE}):
         what = f"shard {shard}: {folder / name} does not belong"
         problems.append(Problem(shard=shard, path=folder / name, what=what))
-    for text in plan.body.problems(folder, plan.parts, reader.rows, reader.record.spans):
+    for text in spec.body.problems(folder, spec.parts, reader.rows, reader.shard_index.spans):
         what = f"shard {shard}: {folder}/{text}"
         problems.append(Problem(shard=shard, path=folder, what=what))
     return problems
@@ -141,12 +143,12 @@ def _sha256(path: Path, tick: Tick) -> str:
     return total.hexdigest()
 
 
-def _coverage_problems(reader: ShardReader, folder: Path, plan: Plan) -> list[Problem]:
+def _coverage_problems(reader: ShardReader, folder: Path, spec: ShardSpec) -> list[Problem]:
     """Every key must have every view, once per region."""
     counts = Counter((row.key, row.region) for row in reader.rows)
     problems = []
     for (key, _), count in counts.items():
-        if count != plan.num_views:
-            what = f"shard {plan.shard_id}: key {key} has {count} of {plan.num_views} views"
-            problems.append(Problem(shard=plan.shard_id, path=folder, what=what))
+        if count != spec.num_views:
+            what = f"shard {spec.shard_id}: key {key} has {count} of {spec.num_views} views"
+            problems.append(Problem(shard=spec.shard_id, path=folder, what=what))
     return problems

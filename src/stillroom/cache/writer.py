@@ -18,33 +18,41 @@ import numpy as np
 from stillroom.cache.body import Spans
 from stillroom.cache.faults import reach
 from stillroom.cache.frames import crc32c, encode_frame, is_finite, sync_file
-from stillroom.cache.record import COLUMNS, FILE, Plan, Record, Statistics, record_body, row_order
 from stillroom.cache.scrub import scrub_folder
+from stillroom.cache.shard_index import (
+    COLUMNS,
+    FILE,
+    ShardIndex,
+    ShardSpec,
+    Statistics,
+    row_order,
+    shard_index_body,
+)
 from stillroom.errors import DamageError, FailureError, UserError
 from stillroom.jsonfile import sync_folder, write_json
-from stillroom.types import Figures, Row
+from stillroom.types import Row, RowStatistics
 
 
 class ShardWriter:
     """A context manager: `append` all rows in order, then `publish`; otherwise nothing remains."""
 
-    def __init__(self, cache_path: Path, plan: Plan, *, level: int = 1) -> None:
-        self._plan, self._cache_path, self._level = plan, cache_path, level
-        self._parts = {part.name: part for part in plan.parts}
+    def __init__(self, cache_path: Path, spec: ShardSpec, *, level: int = 1) -> None:
+        self._spec, self._cache_path, self._level = spec, cache_path, level
+        self._parts = {part.name: part for part in spec.parts}
         self._rows: list[Row] = []
         self._spans = {name: Spans(offset=[], size=[], crc32c=[]) for name in self._parts}
         self._raw_crcs: dict[str, list[int]] = {name: [] for name in self._parts}
         self._statistics: Statistics = {
-            name: {column: [] for column in COLUMNS} for name in plan.kinds
+            name: {column: [] for column in COLUMNS} for name in spec.kinds
         }
-        self._folder = cache_path / "tmp" / f"{plan.folder}-{_unique()}"
+        self._folder = cache_path / "tmp" / f"{spec.folder}-{_unique()}"
 
     def __enter__(self) -> "ShardWriter":
         self._folder.mkdir(parents=True)
         reach("folder-made")
         try:
-            plan = self._plan
-            self._body = plan.body.create(self._folder, plan.parts, plan.num_rows)
+            spec = self._spec
+            self._body = spec.body.create(self._folder, spec.parts, spec.num_rows)
         except BaseException:
             self._remove(is_first_error=False)
             raise
@@ -57,7 +65,7 @@ class ShardWriter:
             self._remove(is_first_error=kind is None)
 
     def append(
-        self, row: Row, parts: dict[str, np.ndarray], statistics: dict[str, Figures]
+        self, row: Row, parts: dict[str, np.ndarray], statistics: dict[str, RowStatistics]
     ) -> None:
         """Compress and write one row.
 
@@ -65,7 +73,7 @@ class ShardWriter:
         Raises UserError for values that are not finite.
         """
         assert not self._rows or row_order(self._rows[-1]) < row_order(row), "rows come in order"
-        assert len(self._rows) < self._plan.num_rows, "more rows than the identity says"
+        assert len(self._rows) < self._spec.num_rows, "more rows than the identity says"
         assert parts.keys() == self._parts.keys(), sorted(parts)
         assert statistics.keys() == self._statistics.keys(), sorted(statistics)
         for name, figures in statistics.items():
@@ -82,34 +90,34 @@ class ShardWriter:
 
         Raises FailureError if rows are missing, DamageError if it is read back differently.
         """
-        if len(self._rows) != self._plan.num_rows:
+        if len(self._rows) != self._spec.num_rows:
             raise FailureError(
-                f"shard {self._plan.shard_id} is not whole",
+                f"shard {self._spec.shard_id} is not whole",
                 found=f"{len(self._rows)} rows",
-                wanted=f"{self._plan.num_rows} rows",
+                wanted=f"{self._spec.num_rows} rows",
             )
         files = self._body.finish()
         reach("body-finished")
         for name in files:
             sync_file(self._folder / name)
         reach("files-synced")
-        self._write_record(files, provenance)
+        self._write_shard_index(files, provenance)
         reach("shard-json-written")
         for folder, _, _ in os.walk(self._folder, topdown=False):
             sync_folder(Path(folder))
         reach("folders-synced")
-        problems = scrub_folder(self._folder, self._plan, self._raw_crcs)
+        problems = scrub_folder(self._folder, self._spec, self._raw_crcs)
         if problems:
             raise DamageError(
-                f"shard {self._plan.shard_id} was not read back as it was written: {problems[0]}",
+                f"shard {self._spec.shard_id} was not read back as it was written: {problems[0]}",
                 found=f"{len(problems)} problems",
                 fix="check the disk and its free space",
             )
         reach("read-back")
         return self._rename()
 
-    def _check_figures(self, row: Row, name: str, figures: Figures) -> None:
-        assert (figures.confidence is not None) == (self._plan.kinds[name] == "logits"), name
+    def _check_figures(self, row: Row, name: str, figures: RowStatistics) -> None:
+        assert (figures.confidence is not None) == (self._spec.kinds[name] == "logits"), name
         if not (all(np.isfinite(f) for f in figures if f is not None) and figures.finite == 1):
             raise _not_finite(row, name, ", ".join(map(str, figures)))
 
@@ -141,8 +149,10 @@ class ShardWriter:
         spans.crc32c.append(crc)
         self._raw_crcs[name].append(crc32c(value))
 
-    def _write_record(self, files: dict[str, tuple[int, str]], provenance: dict[str, Any]) -> None:
-        record = Record(
+    def _write_shard_index(
+        self, files: dict[str, tuple[int, str]], provenance: dict[str, Any]
+    ) -> None:
+        shard_index = ShardIndex(
             rows=tuple(self._rows),
             spans=self._spans,
             files=files,
@@ -150,10 +160,10 @@ class ShardWriter:
             provenance=provenance,
             sha256="",
         )
-        write_json(self._folder / FILE, record_body(self._plan, record))
+        write_json(self._folder / FILE, shard_index_body(self._spec, shard_index))
 
     def _rename(self) -> bool:
-        published = self._cache_path / self._plan.folder
+        published = self._cache_path / self._spec.folder
         try:
             os.rename(self._folder, published)  # noqa: PTH104  (Path.rename is documented as replacing)
         except OSError as error:

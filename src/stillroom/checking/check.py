@@ -10,14 +10,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillroom.cache.identity import Cache, open_cache
-from stillroom.cache.identity_json import both_sides, differences
-from stillroom.cache.record import FILE
+from stillroom.cache.folder import Cache, open_cache
+from stillroom.cache.identity import both_sides, differences
 from stillroom.cache.scrub import Problem
+from stillroom.cache.shard_index import FILE
 from stillroom.checking.leftovers import leftovers, quarantined
-from stillroom.checking.scrub import scrub_shards
+from stillroom.checking.parallel_scrub import scrub_shards
 from stillroom.errors import DamageError, UserError
-from stillroom.extraction.identity import pictures_identity
+from stillroom.extraction.cache_identity import pictures_identity
 from stillroom.jsonfile import decode_json, read_json
 from stillroom.pictures.dataset import PictureSet
 from stillroom.types import ShardId
@@ -101,7 +101,7 @@ def check_cache(
         bad, num_rows, num_bytes = scrub_shards(cache, wanted, codecs_sha256, pictures, workers)
         problems += bad
     problems += _check_manifest(cache, missing)
-    ours = _OURS | {cache.plan(id_, codecs_sha256 or "-").folder for id_ in cache.shard_ids()}
+    ours = _OURS | {cache.shard_spec(id_, codecs_sha256 or "-").folder for id_ in cache.shard_ids()}
     return Report(
         cache=folder,
         problems=tuple(problems),
@@ -141,23 +141,23 @@ def open_or_say(folder: Path, votes: dict[str, tuple[str, str]] | None = None) -
     path = folder / IDENTITY
     after = "; nothing else can be checked before it is mended"
     if not path.exists():
-        return Problem(place="identity", path=path, what=f"{path} is missing{after}")
+        return Problem(kind="identity", path=path, what=f"{path} is missing{after}")
     try:
         cache = open_cache(folder)
     except (DamageError, OSError) as error:
         what = error.what if isinstance(error, DamageError) else f"{path} cannot be read: {error}"
-        return Problem(place="identity", path=path, what=what + after)
+        return Problem(kind="identity", path=path, what=what + after)
     others = {fingerprint for fingerprint, _ in votes.values()}
     is_named = folder.resolve().name.endswith(f"-{cache.fingerprint[:8]}")
     if not is_named and others and cache.fingerprint not in others:
         sides = f"it is {cache.fingerprint[:8]}, the shards are of {min(others)[:8]}"
         what = f"{path} is the identity of another cache ({sides}){after}"
-        return Problem(place="identity", path=path, what=what)
+        return Problem(kind="identity", path=path, what=what)
     return cache
 
 
 def _check_codecs(
-    cache: Cache, said: dict[str, tuple[str, str]]
+    cache: Cache, outputs: dict[str, tuple[str, str]]
 ) -> tuple[str | None, list[Problem]]:
     """The sha256 of the fitted values that the shards were made with, and what is wrong with them.
 
@@ -165,23 +165,23 @@ def _check_codecs(
     """
     path = cache.path / CODECS
     votes = Counter(
-        codecs for fingerprint, codecs in said.values() if fingerprint == cache.fingerprint
+        codecs for fingerprint, codecs in outputs.values() if fingerprint == cache.fingerprint
     )
     majority = votes.most_common(1)[0][0] if votes else None
     if not path.exists():
         what = f"{path} is missing, and {votes.total()} shards were made with it"
-        return majority, [Problem(place="codecs", path=path, what=what)] if votes else []
+        return majority, [Problem(kind="codecs", path=path, what=what)] if votes else []
     try:
         found = cache.codecs_sha256
     except (DamageError, OSError) as error:
         what = error.what if isinstance(error, DamageError) else f"{path} cannot be read: {error}"
-        return majority, [Problem(place="codecs", path=path, what=what)]
+        return majority, [Problem(kind="codecs", path=path, what=what)]
     if votes and found not in votes:
         what = (
             f"{path} is not the file that {votes.total()} shards were made with"
             f" (sha256: found {found}, wanted {majority})"
         )
-        return majority, [Problem(place="codecs", path=path, what=what)]
+        return majority, [Problem(kind="codecs", path=path, what=what)]
     return found, []
 
 
@@ -192,7 +192,7 @@ def _check_pictures(cache: Cache, pictures: PictureSet) -> list[Problem]:
     if pictures.geometry != cache.geometry:
         what = f"the pictures of {pictures.path} have another size than the teachers saw"
         sides = f" (h, w: found {pictures.geometry}, wanted {cache.geometry})"
-        problems.append(Problem(place="pictures", path=pictures.path, what=what + sides))
+        problems.append(Problem(kind="pictures", path=pictures.path, what=what + sides))
     if found == wanted:
         return problems
     here, there = (
@@ -205,12 +205,10 @@ def _check_pictures(cache: Cache, pictures: PictureSet) -> list[Problem]:
                 f"shard {shard_id}: the pictures of {pictures.path} are not those that the teachers"
                 f" saw ({_sides(here.get(shard_id), there.get(shard_id))})"
             )
-            problems.append(
-                Problem(place="pictures", shard=shard_id, path=pictures.path, what=what)
-            )
+            problems.append(Problem(kind="pictures", shard=shard_id, path=pictures.path, what=what))
     if here == there:
         what = f"{cache.path / IDENTITY}: the digest of the pictures is not that of its shards"
-        problems.append(Problem(place="pictures", path=cache.path / IDENTITY, what=what))
+        problems.append(Problem(kind="pictures", path=cache.path / IDENTITY, what=what))
     return problems
 
 
@@ -230,7 +228,7 @@ def _check_manifest(cache: Cache, missing: tuple[ShardId, ...]) -> list[Problem]
                 f"all {len(cache.shard_ids())} shards are there, {path} is not:"
                 f" python tools/check_cache.py {cache.path} --repair writes it"
             )
-            problems.append(Problem(place="incomplete", path=path, what=what))
+            problems.append(Problem(kind="incomplete", path=path, what=what))
         return problems
     try:
         found = read_json(path)
@@ -244,11 +242,11 @@ def _check_manifest(cache: Cache, missing: tuple[ShardId, ...]) -> list[Problem]
             wanted = {**found, "fingerprint": cache.fingerprint}
     except (DamageError, OSError) as error:
         what = error.what if isinstance(error, DamageError) else f"{path} cannot be read: {error}"
-        return [*problems, Problem(place="manifest", path=path, what=what)]
+        return [*problems, Problem(kind="manifest", path=path, what=what)]
     if different := differences(found, wanted):
         sides = "found {}, wanted {}".format(*both_sides(different, limit=2))
         what = f"{path} is not what follows from the shards ({sides})"
-        problems.append(Problem(place="manifest", path=path, what=what))
+        problems.append(Problem(kind="manifest", path=path, what=what))
     return problems
 
 
@@ -259,7 +257,7 @@ def _incomplete(cache: Cache, missing: tuple[ShardId, ...]) -> Problem:
         f"{len(missing)} of {len(cache.shard_ids())} shards are missing"
         f" ({names}){stale}: python tools/cache_teacher.py RECIPE --run.cache {cache.path} goes on"
     )
-    return Problem(place="incomplete", path=cache.path, what=what)
+    return Problem(kind="incomplete", path=cache.path, what=what)
 
 
 def _notes(folder: Path, ours: Collection[str] | None, pictures: PictureSet | None) -> list[str]:

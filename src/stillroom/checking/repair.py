@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stillroom.cache.identity import Cache, claim_cache, open_cache
-from stillroom.cache.identity_json import both_sides, differences, fingerprint
+from stillroom.cache.folder import Cache, claim_cache, open_cache
+from stillroom.cache.identity import both_sides, differences, fingerprint
 from stillroom.cache.scrub import Problem
 from stillroom.checking.check import CODECS, IDENTITY, MANIFEST, Report, check_cache
 from stillroom.errors import UserError
+from stillroom.extraction.cache_identity import compose, probe
 from stillroom.extraction.extract import cache_teacher
-from stillroom.extraction.identity import compose, probe
-from stillroom.extraction.ranks import Place
+from stillroom.extraction.process import ProcessContext
 from stillroom.jsonfile import sync_folder, write_json
 from stillroom.pictures.dataset import PictureSet
 from stillroom.recipe import Recipe, check
@@ -27,7 +27,7 @@ def repair(
     report: Report,
     recipe: Recipe | None,
     pictures: PictureSet | None,
-    place: Place,
+    process: ProcessContext,
     *,
     workers: int = 2,
     trust_rerun: bool = True,
@@ -39,8 +39,8 @@ def repair(
     """
     folder = report.cache
     done: list[str] = []
-    wanted = None if recipe is None else _identity(recipe, pictures, place.device)
-    if any(problem.place == "identity" for problem in report.problems):
+    wanted = None if recipe is None else _identity(recipe, pictures, process.device)
+    if any(problem.kind == "identity" for problem in report.problems):
         if wanted is None:
             return report, [f"{folder / IDENTITY} can only be made again from the recipe"]
         done += _mend_identity(folder, wanted, report.problems[0].what)
@@ -57,7 +57,7 @@ def repair(
     if recipe is not None and (cache.missing() or not cache.is_fitted):
         done.append(f"made again: {', '.join(map(str, cache.missing()))}")
         run = replace(recipe.run, cache=str(folder))
-        cache_teacher(replace(recipe, run=run), place)
+        cache_teacher(replace(recipe, run=run), process)
     elif cache.is_fitted and cache.finalize():
         done.append(f"{folder / MANIFEST} is written")
     after = _stamps(cache)
@@ -108,15 +108,15 @@ def _set_aside(cache: Cache, report: Report, trust_rerun: bool) -> list[str]:
     """Quarantine bad shards and fitted values, and delete a bad manifest, which is derived."""
     done = []
     for problem in report.problems:
-        if problem.place == "codecs":
+        if problem.kind == "codecs":
             done += _quarantine_file(cache.path / CODECS, problem.what)
-        if problem.place == "manifest":
+        if problem.kind == "manifest":
             problem.path.unlink(missing_ok=True)
             done.append(f"{problem.path} was deleted")
     for shard_id, why in _bad_shards(report, trust_rerun).items():
-        place = cache.quarantine(shard_id, "\n".join(why))
-        if place is not None:
-            done.append(f"shard {shard_id} was moved to {place}")
+        process = cache.quarantine(shard_id, "\n".join(why))
+        if process is not None:
+            done.append(f"shard {shard_id} was moved to {process}")
     return done
 
 
@@ -125,7 +125,7 @@ def _bad_shards(report: Report, trust_rerun: bool) -> dict[ShardId, list[str]]:
     places = ("shard", "teacher") if trust_rerun else ("shard",)
     bad: dict[ShardId, list[str]] = {}
     for problem in report.problems:
-        if problem.place in places and problem.shard is not None:
+        if problem.kind in places and problem.shard is not None:
             bad.setdefault(problem.shard, []).append(problem.what)
     return bad
 
@@ -133,19 +133,19 @@ def _bad_shards(report: Report, trust_rerun: bool) -> dict[ShardId, list[str]]:
 def _quarantine_file(path: Path, why: str) -> list[str]:
     if not path.exists():
         return []
-    place = path.parent / "quarantine" / f"{path.name}-{os.urandom(4).hex()}"
-    place.parent.mkdir(exist_ok=True)
-    path.rename(place)
+    process = path.parent / "quarantine" / f"{path.name}-{os.urandom(4).hex()}"
+    process.parent.mkdir(exist_ok=True)
+    path.rename(process)
     sync_folder(path.parent)
-    write_json(place.with_name(f"{place.name}.json"), {"file": path.name, "why": why})
-    return [f"{path} was moved to {place}"]
+    write_json(process.with_name(f"{process.name}.json"), {"file": path.name, "why": why})
+    return [f"{path} was moved to {process}"]
 
 
 def _stamps(cache: Cache) -> dict[ShardId, tuple[int, int]]:
     """What tells a published folder from one that was made again."""
     stamps = {}
     for shard_id in cache.shard_ids():
-        folder = cache.path / cache.plan(shard_id, "-").folder
+        folder = cache.path / cache.shard_spec(shard_id, "-").folder
         if folder.exists():
             stat = folder.stat()
             stamps[shard_id] = stat.st_ino, stat.st_mtime_ns
@@ -162,5 +162,5 @@ def _check_again(
 
 
 def _is_of_others(problem: Problem, changed: Collection[ShardId]) -> bool:
-    is_of_rows = problem.place in ("shard", "teacher")
+    is_of_rows = problem.kind in ("shard", "teacher")
     return is_of_rows and problem.shard is not None and problem.shard not in changed

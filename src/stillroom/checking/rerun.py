@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from stillroom.cache.identity import Cache
-from stillroom.cache.identity_json import both_sides, differences, plain
+from stillroom.cache.folder import Cache
+from stillroom.cache.identity import both_sides, differences, plain
 from stillroom.cache.reader import ShardReader
 from stillroom.cache.scrub import Problem, problem_of
 from stillroom.errors import DamageError, Stopped, UserError
@@ -34,8 +34,8 @@ from stillroom.types import Kind, ShardId
 # What another device, library or batch size may add to the codec's error (onnxruntime promises no
 # repeatability): of one value by the row's largest magnitude, and of the whole row (L2) by its own.
 # Measured on three person networks, 8 pictures, CPU: 6e-6 and 2e-6 with other kernels; another
-# picture's row 1.2 and 0.55 at least. Log-odds of probabilities are apart: at 1 - 2^-20 one unit
-# in the last place is 0.06 of 13.9; an unoptimised graph moved them by 1.2e-2 and 1.0e-3.
+# picture's row 1.2 and 0.55 at least. Log-odds of probabilities are apart: at 1 - 2^-20 one unit in
+# the last place is 0.06 of 13.9; an unoptimised graph moved them by 1.2e-2 and 1.0e-3.
 PLAIN, LOG_ODDS = (1e-2, 1e-3), (5e-2, 1e-2)
 _DECADES = range(-8, 4)  # bins of the histogram: below 1e-8, ..., from 1e3 on
 
@@ -177,10 +177,10 @@ def rerun(
                     except DamageError as error:
                         what = problem_of(error, shard_id, source.path).what
                         at = {"shard": shard_id, "path": source.path, "what": what}
-                        problems.append(Problem(place="pictures", **at))
+                        problems.append(Problem(kind="pictures", **at))
                         continue
-                    said = {k: v.cpu() for built in teachers for k, v in built(image).items()}
-                    problems += _compare(cache, reader, batch, said, compared)
+                    outputs = {k: v.cpu() for built in teachers for k, v in built(image).items()}
+                    problems += _compare(cache, reader, batch, outputs, compared)
                     bar.update(len(batch))
     return list(compared.values()), problems
 
@@ -202,14 +202,14 @@ def _compare(
     cache: Cache,
     reader: ShardReader,
     numbers: Sequence[int],
-    said: dict[str, Tensor],
+    outputs: dict[str, Tensor],
     compared: dict[str, Compared],
 ) -> list[Problem]:
     problems = []
     for i, row in enumerate(numbers):
         for name, figures in compared.items():
             stored = _stored(cache, reader, row, name)
-            text = _add(figures, stored, said[name][i : i + 1], cache)
+            text = _add(figures, stored, outputs[name][i : i + 1], cache)
             if text is not None:
                 shard, key = reader.shard_id, reader.rows[row].key
                 what = (
@@ -217,13 +217,13 @@ def _compare(
                     f" says of this picture: {text}"
                 )
                 problems.append(
-                    Problem(place="teacher", shard=shard, path=_folder(cache, shard), what=what)
+                    Problem(kind="teacher", shard=shard, path=_folder(cache, shard), what=what)
                 )
     return problems
 
 
 def _folder(cache: Cache, shard_id: ShardId) -> Path:
-    return cache.path / cache.plan(shard_id).folder
+    return cache.path / cache.shard_spec(shard_id).folder
 
 
 def _stored(cache: Cache, reader: ShardReader, row: int, name: str) -> Float[Tensor, "1 c y x"]:
@@ -236,24 +236,24 @@ def _stored(cache: Cache, reader: ShardReader, row: int, name: str) -> Float[Ten
 def _add(
     figures: Compared,
     stored: Float[Tensor, "1 c y x"],
-    said: Float[Tensor, "1 c y x"],
+    outputs: Float[Tensor, "1 c y x"],
     cache: Cache,
 ) -> str | None:
     """Add a row to the figures of its target; say how it differs where that is too much."""
     figures.num_rows += 1
-    if not bool(torch.isfinite(said).all()):
+    if not bool(torch.isfinite(outputs).all()):
         figures.num_wrong += 1
         return "that is not finite"
-    bound = cache.codecs[figures.target].error_bound(said, cache.fitted[figures.target])
-    error = (stored - said).abs()
-    norm, off = float(said.double().norm()), float(error.double().norm())
+    bound = cache.codecs[figures.target].error_bound(outputs, cache.fitted[figures.target])
+    error = (stored - outputs).abs()
+    norm, off = float(outputs.double().norm()), float(error.double().norm())
     relative = off / norm if norm else math.inf if off else 0.0
     both = norm * float(stored.double().norm())
-    cosine = float((stored.double() * said).sum()) / both if both else float(norm == off == 0)
-    _count(figures, stored, said, error, bound)
+    cosine = float((stored.double() * outputs).sum()) / both if both else float(norm == off == 0)
+    _count(figures, stored, outputs, error, bound)
     figures.relative, figures.cosine = max(figures.relative, relative), min(figures.cosine, cosine)
     one, whole = figures.tolerance
-    spare, worst = one * float(said.abs().max()), int(error.argmax())
+    spare, worst = one * float(outputs.abs().max()), int(error.argmax())
     largest, allowed = float(error.flatten()[worst]), float(bound.flatten()[worst]) + spare
     if largest >= figures.largest:
         figures.largest, figures.allowed = largest, allowed
@@ -267,7 +267,9 @@ def _add(
     )
 
 
-def _count(figures: Compared, stored: Tensor, said: Tensor, error: Tensor, bound: Tensor) -> None:
+def _count(
+    figures: Compared, stored: Tensor, outputs: Tensor, error: Tensor, bound: Tensor
+) -> None:
     """Add the values of a row to the histogram, and its pixels to those that agree."""
     figures.num_values += error.numel()
     figures.num_exact += int((error == 0).sum())
@@ -276,6 +278,6 @@ def _count(figures: Compared, stored: Tensor, said: Tensor, error: Tensor, bound
     counts = torch.bincount(decades - (_DECADES[0] - 1), minlength=len(figures.histogram))
     figures.histogram = [a + b for a, b in zip(figures.histogram, counts.tolist(), strict=True)]
     if figures.kind == "logits":
-        same = predict(stored) == predict(said)
+        same = predict(stored) == predict(outputs)
         figures.num_agreeing += int(same.sum())
         figures.num_pixels += same.numel()

@@ -1,9 +1,8 @@
 """Stage 1: run the frozen teachers once over every picture and keep what they said.
 
 Decoding (threads), inference (the device) and compressing and appending (a writer thread) overlap.
-Work is divided without locks:
-rank r takes shards[r::world], skips what is published, then sweeps the rest from its own offset;
-the first writer of a shard wins.
+Work is divided without locks: rank r takes shards[r::world], skips what is published, then sweeps
+the rest from its own offset; the first writer of a shard wins.
 """
 
 import platform
@@ -22,20 +21,20 @@ from tqdm import tqdm
 
 import stillroom
 from stillroom.cache.find import find_caches
-from stillroom.cache.identity import Cache, claim_cache
+from stillroom.cache.folder import Cache, claim_cache
 from stillroom.codecs import Codec
-from stillroom.errors import Stopped, UserError
+from stillroom.errors import UserError
+from stillroom.extraction.cache_identity import compose, probe
 from stillroom.extraction.gate import gate_pictures, judge
-from stillroom.extraction.identity import compose, probe
 from stillroom.extraction.preflight import require_space
-from stillroom.extraction.ranks import Place
-from stillroom.extraction.refused import in_words
+from stillroom.extraction.process import ProcessContext
 from stillroom.jsonfile import digest
+from stillroom.os_errors import explain_os_errors
 from stillroom.pictures.dataset import Picture, PictureShard, open_pictures
 from stillroom.pictures.loader import image_tensor, read_ahead
 from stillroom.recipe import Recipe, check
-from stillroom.signals import stop_on_signals
-from stillroom.types import Figures, Kind, Row, ShardId, TargetSpec, View
+from stillroom.signals import raise_if_stopped, stop_on_signals
+from stillroom.types import Kind, Row, RowStatistics, ShardId, TargetSpec, View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,62 +44,66 @@ class _Job:
     recipe: Recipe
     cache: Cache
     teachers: tuple[Any, ...]
-    place: Place
+    process: ProcessContext
     quality: dict[str, Any]
     stop: threading.Event
 
 
-def cache_teacher(recipe: Recipe, place: Place) -> Cache:
-    """Run stage 1 of a recipe as one of `place.world` processes and return the cache.
+def cache_teacher(recipe: Recipe, process: ProcessContext) -> Cache:
+    """Run stage 1 of a recipe as one of `process.world` processes and return the cache.
 
     Raises UserError for what cannot work, FailureError where disk or system fails, Stopped when a
     signal asked to stop; the published shards stay.
     """
-    with stop_on_signals() as stop, in_words("stage 1 cannot go on", Path(recipe.run.cache)):
-        return _cache_teacher(recipe, place, stop)
+    with (
+        stop_on_signals() as stop,
+        explain_os_errors("stage 1 cannot go on", Path(recipe.run.cache)),
+    ):
+        return _cache_teacher(recipe, process, stop)
 
 
-def _cache_teacher(recipe: Recipe, place: Place, stop: threading.Event) -> Cache:
+def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Event) -> Cache:
     pictures = open_pictures(Path(recipe.data.shards))
     check(recipe, pictures)
     if not recipe.teachers:
         raise UserError(f"recipe {recipe.name!r} has no teacher, so there is nothing to cache")
     assert pictures.geometry is not None
-    teachers = tuple(config.build(place.device) for config in recipe.teachers)
+    teachers = tuple(config.build(process.device) for config in recipe.teachers)
     specs = [
         spec
         for config, built in zip(recipe.teachers, teachers, strict=True)
-        for spec in probe(config, built, pictures.geometry, recipe.codec, place.device)
+        for spec in probe(config, built, pictures.geometry, recipe.codec, process.device)
     ]
-    _look(stop, "nothing was begun")
+    raise_if_stopped(stop, "nothing was begun")
     cache = _claim(recipe, compose(recipe, pictures, specs))
     if not cache.is_fitted:
         cache.publish_fitted({})
-    place.say(f"cache {cache.path}: {_describe(specs)}")
+    process.print(f"cache {cache.path}: {_describe(specs)}")
     for folder in cache.quarantine_bad():  # said by the rank that moved it
         print(f"warning: a damaged shard was set aside and is made again: {folder}", flush=True)
     if missing := cache.missing():
-        _look(stop, "no shard was begun")
-        _warn_of_size(recipe, cache, place)
+        raise_if_stopped(stop, "no shard was begun")
+        _warn_of_size(recipe, cache, process)
         attentive = tuple(_Attentive(built, stop) for built in teachers)
-        quality = _gate(recipe, attentive, pictures, place)
-        _look(stop, "no shard was begun")
+        quality = _gate(recipe, attentive, pictures, process)
+        raise_if_stopped(stop, "no shard was begun")
         job = _Job(
-            recipe=recipe, cache=cache, teachers=teachers, place=place, quality=quality, stop=stop
+            recipe=recipe,
+            cache=cache,
+            teachers=teachers,
+            process=process,
+            quality=quality,
+            stop=stop,
         )
         if recipe.run.preflight and (
-            line := require_space(cache, pictures, missing, lambda batch: _answer(job, batch)[1])
+            line := require_space(
+                cache, pictures, missing, lambda batch: run_teachers(job, batch)[1]
+            )
         ):
-            place.say(line)
+            process.print(line)
         _make_shards(job, pictures, missing)
     cache.finalize()
     return cache
-
-
-def _look(stop: threading.Event, found: str) -> None:
-    """Raise Stopped if a signal has asked for it."""
-    if stop.is_set():
-        raise Stopped("told to stop", found=found, fix="the same command goes on from here")
 
 
 class _Attentive:
@@ -110,7 +113,7 @@ class _Attentive:
         vars(self).update(_built=built, _stop=stop)
 
     def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        _look(self._stop, "no shard was begun")
+        raise_if_stopped(self._stop, "no shard was begun")
         return self._built(image)
 
     def __getattr__(self, name: str) -> Any:
@@ -130,23 +133,27 @@ def _claim(recipe: Recipe, identity: dict[str, Any]) -> Cache:
     return claim_cache(root, recipe.name, identity)
 
 
-def _gate(recipe: Recipe, teachers: tuple[Any, ...], pictures: Any, place: Place) -> dict[str, Any]:
+def _gate(
+    recipe: Recipe, teachers: tuple[Any, ...], pictures: Any, process: ProcessContext
+) -> dict[str, Any]:
     """Judge every teacher on this rank's own device; returns figures per target.
 
     A rank that finds a fault says so itself, whichever it is.
     """
     if recipe.gate == "off":
-        place.say("quality gate: off")
+        process.print("quality gate: off")
         return {}
     quality: dict[str, Any] = {}
-    where = f" on {place.device_name}, rank {place.rank} of {place.world}" * (place.world > 1)
+    where = f" on {process.device_name}, rank {process.rank} of {process.world}" * (
+        process.world > 1
+    )
     for config, built in zip(recipe.teachers, teachers, strict=True):
         rounds = gate_pictures(pictures)
         for verdict in judge(config, built, rounds, len(pictures.classes), recipe.gate_floor):
             figures = ", ".join(f"{name} {value:.4g}" for name, value in verdict.figures.items())
-            place.say(f"quality gate, {verdict.target}: {figures}")
+            process.print(f"quality gate, {verdict.target}: {figures}")
             if verdict.note:
-                place.say(f"quality gate, {verdict.target}: {verdict.note}")
+                process.print(f"quality gate, {verdict.target}: {verdict.note}")
             if verdict.reasons and recipe.gate == "refuse":
                 raise UserError(
                     f"the teacher of target {verdict.target!r} failed the quality gate{where}",
@@ -162,22 +169,22 @@ def _gate(recipe: Recipe, teachers: tuple[Any, ...], pictures: Any, place: Place
 
 def _make_shards(job: _Job, pictures: Any, missing: tuple[ShardId, ...]) -> None:
     """Make this rank's share of the missing shards, then whatever others have not yet published."""
-    cache, place = job.cache, job.place
+    cache, process = job.cache, job.process
     every = cache.shard_ids()
-    own = [shard for shard in every[place.rank :: place.world] if shard in missing]
-    offset = place.rank * len(every) // place.world
+    own = [shard for shard in every[process.rank :: process.world] if shard in missing]
+    offset = process.rank * len(every) // process.world
     rest = [s for s in every[offset:] + every[:offset] if s in missing and s not in own]
     rows = sum(cache.shard_rows(shard) for shard in every)
     done = rows - sum(cache.shard_rows(shard) for shard in missing)
     with tqdm(
-        total=rows, initial=done, unit="row", disable=not place.is_first, desc=cache.path.name
+        total=rows, initial=done, unit="row", disable=not process.is_first, desc=cache.path.name
     ) as bar:
         for shard in own + rest:
             if cache.is_published(shard):
                 bar.update(cache.shard_rows(shard))
                 continue
-            _look(job.stop, f"{shard} was not begun")
-            with in_words(f"shard {shard} could not be made", cache.path):
+            raise_if_stopped(job.stop, f"{shard} was not begun")
+            with explain_os_errors(f"shard {shard} could not be made", cache.path):
                 _make_shard(job, shard, pictures.open(shard), bar)
             row_mb = cache.shard_bytes(shard) / cache.shard_rows(shard) / 1e6
             published = f"{len(every) - len(cache.missing())}/{len(every)} shards"
@@ -195,12 +202,12 @@ def _make_shard(job: _Job, shard: ShardId, source: PictureShard, bar: Any) -> No
     ):
         left = job.cache.shard_rows(shard)
         for batch in batches:
-            _look(job.stop, f"{shard} was not finished and is left out")
+            raise_if_stopped(job.stop, f"{shard} was not finished and is left out")
             if job.cache.is_published(shard):  # another was faster: go on with the next
                 bar.update(left)
                 return
             left -= len(batch)
-            appender.put(*_answer(job, batch))
+            appender.put(*run_teachers(job, batch))
             bar.update(len(batch))
         appender.finish()
         writer.publish(_provenance(job, len(source.keys), time.perf_counter() - began))
@@ -226,18 +233,18 @@ def _batches(source: PictureShard, recipe: Recipe) -> Generator[list[Picture], N
         yield batch
 
 
-Encoded = tuple[list[Row], dict[str, np.ndarray], dict[str, list[Figures]]]
+Encoded = tuple[list[Row], dict[str, np.ndarray], dict[str, list[RowStatistics]]]
 
 
-def _answer(job: _Job, batch: list[Picture]) -> Encoded:
+def run_teachers(job: _Job, batch: list[Picture]) -> Encoded:
     """Run every teacher on one batch; return rows, encoded parts (b ...) and figures per row."""
-    image = torch.stack([image_tensor(picture.image) for picture in batch]).to(job.place.device)
+    image = torch.stack([image_tensor(picture.image) for picture in batch]).to(job.process.device)
     rows = [
         Row(key=p.key, view=View(x0=0, y0=0, x1=p.image.shape[1], y1=p.image.shape[0]))
         for p in batch
     ]
     parts: dict[str, np.ndarray] = {}
-    statistics: dict[str, list[Figures]] = {}
+    statistics: dict[str, list[RowStatistics]] = {}
     for built in job.teachers:
         for name, answer in built(image).items():
             statistics[name] = _statistics(answer, job.cache.specs[name].kind)
@@ -248,14 +255,14 @@ def _answer(job: _Job, batch: list[Picture]) -> Encoded:
     return rows, parts, statistics
 
 
-def _statistics(answer: torch.Tensor, kind: Kind) -> list[Figures]:
+def _statistics(answer: torch.Tensor, kind: Kind) -> list[RowStatistics]:
     """Return the figures of each row of an answer (b c y x); one softmax is the largest copy."""
     flat = answer.flatten(1)
     share = torch.isfinite(flat).sum(1).double() / flat.shape[1]
     low, high, finite = torch.stack([*flat.aminmax(dim=1), share]).tolist()
     is_logits = kind == "logits"
     sure = _confidence(answer.float()).tolist() if is_logits else [None] * len(finite)
-    return list(map(Figures, low, high, finite, sure))
+    return list(map(RowStatistics, low, high, finite, sure))
 
 
 def _confidence(logits: torch.Tensor) -> torch.Tensor:
@@ -316,7 +323,7 @@ class _Appender:
 
 def _provenance(job: _Job, rows: int, seconds: float) -> dict[str, Any]:
     return {
-        "device": job.place.device_name,
+        "device": job.process.device_name,
         "providers": [built.provider for built in job.teachers],
         "gate": job.recipe.gate,
         "quality": job.quality,
@@ -331,7 +338,7 @@ def _provenance(job: _Job, rows: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _warn_of_size(recipe: Recipe, cache: Cache, place: Place) -> None:
+def _warn_of_size(recipe: Recipe, cache: Cache, process: ProcessContext) -> None:
     """Say so when a teacher shard would pass the limit (before compression), and which
     --shard-rows avoids it.
     """
@@ -343,7 +350,7 @@ def _warn_of_size(recipe: Recipe, cache: Cache, place: Place) -> None:
     rows = max(cache.shard_rows(shard) for shard in cache.shard_ids())
     limit = recipe.run.shard_limit_gb * 1e9
     if row_bytes * rows > limit:
-        place.say(
+        process.print(
             f"warning: a teacher shard may take {row_bytes * rows / 1e9:.1f} GB"
             f" ({row_bytes / 1e6:.1f} MB a row before compression); pack the pictures with"
             f" --shard-rows {max(1, int(limit // row_bytes))} to avoid it"

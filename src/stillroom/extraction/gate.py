@@ -2,19 +2,25 @@
 
 What it does is looked at, on some pictures: its weights hold no damage, its answers are finite,
 alive, and those of the picture alone; where there are labels it reaches a floor, does better than
-one class everywhere, and no other usual preprocessing does better than the declared one.
-Costs, in rows of one picture through the network: 42 for features (32 pictures, 10 for steadiness);
-for logits 202 (32 more through each of five doors, the declared one among them) where every other
-preprocessing is clearly worse, at most 96 more for each that is close and for the declared one, and
-to name the right one of a refused teacher three doors more over the same pictures.
+one class everywhere, and no other usual preprocessing does better than the declared one. Costs, in
+rows of one picture through the network: 42 for features (32 pictures, 10 for steadiness); for
+logits 202 (32 more through each of five preprocessings, the declared one among them) where every
+other preprocessing is clearly worse, at most 96 more for each that is close and for the declared
+one, and to name the right one of a refused teacher three more over the same pictures.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stillroom.extraction.doors import Heard, describe, hear, other_doors, try_doors
-from stillroom.extraction.health import examine, listen, steadiness
+from stillroom.extraction.health import examine, observe, steadiness
+from stillroom.extraction.preprocessing import (
+    Scores,
+    describe,
+    other_preprocessings,
+    score,
+    try_preprocessings,
+)
 from stillroom.metrics import num_classes
 from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.teachers.configs import Teacher
@@ -64,15 +70,15 @@ def judge(
     """
     more = iter(rounds)
     samples = next(more)
-    said, steady = listen(built, samples), steadiness(built, samples)
+    outputs, steady = observe(built, samples), steadiness(built, samples)
     verdicts = []
     for name, kind in config.targets.items():
-        figures, infinite, dead = examine(said[name], kind)
+        figures, infinite, dead = examine(outputs[name], kind)
         reasons = [*built.damage, *infinite]
         if not infinite:
             figures |= steady[name][0]
             reasons += steady[name][1]
-        note = _unscored(said[name].channels, samples, classes) if kind == "logits" else ""
+        note = _unscored(outputs[name].channels, samples, classes) if kind == "logits" else ""
         if kind == "logits" and not note and not infinite:
             scored, misfed, below = _score(name, built, samples, more, floor, bool(reasons))
             figures |= scored
@@ -103,26 +109,29 @@ def _score(
     floor: float,
     is_faulty: bool,
 ) -> tuple[dict[str, float], list[str], list[str]]:
-    """Return figures, another door that does better, and what is wrong with the accuracy; what is
-    faulty is not asked through other doors.
+    """Return figures, another preprocessing that does better, and what is wrong with the accuracy;
+    what is faulty is not asked again.
     """
-    declared, best = hear(name, built, samples, built.door), None
+    declared, best = score(name, built, samples, built.preprocessing), None
     figures, misfed = {}, []
     if not is_faulty:
-        declared, results, best = try_doors(name, built, declared, samples, more, floor)
+        declared, results, best = try_preprocessings(name, built, declared, samples, more, floor)
         figures["best_other_miou"] = max(result.miou for result in results.values())
         if best is not None and results[best].miou >= floor:  # else the weights are to blame
-            result, door = results[best], other_doors(built.door, both=True)[best]
+            result, preprocessing = (
+                results[best],
+                other_preprocessings(built.preprocessing, both=True)[best],
+            )
             misfed.append(
                 f"{best} gives mIoU {result.miou:.3f}, the declared preprocessing"
                 f" {result.declared_miou:.3f}, and explains the labels of {result.wins} of"
-                f" {result.num_pictures} pictures better: declare {describe(door)}"
+                f" {result.num_pictures} pictures better: declare {describe(preprocessing)}"
             )
     figures = {"miou": declared.miou, "pictures": len(declared), **figures}
     return figures, misfed, _below(declared, floor)
 
 
-def _below(declared: Heard, floor: float) -> list[str]:
+def _below(declared: Scores, floor: float) -> list[str]:
     found = f"mIoU {declared.miou:.3f} on {len(declared)} pictures is"
     cause = "wrong or random weights, wrong classes, or a teacher too weak"
     shares = declared.counts.sum((0, 2)).double()

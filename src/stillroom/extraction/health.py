@@ -18,7 +18,7 @@ MAX_DEAD = 0.25  # share of the channels of features
 _SAME = 1e-6  # relative; less is rounding
 _CLAMPED = -13.85  # just above the logarithm of the smallest probability that is told apart
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,16 @@ def chunks(pictures: Sequence[Picture]) -> Iterator[tuple[Sequence[Picture], Ten
         yield some, torch.stack([image_tensor(picture.image) for picture in some])
 
 
-def listen(built: Any, pictures: Sequence[Picture]) -> dict[str, Health]:
+def observe(built: Any, pictures: Sequence[Picture]) -> dict[str, Health]:
     """Run a teacher over some pictures; returns what it said per target."""
-    said = [{n: _digest(a) for n, a in built(image).items()} for _, image in chunks(pictures)]
+    outputs = [{n: _digest(a) for n, a in built(image).items()} for _, image in chunks(pictures)]
     return {
-        name: Health(*(torch.cat([getattr(s[name], f) for s in said]) for f in Health.__slots__))
-        for name in said[0]
+        name: Health(*(torch.cat([getattr(s[name], f) for s in outputs]) for f in Health.__slots__))
+        for name in outputs[0]
     }
 
 
-def examine(health: Health, kind: Kind) -> tuple[Figures, list[str], list[str]]:
+def examine(health: Health, kind: Kind) -> tuple[Metrics, list[str], list[str]]:
     """Return figures, why the answer is not finite, and why it is dead."""
     finite = float(health.finite.double().mean())
     if finite < 1:
@@ -71,7 +71,7 @@ def examine(health: Health, kind: Kind) -> tuple[Figures, list[str], list[str]]:
     return figures, [], []
 
 
-def steadiness(built: Any, pictures: Sequence[Picture]) -> dict[str, tuple[Figures, list[str]]]:
+def steadiness(built: Any, pictures: Sequence[Picture]) -> dict[str, tuple[Metrics, list[str]]]:
     """Say per target whether the answer for a picture is that of the picture alone.
 
     The same batch is asked twice, then its first two pictures alone: ten rows in all. BatchNorm in
@@ -82,9 +82,9 @@ def steadiness(built: Any, pictures: Sequence[Picture]) -> dict[str, tuple[Figur
     together, again = built(image), built(image)
     alone = [built(row) for row in image[:2].split(1)]
     found = {}
-    for name, said in together.items():
-        repeat = _distance(again[name], said)
-        batch = _distance(torch.cat([answer[name] for answer in alone]), said[: len(alone)])
+    for name, outputs in together.items():
+        repeat = _distance(again[name], outputs)
+        batch = _distance(torch.cat([answer[name] for answer in alone]), outputs[: len(alone)])
         reasons = []
         if repeat > UNSTEADY:
             reasons.append(

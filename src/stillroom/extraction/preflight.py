@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from stillroom.cache.folder import Cache
 from stillroom.cache.frames import encode_frame
-from stillroom.cache.identity import Cache
 from stillroom.errors import UserError
-from stillroom.extraction.refused import free_bytes
+from stillroom.os_errors import free_bytes
 from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.types import ShardId
 
@@ -29,8 +29,8 @@ def require_space(
 ) -> str | None:
     """Return a line that says what will be needed, or None where there is room for anything.
 
-    `answer` gives the encoded parts (b ...) of a batch. Raises UserError where the missing
-    shards will not fit.
+    `answer` gives the encoded parts (b ...) of a batch. Raises UserError where the missing shards
+    will not fit.
     """
     free = free_bytes(cache.path)
     raw_bytes = float(sum(part.num_bytes for part in cache.parts))

@@ -1,4 +1,4 @@
-"""The door of a network: RGB in [0, 1] becomes what the network was trained on."""
+"""The input normalisation of a network: RGB in [0, 1] becomes what the network was trained on."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Any network of segmentation_models_pytorch (smp), with taps, behind its own door.
+"""Any network of segmentation_models_pytorch (smp), with taps, with its own normalisation.
 
 The encoder's string is recorded as it stands, because it decides class, parameter names and weights
 (smp 0.6): `timm-efficientnet-b3` is smp's own EfficientNet (U-Net 13.16 M parameters),
@@ -38,7 +38,7 @@ class SmpNetwork(nn.Module):
         """`encoder_weights` is None (random) or "imagenet" (downloaded, or from the cache)."""
         super().__init__()
         model = _create(arch, encoder, classes, decoder_channels)
-        self.door = Normalise(mean, std)
+        self.normalise = Normalise(mean, std)
         self.encoder = model.encoder
         self.decoder = model.decoder
         self.segmentation_head = model.segmentation_head
@@ -58,7 +58,7 @@ class SmpNetwork(nn.Module):
         """Return logits and the named features; an unknown tap is a UserError."""
         require_taps(taps, self.taps)
         require_size(image, self.stride)
-        features = self.encoder(self.door(image))
+        features = self.encoder(self.normalise(image))
         named = {f"encoder.{level}": feature for level, feature in enumerate(features)}
         x = self._decode(features, taps, named)
         return self.segmentation_head(x), {tap: named[tap] for tap in taps}

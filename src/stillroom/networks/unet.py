@@ -32,7 +32,7 @@ class UNet(nn.Module):
                 wanted=f"all three at least 1, depth at most {_MAX_DEPTH}",
             )
         channels = [width * 2**level for level in range(depth + 1)]
-        self.door = Normalise(mean, std)
+        self.normalise = Normalise(mean, std)
         self.encoder = nn.ModuleList(
             _block(3 if level == 0 else channels[level - 1], channels[level])
             for level in range(depth + 1)
@@ -57,7 +57,7 @@ class UNet(nn.Module):
         """Return logits and the named features; an unknown tap is a UserError."""
         require_taps(taps, self.taps)
         require_size(image, self.stride)
-        features = [self.encoder[0](self.door(image))]
+        features = [self.encoder[0](self.normalise(image))]
         for block in list(self.encoder)[1:]:
             features.append(block(nn.functional.max_pool2d(features[-1], 2)))
         named = {f"encoder.{level}": feature for level, feature in enumerate(features)}

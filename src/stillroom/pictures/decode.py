@@ -136,8 +136,8 @@ def decode_stored(
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Raise ValueError for a JPEG that would be decoded over and over: each scan is a pass over
-    all pixels, and may take a few bytes only.
+    """Raise ValueError for a JPEG that would be decoded over and over: each scan is a pass over all
+    pixels, and may take a few bytes only.
     """
     at, num_scans = 2, 0
     for _ in range(_MAX_SEGMENTS if data.startswith(b"\xff\xd8") else 0):

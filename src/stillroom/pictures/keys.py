@@ -16,8 +16,7 @@ def key_of(name: str) -> str:
     """Return the key of a picture that its source calls `name` (no suffix, `/` between folders).
 
     Every byte outside `A-Z a-z 0-9 _ - /` becomes `=` and two hex digits: WebDataset cuts names at
-    the first dot.
-    Raises UserError where no key can be made of the name.
+    the first dot. Raises UserError where no key can be made of the name.
     """
     try:
         data = name.encode()

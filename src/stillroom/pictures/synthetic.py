@@ -1,8 +1,8 @@
 """Made-up pictures with known masks: textured shapes on a textured ground, for demonstrations and
 tests.
 
-Four classes: ground, disc (stripes), square (checks), triangle (dots). Colours say nothing;
-texture and outline do. Borders are void.
+Four classes: ground, disc (stripes), square (checks), triangle (dots). Colours say nothing; texture
+and outline do. Borders are void.
 """
 
 from pathlib import Path

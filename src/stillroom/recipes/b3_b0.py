@@ -6,14 +6,13 @@
     accelerate launch --config_file accelerate_configs/gpu1_fp16.yaml train_student.py b3-b0-yolo
 
 Source: PINTO0309/human-instance-segmentation (MIT), its B3 -> B0 distillation with YOLO features;
-teacher weights
-ternaus/people_segmentation 2020-09-23a, which expect ImageNet mean and standard deviation.
+teacher weights ternaus/people_segmentation 2020-09-23a, which expect ImageNet mean and standard
+deviation.
 
 Departures, each a repair: the encoder trains (there, the feature term moved only a projection that
-was thrown away); frozen BatchNorm does not
-drift because nothing is frozen; KL is the sum over classes times T^2, a mean over valid pixels
-(there, times T); no clamp on any term; a loss that
-is not finite stops the run; the teachers run once, not every epoch; the temperature is a field. As
+was thrown away); frozen BatchNorm does not drift because nothing is frozen; KL is the sum over
+classes times T^2, a mean over valid pixels (there, times T); no clamp on any term; a loss that is
+not finite stops the run; the teachers run once, not every epoch; the temperature is a field. As
 there: weights, learning rate, hidden width,
 temperature 3 to 1, 50 epochs of batches of 4, resizing that stretches. Not yet: augmentation. No
 score is claimed until it has been trained on the original data.
@@ -28,7 +27,7 @@ from stillroom.losses import (
     Temperature,
 )
 from stillroom.recipe import AdamW, Data, Recipe
-from stillroom.students.configs import SmpStudent
+from stillroom.students.definitions import SmpStudent
 from stillroom.teachers.configs import OnnxTeacher, SmpTeacher
 
 

@@ -1,15 +1,14 @@
-"""Where labels are few: a teacher trained on all masks teaches a smaller student that sees one
-mask in twenty.
+"""Where labels are few: a teacher trained on all masks teaches a smaller student that sees one mask
+in twenty.
 
     accelerate launch train_student.py people-teacher --student.weights ENCODER.pth
     python tools/cache_teacher.py people-few
     accelerate launch train_student.py people-few-plain --student.weights ENCODER.pth
     accelerate launch train_student.py people-few --student.weights ENCODER.pth
 
-`street-*` are the same with eleven classes. An epoch has as many steps whatever the label share,
-so the two students see equally many
-pictures; the plain one sees its few labelled ones again and again. Figures with seeds:
-docs/results.md.
+`street-*` are the same with eleven classes. An epoch has as many steps whatever the label share, so
+the two students see equally many pictures; the plain one sees its few labelled ones again and
+again. Figures with seeds: docs/results.md.
 """
 
 from dataclasses import replace
@@ -24,7 +23,7 @@ from stillroom.losses import (
 )
 from stillroom.recipe import AdamW, Augment, Data, Recipe
 from stillroom.recipes.people import people_teacher
-from stillroom.students.configs import SmpStudent
+from stillroom.students.definitions import SmpStudent
 from stillroom.teachers.configs import RunTeacher
 
 _SHARE = 0.05

@@ -9,9 +9,9 @@ with TEACHERS = --teachers.0.path MASK.onnx --teachers.1.path DETECTOR.onnx --te
 
     accelerate launch train_student.py people-teacher      a teacher of one's own, on all masks
 
-The defaults describe a person segmenter of RGB in [0, 1] that answers with a probability, and
-YOLOX (BGR 0..255) tapped at its stride-8 Concat.
-Departures from `b3-b0-yolo`: smaller networks, 256x256. Figures: docs/results.md.
+The defaults describe a person segmenter of RGB in [0, 1] that answers with a probability, and YOLOX
+(BGR 0..255) tapped at its stride-8 Concat. Departures from `b3-b0-yolo`: smaller networks, 256x256.
+Figures: docs/results.md.
 """
 
 from stillroom.losses import (
@@ -23,7 +23,7 @@ from stillroom.losses import (
     Temperature,
 )
 from stillroom.recipe import AdamW, Augment, Data, Recipe
-from stillroom.students.configs import SmpStudent
+from stillroom.students.definitions import SmpStudent
 from stillroom.teachers.configs import OnnxTeacher
 
 _SIGNED = (0.5, 0.5, 0.5)  # the encoder's weights expect RGB in [-1, 1]

@@ -24,7 +24,7 @@ from stillroom.losses import (
     Temperature,
 )
 from stillroom.recipe import AdamW, Augment, Data, Recipe, Run
-from stillroom.students.configs import UNetStudent
+from stillroom.students.definitions import UNetStudent
 from stillroom.teachers.configs import RunTeacher
 
 _DATA = Data(shards="shards/shapes")

@@ -18,7 +18,7 @@ from stillroom.losses import (
 )
 from stillroom.networks.build import Network
 from stillroom.networks.taps import require_taps
-from stillroom.students.configs import Student
+from stillroom.students.definitions import Student
 from stillroom.types import TargetSpec
 
 Shape = tuple[int, int, int]

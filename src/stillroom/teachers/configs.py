@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.errors import UserError
 from stillroom.jsonfile import file_sha256
-from stillroom.networks.run import DESCRIPTION, WEIGHTS, read_run
+from stillroom.networks.finished_run import DESCRIPTION, WEIGHTS, read_run
 from stillroom.teachers.external_data import external_files
 from stillroom.types import Kind
 
@@ -32,8 +32,8 @@ class OnnxTeacher:
 
     Preprocessing, in this order: RGB in [0, 1], resized to `size`, channels reordered, times
     `scale`, minus `mean`, divided by `std`. `mean` and `std` are in scaled units and in the
-    network's channel order. BGR 0..255 is `channels="BGR", scale=255.0`; [-1, 1] is
-    `mean=(.5, .5, .5), std=(.5, .5, .5)`.
+    network's channel order. BGR 0..255 is `channels="BGR", scale=255.0`; [-1, 1] is `mean=(.5, .5,
+    .5), std=(.5, .5, .5)`.
     """
 
     target: str  # the name under which the tensor is cached

@@ -1,4 +1,4 @@
-"""Runs an ONNX teacher: picture, door, network, and its answer as logits or features."""
+"""Runs an ONNX teacher: picture, preprocessing, network, and its answer as logits or features."""
 
 import onnx
 import torch
@@ -30,9 +30,10 @@ _PROBE = (256, 256)  # picture size that a network without one is probed at, px
 class BuiltOnnxTeacher:
     """An ONNX teacher on one device, called with RGB pictures in [0, 1].
 
-    `door` normalises and may be replaced. `input_size` is the (h, w) that the network sees, None
-    where it is the picture's. `batch` is the number of rows that the network takes at once, None
-    where any number will do. `damage` says what is wrong with the weights, empty = nothing.
+    `preprocessing` normalises and may be replaced. `input_size` is the (h, w) that the network
+    sees, None where it is the picture's. `batch` is the number of rows that the network takes at
+    once, None where any number will do. `damage` says what is wrong with the weights, empty =
+    nothing.
     """
 
     def __init__(self, config: OnnxTeacher, device: str) -> None:
@@ -52,7 +53,7 @@ class BuiltOnnxTeacher:
         self._session = OnnxSession(model, self.device)
         self._rows = self.batch or 0  # rows per run; 0 = as they come
         self._seen: set[tuple[int, int]] = set()
-        self.door = Normalise(config.mean, config.std, config.scale, config.channels)
+        self.preprocessing = Normalise(config.mean, config.std, config.scale, config.channels)
         self.device_name = device_name(self.device)
         self.provider = self._session.provider
 
@@ -70,7 +71,7 @@ class BuiltOnnxTeacher:
         if self._fixed not in (None, size):
             raise _wrong_size(self._fixed, size)
         image = _resize(image.to(self.device, torch.float32), size)
-        answer = self._run_rows(self.door.to(self.device)(image))
+        answer = self._run_rows(self.preprocessing.to(self.device)(image))
         if self._config.kind == "features":
             return {self._config.target: answer}
         if self._config.kind == "probabilities":

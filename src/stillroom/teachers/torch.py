@@ -5,8 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.networks.build import Network, build_network, load_weights
+from stillroom.networks.finished_run import load_run
 from stillroom.networks.normalise import Normalise
-from stillroom.networks.run import load_run
 from stillroom.networks.taps import require_taps
 from stillroom.teachers.configs import RunTeacher, SmpTeacher, Taps, existing, finished
 from stillroom.teachers.damage import damage_of, network_weights
@@ -16,8 +16,8 @@ from stillroom.teachers.devices import device_name, open_device
 class BuiltTorchTeacher:
     """A torch teacher on one device, called with RGB pictures in [0, 1].
 
-    `door` normalises and may be replaced. `num_loaded` is the number of tensors that the weights
-    file gave: all of them. `input_size` is None: the network sees the picture at its own size.
+    `preprocessing` normalises and may be replaced. `input_size` is None: the network sees the
+    picture at its own size.
     """
 
     input_size: tuple[int, int] | None = None
@@ -28,24 +28,23 @@ class BuiltTorchTeacher:
         self.device = open_device(device)
         self._network = network
         require_taps(tuple(tap for _, tap in taps), self._network.taps)
-        self.num_loaded = len(self._network.state_dict())
         self._network.to(self.device).eval().requires_grad_(False)
         self._target, self._taps = target, taps
         self.device_name = device_name(self.device)
 
     @property
-    def door(self) -> Normalise:
+    def preprocessing(self) -> Normalise:
         """The network's own normalisation."""
-        return self._network.door
+        return self._network.normalise
 
     @property
     def damage(self) -> tuple[str, ...]:
         """What is wrong with the weights, in words; empty = nothing."""
         return damage_of(network_weights(self._network))
 
-    @door.setter
-    def door(self, door: Normalise) -> None:
-        self._network.door = door.to(self.device)
+    @preprocessing.setter
+    def preprocessing(self, preprocessing: Normalise) -> None:
+        self._network.normalise = preprocessing.to(self.device)
 
     @torch.inference_mode()
     def __call__(

@@ -1,5 +1,5 @@
-"""Checkpoints that appear whole and say what they are: safetensors and JSON, no pickle, no rank,
-no worker.
+"""Checkpoints that appear whole and say what they are: safetensors and JSON, no pickle, no rank, no
+worker.
 
 A folder `checkpoints/step-000400/` is written aside, flushed and renamed; older ones are pruned
 afterwards, never before.
@@ -51,7 +51,7 @@ def save_checkpoint(
 
 
 def newest_checkpoint(
-    run: Path, model: nn.Module, say: Callable[[str], None] = print
+    run: Path, model: nn.Module, print: Callable[[str], None] = print
 ) -> tuple[Path, dict[str, Any]]:
     """Return the newest checkpoint that verifies, and its state.
 
@@ -66,7 +66,7 @@ def newest_checkpoint(
             return folder, _verified(folder, max_bytes)
         except (DamageError, FileNotFoundError) as error:
             problems.append(str(error))
-            say(f"warning: {folder} is damaged and passed over: {error}")
+            print(f"warning: {folder} is damaged and passed over: {error}")
     if problems:
         raise DamageError(f"no checkpoint of {run} can be read", found=problems[0])
     raise UserError(
@@ -137,8 +137,8 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def save_student(
     folder: Path, student: nn.Module, about: dict[str, Any], sync: bool = True
 ) -> None:
-    """Write `student.safetensors` and `student.json`, which names the weights' sha256, into a
-    fresh folder.
+    """Write `student.safetensors` and `student.json`, which names the weights' sha256, into a fresh
+    folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / ".student.safetensors.tmp"

@@ -24,21 +24,21 @@ from stillroom.training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from stillroom.training.context import TrainContext
 from stillroom.training.evaluation import evaluate
 from stillroom.training.log import Log
+from stillroom.training.meter import TermMeter, step_line
+from stillroom.training.optimizer import learning_rate
 from stillroom.training.parameters import average_buffers, frozen_parameters
-from stillroom.training.prepare import prepare
 from stillroom.training.receipt import describe, receipt
-from stillroom.training.record import Record, step_line
-from stillroom.training.schedule import learning_rate
-from stillroom.training.session import Session
+from stillroom.training.setup import prepare
 from stillroom.training.step import forward_backward, local_counts, seed_forward
 from stillroom.training.stream import (
     HostBatch,
     to_batch,
     training_batches,
 )
-from stillroom.training.validate import score
+from stillroom.training.validate import selection_score
 from stillroom.types import Batch
 
 
@@ -49,22 +49,22 @@ def train(recipe: Recipe) -> Path:
     read, FailureError for a loss that is not finite, Stopped after a checkpoint when a signal asked
     to stop.
     """
-    session = prepare(recipe)
+    context = prepare(recipe)
     began = time.perf_counter()
-    step, best = _restore(session)
-    session.say(describe(session))
+    step, best = _restore(context)
+    context.print(describe(context))
     with (
         stop_on_signals() as stop,
-        Log(session.folder, step) if session.is_first else nullcontext() as log,
-        closing(_stream(session, step)) as stream,
+        Log(context.folder, step) if context.is_first else nullcontext() as log,
+        closing(_stream(context, step)) as stream,
     ):
-        _run_steps(session, stream, log, stop, step, best)
-    _finish(session, time.perf_counter() - began)
-    return session.folder
+        _run_steps(context, stream, log, stop, step, best)
+    _finish(context, time.perf_counter() - began)
+    return context.folder
 
 
 def _run_steps(
-    session: Session,
+    context: TrainContext,
     stream: Iterator[HostBatch],
     log: Log | None,
     stop: threading.Event,
@@ -72,116 +72,118 @@ def _run_steps(
     best: float,
 ) -> None:
     """Run the optimiser steps from `step` to the last."""
-    recipe = session.recipe
-    record = Record(session)
+    recipe = context.recipe
+    meter = TermMeter(context)
     mode_of = -1
-    while step < session.steps:
-        epoch = step // session.epoch_steps
+    while step < context.steps:
+        epoch = step // context.epoch_steps
         frozen = _is_frozen(recipe, epoch)
         if mode_of != epoch:
-            _set_mode(session, frozen)
+            _set_mode(context, frozen)
             mode_of = epoch
 
-        batches, counts = _next_step(session, stream)
-        totals = _forward_backward(session, step, epoch, batches, counts)
-        rate = _update(session, step, frozen)
-        average_buffers(session.distiller, session.deal.world)
+        batches, counts = _next_step(context, stream)
+        totals = _forward_backward(context, step, epoch, batches, counts)
+        rate = _update(context, step, frozen)
+        average_buffers(context.distiller, context.schedule.world)
         step += 1
 
-        record.add(totals, counts)
-        ends_epoch = step % session.epoch_steps == 0
-        due = (ends_epoch and (epoch + 1) % recipe.run.evaluate_every == 0) or step == session.steps
+        meter.add(totals, counts)
+        ends_epoch = step % context.epoch_steps == 0
+        due = (ends_epoch and (epoch + 1) % recipe.run.evaluate_every == 0) or step == context.steps
         told_to_stop = False
         if due or step % recipe.run.log_every == 0:
-            figures = record.figures(step) | {"lr": rate}
+            figures = meter.figures(step) | {"lr": rate}
             if log is not None:
                 log.write("train", step, epoch, figures)
-                session.say(step_line(session, step, figures))
-            told_to_stop = session.any(stop.is_set()) and step < session.steps
+                context.print(step_line(context, step, figures))
+            told_to_stop = context.any(stop.is_set()) and step < context.steps
 
         if due or told_to_stop:
-            _require_finite(session, step)
+            _require_finite(context, step)
         if due:
-            best = evaluate(session, log, step, epoch, best)
+            best = evaluate(context, log, step, epoch, best)
             mode_of = -1
         if due or told_to_stop:
-            _save(session, step, best)
+            _save(context, step, best)
         if told_to_stop:
-            (session.folder / "requeue").touch()
-            raise Stopped("told to stop", found=f"saved at step {step} of {session.steps}")
+            (context.folder / "requeue").touch()
+            raise Stopped("told to stop", found=f"saved at step {step} of {context.steps}")
 
 
-def _restore(session: Session) -> tuple[int, float]:
+def _restore(context: TrainContext) -> tuple[int, float]:
     """Return the step to go on from and the best score so far."""
-    if not session.recipe.run.resume:
+    if not context.recipe.run.resume:
         return 0, -1.0
-    if session.is_first:
-        clear_leftovers(session.folder)
-    folder, state = newest_checkpoint(session.folder, session.distiller, session.say)
-    load_checkpoint(folder, session.distiller, session.optimizer.optimizer)
-    scaler = session.accelerator.scaler
+    if context.is_first:
+        clear_leftovers(context.folder)
+    folder, state = newest_checkpoint(context.folder, context.distiller, context.print)
+    load_checkpoint(folder, context.distiller, context.optimizer.optimizer)
+    scaler = context.accelerator.scaler
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
-    session.say(f"resumed from {folder}")
+    context.print(f"resumed from {folder}")
     return state["step"], state["best"]
 
 
-def _stream(session: Session, step: int) -> Generator[HostBatch, None, None]:
-    recipe = session.recipe
+def _stream(context: TrainContext, step: int) -> Generator[HostBatch, None, None]:
+    recipe = context.recipe
     return training_batches(
-        session.source,
-        session.order,
-        session.deal,
-        range(step, session.steps),
+        context.dataset,
+        context.order,
+        context.schedule,
+        range(step, context.steps),
         augment=recipe.augment,
         seed=recipe.seed,
         workers=recipe.run.workers,
-        pin=session.accelerator.device.type == "cuda",
+        pin=context.accelerator.device.type == "cuda",
         may_substitute=recipe.on_damage == "substitute",
     )
 
 
-def _next_step(session: Session, stream: Iterator[HostBatch]) -> tuple[list[Batch], Tensor]:
+def _next_step(context: TrainContext, stream: Iterator[HostBatch]) -> tuple[list[Batch], Tensor]:
     """Read all of this rank's micro-batches of a step; return them and each term's global count,
     (terms,).
 
     A row that cannot be read raises DamageError here; the launcher then stops the other ranks.
     """
-    device = session.accelerator.device
-    batches = [to_batch(next(stream), device, session.cache) for _ in session.deal.micro_batches()]
-    return batches, session.reduce(local_counts(session.terms, batches, device))
+    device = context.accelerator.device
+    batches = [
+        to_batch(next(stream), device, context.cache) for _ in context.schedule.micro_batches()
+    ]
+    return batches, context.reduce(local_counts(context.terms, batches, device))
 
 
 def _forward_backward(
-    session: Session, step: int, epoch: int, batches: list[Batch], counts: Tensor
+    context: TrainContext, step: int, epoch: int, batches: list[Batch], counts: Tensor
 ) -> Tensor:
     """Run this rank's micro-batches of a step; return the local totals, (terms,)."""
-    micros, seed = session.deal.micro_batches(), session.recipe.seed
+    micros, seed = context.schedule.micro_batches(), context.recipe.seed
     return forward_backward(
-        session.model,
-        session.terms,
+        context.model,
+        context.terms,
         batches,
         counts,
-        progress=epoch_progress(epoch, session.recipe.epochs),
-        world=session.deal.world,
+        progress=epoch_progress(epoch, context.recipe.epochs),
+        world=context.schedule.world,
         seed_micro=lambda i: seed_forward(seed, step, micros[i]),
-        backward=session.accelerator.backward,
-        no_sync=lambda: session.accelerator.no_sync(session.model),
+        backward=context.accelerator.backward,
+        no_sync=lambda: context.accelerator.no_sync(context.model),
     )
 
 
-def _update(session: Session, step: int, frozen: bool) -> float:
+def _update(context: TrainContext, step: int, frozen: bool) -> float:
     """Clip and step; return the learning rate."""
-    recipe, optimizer = session.recipe, session.optimizer
-    rate = learning_rate(recipe.optimizer, step, session.steps)
+    recipe, optimizer = context.recipe, context.optimizer
+    rate = learning_rate(recipe.optimizer, step, context.steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
     if frozen:
-        for _, parameter in frozen_parameters(session.distiller, recipe.freeze):
+        for _, parameter in frozen_parameters(context.distiller, recipe.freeze):
             parameter.grad = None
     if recipe.optimizer.clip:
-        trained = [p for p in session.distiller.parameters() if p.grad is not None]
-        session.accelerator.clip_grad_norm_(trained, recipe.optimizer.clip)
+        trained = [p for p in context.distiller.parameters() if p.grad is not None]
+        context.accelerator.clip_grad_norm_(trained, recipe.optimizer.clip)
     optimizer.step()
     optimizer.zero_grad()
     return rate
@@ -193,19 +195,19 @@ def _is_frozen(recipe: Recipe, epoch: int) -> bool:
     return bool(recipe.freeze) and epoch < epochs
 
 
-def _set_mode(session: Session, frozen: bool) -> None:
+def _set_mode(context: TrainContext, frozen: bool) -> None:
     """Put the network into training mode, frozen parts and their BatchNorm into evaluation mode."""
-    session.model.train()
+    context.model.train()
     if not frozen:
         return
-    for name, module in session.distiller.student.named_modules():
-        if any(f".{part}." in f".{name}." for part in session.recipe.freeze):
+    for name, module in context.distiller.student.named_modules():
+        if any(f".{part}." in f".{name}." for part in context.recipe.freeze):
             module.eval()
 
 
-def _require_finite(session: Session, step: int) -> None:
+def _require_finite(context: TrainContext, step: int) -> None:
     """Raise FailureError, on every rank, rather than evaluate and save what is not finite."""
-    for name, tensor in session.distiller.state_dict().items():
+    for name, tensor in context.distiller.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise FailureError(
                 f"the student is not finite after step {step}; nothing was saved of it",
@@ -214,9 +216,9 @@ def _require_finite(session: Session, step: int) -> None:
             )
 
 
-def _save(session: Session, step: int, best: float) -> None:
-    if session.is_first:
-        scaler = session.accelerator.scaler
+def _save(context: TrainContext, step: int, best: float) -> None:
+    if context.is_first:
+        scaler = context.accelerator.scaler
         state = {
             "step": step,
             "best": best,
@@ -224,29 +226,30 @@ def _save(session: Session, step: int, best: float) -> None:
             "torch": str(torch.__version__),
         }
         save_checkpoint(
-            session.folder,
-            session.distiller,
-            session.optimizer.optimizer,
+            context.folder,
+            context.distiller,
+            context.optimizer.optimizer,
             state,
-            session.recipe.run.keep,
+            context.recipe.run.keep,
         )
-    session.accelerator.wait_for_everyone()
+    context.accelerator.wait_for_everyone()
 
 
-def _finish(session: Session, seconds: float) -> None:
+def _finish(context: TrainContext, seconds: float) -> None:
     """Put the best student at the run's top, and the receipt."""
     substituted = int(
-        session.reduce(
-            torch.tensor(float(session.source.substituted), device=session.accelerator.device)
+        context.reduce(
+            torch.tensor(float(context.dataset.substituted), device=context.accelerator.device)
         )
     )
-    if not session.is_first:
+    if not context.is_first:
         return
-    (session.folder / "requeue").unlink(missing_ok=True)
-    best = session.folder / "best"
+    (context.folder / "requeue").unlink(missing_ok=True)
+    best = context.folder / "best"
     for name in ("student.safetensors", "student.json"):
-        write_bytes(session.folder / name, (best / name).read_bytes())
-    write_json(session.folder / "receipt.json", receipt(session, seconds, substituted))
+        write_bytes(context.folder / name, (best / name).read_bytes())
+    write_json(context.folder / "receipt.json", receipt(context, seconds, substituted))
     if substituted:
         print(f"{substituted} damaged rows were left out; the rows after them took their places")
-    print(f"done: {session.folder}, best {score(read_json(best / 'student.json')['score']):.4f}")
+    best_score = selection_score(read_json(best / "student.json")["score"])
+    print(f"done: {context.folder}, best {best_score:.4f}")

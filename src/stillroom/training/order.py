@@ -1,30 +1,23 @@
 """Which row comes when: arithmetic on (seed, position), with O(1) memory and random access.
 
 The stream of rows is an endless chain of passes; each pass is a keyed permutation of all rows. A
-position in it is all the state there is,
-so a resume at any world size, with any number of workers, continues exactly. An epoch is a number
-of steps and need not end where a pass does.
+position in it is all the state there is, so a resume at any world size, with any number of workers,
+continues exactly. An epoch is a number of steps and need not end where a pass does.
 """
 
-import hashlib
 from dataclasses import dataclass
+
+from stillroom.hashing import keyed_hash
 
 _ROUNDS = 6
 _MASK = (1 << 64) - 1
 
 
-def keyed_hash(*parts: object) -> int:
-    """Return 64 bits that depend on every part and on nothing else (BLAKE2b)."""
-    text = "\0".join(str(part) for part in parts).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-
-
 def permuted(index: int, size: int, key: int) -> int:
     """Return where a keyed permutation of `range(size)` sends `index`.
 
-    A balanced Feistel network over the smallest even number of bits that holds `size`, walked
-    until it lands inside
-    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    A balanced Feistel network over the smallest even number of bits that holds `size`, walked until
+    it lands inside (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
     """
     assert 0 <= index < size
     half = max(1, ((size - 1).bit_length() + 1) // 2)
@@ -67,11 +60,11 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deal:
+class MicroBatchSchedule:
     """How the global batch of each step is cut into micro-batches and dealt to ranks.
 
-    Micro-batch m of a step is the same rows at every world size; rank r runs the micro-batches r,
-    r + world, ...
+    Micro-batch m of a step is the same rows at every world size; rank r runs the micro-batches r, r
+    + world, ...
     """
 
     batch: int

@@ -11,35 +11,35 @@ import torch
 from torch import Tensor
 
 import stillroom
-from stillroom.training.session import Session
+from stillroom.training.context import TrainContext
 
 _TEACHER_MODULES = ("onnx", "onnxruntime", "stillroom.teachers.onnx", "stillroom.teachers.torch")
 
 
-def describe(session: Session) -> str:
+def describe(context: TrainContext) -> str:
     """Return what is about to be trained on what, in a line or two."""
-    recipe = session.recipe
-    total = _count(session.distiller.student.parameters())
-    thrown = _count(session.distiller.projections.parameters())
+    recipe = context.recipe
+    total = _count(context.distiller.student.parameters())
+    thrown = _count(context.distiller.projections.parameters())
     extra = f" (+ {_short(thrown)} in projections that are thrown away)" if thrown else ""
     text = (
-        f"run {session.folder}: {_short(total)} parameters{extra},"
-        f" {len(session.source)} rows, {session.steps} steps of {recipe.batch}"
-        f" in micro-batches of {recipe.micro_batch} on {session.deal.world} x"
-        f" {session.accelerator.device.type} ({session.accelerator.mixed_precision})"
+        f"run {context.folder}: {_short(total)} parameters{extra},"
+        f" {len(context.dataset)} rows, {context.steps} steps of {recipe.batch}"
+        f" in micro-batches of {recipe.micro_batch} on {context.schedule.world} x"
+        f" {context.accelerator.device.type} ({context.accelerator.mixed_precision})"
     )
-    every = sum(shard.rows for shard in session.pictures.shards if shard.split == "train")
-    if len(session.source) < every:
-        left = every - len(session.source)
+    every = sum(shard.rows for shard in context.pictures.shards if shard.split == "train")
+    if len(context.dataset) < every:
+        left = every - len(context.dataset)
         text += f"\n{left} of {every} training pictures have no label that is used and are left out"
     return text
 
 
-def about_student(session: Session, step: int, found: dict[str, Any]) -> dict[str, Any]:
+def about_student(context: TrainContext, step: int, found: dict[str, Any]) -> dict[str, Any]:
     """Return what student.json says besides the weights' checksum: all that is needed to build and
     use the student.
     """
-    recipe, pictures = session.recipe, session.pictures
+    recipe, pictures = context.recipe, context.pictures
     assert pictures.geometry is not None
     return {
         "format": "stillroom student 1",
@@ -55,23 +55,23 @@ def about_student(session: Session, step: int, found: dict[str, Any]) -> dict[st
     }
 
 
-def receipt(session: Session, seconds: float, substituted: int) -> dict[str, Any]:
+def receipt(context: TrainContext, seconds: float, substituted: int) -> dict[str, Any]:
     """Return what was read, by what, in how long; `teacher_modules` is empty where the stages
     stayed apart.
     """
-    cache = session.cache
+    cache = context.cache
     return {
         "cache": None
         if cache is None
         else {"name": cache.path.name, "fingerprint": cache.fingerprint},
-        "device": str(session.accelerator.device),
-        "parameters": _count(session.distiller.student.parameters()),
-        "pictures": session.pictures.digest,
-        "precision": session.accelerator.mixed_precision,
-        "processes": session.deal.world,
+        "device": str(context.accelerator.device),
+        "parameters": _count(context.distiller.student.parameters()),
+        "pictures": context.pictures.digest,
+        "precision": context.accelerator.mixed_precision,
+        "processes": context.schedule.world,
         "seconds": round(seconds, 1),
-        "seed": session.recipe.seed,
-        "steps": session.steps,
+        "seed": context.recipe.seed,
+        "steps": context.steps,
         "substituted_rows": substituted,  # over all ranks, since the run was last started
         "teacher_modules": [name for name in _TEACHER_MODULES if name in sys.modules],
         "versions": {"stillroom": stillroom.__version__, "torch": str(torch.__version__)},

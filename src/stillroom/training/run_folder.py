@@ -45,8 +45,8 @@ def make_run_folder(recipe: Recipe, accelerator: Accelerator) -> Path:
 
 
 def _require_same(stored: dict[str, Any], asked: dict[str, Any], folder: Path) -> None:
-    """Refuse to resume with a recipe whose results would differ; both sides of the first
-    difference are shown.
+    """Refuse to resume with a recipe whose results would differ; both sides of the first difference
+    are shown.
     """
     old, new = _flat(stored.get("recipe")), _flat(asked["recipe"])
     for name in sorted(old.keys() | new.keys()):

@@ -7,7 +7,7 @@ import torch
 
 from stillroom.metrics import predict
 from stillroom.pictures.draw import blend, grid
-from stillroom.training.session import Session
+from stillroom.training.context import TrainContext
 from stillroom.training.stream import collate, to_batch
 from stillroom.training.validate import teacher_target
 from stillroom.types import IGNORE
@@ -16,26 +16,26 @@ _PICTURES = 4
 
 
 @torch.no_grad()
-def draw_grid(session: Session, path: Path) -> None:
+def draw_grid(context: TrainContext, path: Path) -> None:
     """Write a PNG of a few validation pictures as the bare student sees them now; leaves it in
     evaluation mode.
     """
-    source = session.validation
-    assert source is not None
-    rows = range(0, len(source), max(1, len(source) // _PICTURES))[:_PICTURES]
-    host = collate([source.read(row) for row in rows], pin=False)
-    batch = to_batch(host, session.accelerator.device, session.cache)
-    session.distiller.eval()
-    with session.accelerator.autocast():
-        logits = session.distiller(batch.image)["logits"]
+    dataset = context.validation
+    assert dataset is not None
+    rows = range(0, len(dataset), max(1, len(dataset) // _PICTURES))[:_PICTURES]
+    host = collate([dataset.read(row) for row in rows], pin=False)
+    batch = to_batch(host, context.accelerator.device, context.cache)
+    context.distiller.eval()
+    with context.accelerator.autocast():
+        logits = context.distiller(batch.image)["logits"]
     masks = {"truth": host.mask.numpy(), "student": predict(logits).cpu().numpy()}
-    target = teacher_target(batch, session.recipe.student.classes)
+    target = teacher_target(batch, context.recipe.student.classes)
     if target is not None:
         masks["teacher"] = predict(batch.targets[target]).cpu().numpy()
     if (masks["truth"] == IGNORE).all():
         del masks["truth"]
     names = [name for name in ("truth", "teacher", "student") if name in masks]
-    palette = session.pictures.palette
+    palette = context.pictures.palette
     images = host.image.numpy()
     tiles = [
         [image, *(blend(image, masks[name][i].astype(np.int64), palette) for name in names)]

@@ -2,8 +2,7 @@
 micro-batches changes it.
 
 For a term with total t and count n over all micro-batches of all ranks the loss is weight * sum(t)
-/ sum(n). DDP averages gradients over ranks,
-hence the factor `world`.
+/ sum(n). DDP averages gradients over ranks, hence the factor `world`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,8 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from stillroom.hashing import keyed_hash
 from stillroom.losses import Term
-from stillroom.training.order import keyed_hash
 from stillroom.types import Batch
 
 

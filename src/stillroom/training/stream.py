@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillroom.cache.identity import Cache
+from stillroom.cache.folder import Cache
 from stillroom.errors import DamageError, UserError
+from stillroom.hashing import keyed_hash
 from stillroom.pictures.augment import mirror, photometric
 from stillroom.pictures.dataset import PictureSet
 from stillroom.pictures.loader import inside_array, mask_array, read_ahead
 from stillroom.recipe import Augment
-from stillroom.training.order import Deal, Order, keyed_hash
+from stillroom.training.order import MicroBatchSchedule, Order
 from stillroom.types import IGNORE, Batch, ShardId
 
 _OPEN_SHARDS = 64
@@ -39,7 +40,7 @@ class HostBatch:
     parts: dict[str, Tensor]
 
 
-class Source:
+class RowDataset:
     """The rows of one split: pictures, masks and targets by row number."""
 
     def __init__(
@@ -131,9 +132,9 @@ def _parts(cache: Cache | None, target: str) -> tuple[str, ...]:
 
 
 def training_batches(
-    source: Source,
+    dataset: RowDataset,
     order: Order,
-    deal: Deal,
+    schedule: MicroBatchSchedule,
     steps: range,
     *,
     augment: Augment,
@@ -148,27 +149,27 @@ def training_batches(
 
     def read(job: tuple[int, int]) -> HostBatch:
         rows = []
-        for position in deal.positions(*job):
+        for position in schedule.positions(*job):
             number, row = order.at(position)
-            key, arrays = source.read_or_substitute(row, may_substitute)
+            key, arrays = dataset.read_or_substitute(row, may_substitute)
             rows.append(
                 (key, _augmented(arrays, augment, keyed_hash("augment", seed, number, key)))
             )
         return collate(rows, pin)
 
-    jobs = ((step, micro) for step in steps for micro in deal.micro_batches())
+    jobs = ((step, micro) for step in steps for micro in schedule.micro_batches())
     return read_ahead(jobs, read, workers, depth=workers + 1)
 
 
 def validation_batches(
-    source: Source, size: int, rank: int, world: int, *, workers: int, pin: bool
+    dataset: RowDataset, size: int, rank: int, world: int, *, workers: int, pin: bool
 ) -> Generator[HostBatch, None, None]:
     """Yield this rank's batches of a whole split, unaugmented; ranks may get unequal numbers."""
-    starts = range(0, len(source), size)[rank::world]
+    starts = range(0, len(dataset), size)[rank::world]
 
     def read(start: int) -> HostBatch:
-        rows = range(start, min(start + size, len(source)))
-        return collate([source.read(row) for row in rows], pin)
+        rows = range(start, min(start + size, len(dataset)))
+        return collate([dataset.read(row) for row in rows], pin)
 
     return read_ahead(starts, read, workers, depth=workers + 1)
 

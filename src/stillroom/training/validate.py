@@ -1,5 +1,5 @@
-"""Validation from the cached split: the student's data-set mIoU, the teacher's, their agreement;
-no teacher runs.
+"""Validation from the cached split: the student's data-set mIoU, the teacher's, their agreement; no
+teacher runs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -76,7 +76,7 @@ def figures(tables: Tensor) -> dict[str, Any]:
     return found
 
 
-def score(found: dict[str, Any]) -> float:
+def selection_score(found: dict[str, Any]) -> float:
     """Return what `best` means: mIoU where there are labels, otherwise agreement."""
     known = [found[name] for name in ("miou", "agreement") if found.get(name) is not None]
     return known[0] if known else 0.0

@@ -11,7 +11,7 @@ import torch
 
 from stillroom.errors import DamageError, UserError
 from stillroom.networks.build import Network
-from stillroom.networks.run import DESCRIPTION, WEIGHTS, load_run
+from stillroom.networks.finished_run import DESCRIPTION, WEIGHTS, load_run
 from stillroom.pictures.decode import MAX_SIDE_PX
 
 _MAX_BATCH = 4096  # pictures of a forward pass

@@ -9,11 +9,11 @@ from bench.forked import BodyName, make_pictures, recipe_of, start, wait
 from bench.same_cache import differences
 
 from stillroom.cache import Cache, find_caches
-from stillroom.cache.identity import BODIES
-from stillroom.extraction.ranks import Place
+from stillroom.cache.folder import BODIES
+from stillroom.extraction.process import ProcessContext
 
 NUM_SHARDS = 3
-ALONE = Place()
+ALONE = ProcessContext()
 
 
 class World:
@@ -46,7 +46,9 @@ class Attempt:
         self.recipe = recipe_of(world.shards, root, teacher=teacher, body=world.body, **run)
         log.touch()
 
-    def start(self, before: Callable[[], object] = lambda: None, place: Place = ALONE) -> int:
+    def start(
+        self, before: Callable[[], object] = lambda: None, place: ProcessContext = ALONE
+    ) -> int:
         """Start stage 1, after `before` in the same child; return its id."""
         return start(self.recipe, place, self.log, before)
 

@@ -49,7 +49,7 @@ def _hold(ready: int, go: tuple[int, int], names: Any) -> None:
 
     def renaming(self: Any) -> bool:
         won = rename(self)
-        if self._plan.folder.startswith("train-000000"):
+        if self._spec.folder.startswith("train-000000"):
             with names.open("a") as file:
                 file.write("won\n" if won else "lost\n")
         return won

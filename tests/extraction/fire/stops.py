@@ -12,10 +12,10 @@ from bench.forked import fork, wait
 
 import stillroom.cache.writer as writer
 import stillroom.extraction.extract as extract
-from stillroom.extraction.ranks import Place, find_place
+from stillroom.extraction.process import ProcessContext, process_context
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-MIDDLE = (extract, "_answer", 3)
+MIDDLE = (extract, "run_teachers", 3)
 MOMENTS: dict[str, tuple[Any, str, int]] = {
     "while the cache is claimed": (extract, "compose", 1),
     "in the gate": (extract, "gate_pictures", 1),
@@ -86,9 +86,9 @@ def array(world: World, many: bool) -> dict[str, Any]:
     return outcomes
 
 
-def _task(number: int) -> Place:
+def _task(number: int) -> ProcessContext:
     names = {"ID": number + 1, "COUNT": 3, "MIN": 1, "MAX": 3}
-    return find_place("cpu", {f"SLURM_ARRAY_TASK_{name}": str(n) for name, n in names.items()})
+    return process_context("cpu", {f"SLURM_ARRAY_TASK_{name}": str(n) for name, n in names.items()})
 
 
 def parent(world: World, many: bool) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def parent(world: World, many: bool) -> dict[str, Any]:
     children = attempt.root.with_suffix(".children")
 
     def launch() -> None:
-        places = [Place(rank=rank, world=2) for rank in range(2)]
+        places = [ProcessContext(rank=rank, world=2) for rank in range(2)]
         started = [attempt.start(_slow, place) for place in places]
         children.write_text(" ".join(map(str, started)))
         for child in started:
@@ -114,13 +114,13 @@ def parent(world: World, many: bool) -> dict[str, Any]:
 
 def _slow() -> None:
     """Make every answer take 0.1 s, so that it lasts longer than its parent."""
-    answer = extract._answer
+    answer = extract.run_teachers
 
     def slowly(*words: Any) -> Any:
         time.sleep(0.1)
         return answer(*words)
 
-    extract._answer = slowly
+    extract.run_teachers = slowly
 
 
 def _is_alive(process: int) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from stillroom.errors import UserError
 from stillroom.networks.build import build_network
-from stillroom.students.configs import SmpStudent, Student, UNetStudent
+from stillroom.students.definitions import SmpStudent, Student, UNetStudent
 
 
 @pytest.mark.parametrize(

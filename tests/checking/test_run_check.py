@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stillroom.cache.writer import this_host
-from stillroom.checking.checkup import Wishes
+from stillroom.checking.run_check import CheckOptions
 from stillroom.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -148,7 +148,7 @@ def test_help_explains_every_flag_with_its_default(call):
 def test_wishes_that_make_no_sense_are_refused():
     for wrong in ({"rerun": 0}, {"rerun": -1}, {"workers": 0}):
         with pytest.raises(UserError):
-            Wishes(**wrong)
+            CheckOptions(**wrong)
 
 
 def test_a_file_without_permission_is_said_in_words(call, spoilt, monkeypatch):

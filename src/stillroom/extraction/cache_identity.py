@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from stillroom.cache.identity import make_identity
+from stillroom.cache.folder import make_identity
 from stillroom.errors import UserError
 from stillroom.pictures.dataset import PictureSet
 from stillroom.recipe import Recipe, teacher_identities

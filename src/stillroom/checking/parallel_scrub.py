@@ -13,10 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stillroom.cache.identity import Cache
+from stillroom.cache.folder import Cache
 from stillroom.cache.reader import ShardReader
-from stillroom.cache.record import Plan
 from stillroom.cache.scrub import Problem, Tick, problem_of, scrub_reader
+from stillroom.cache.shard_index import ShardSpec
 from stillroom.checking.leftovers import num_bytes
 from stillroom.errors import DamageError, FailureError, Stopped
 from stillroom.pictures.dataset import PictureSet
@@ -39,8 +39,8 @@ def scrub_shards(
     Where `pictures` are given, the recorded keys must be those of the pictures' index. Raises
     Stopped on SIGTERM or SIGUSR1, FailureError where a file cannot be read and may yet be good.
     """
-    plans = [cache.plan(shard_id, codecs_sha256) for shard_id in shard_ids]
-    sizes = [num_bytes(cache.path / plan.folder) for plan in plans]
+    specs_of_shards = [cache.shard_spec(shard_id, codecs_sha256) for shard_id in shard_ids]
+    sizes = [num_bytes(cache.path / spec.folder) for spec in specs_of_shards]
     found: dict[ShardId, list[Problem]] = {}
     with (
         stop_on_signals() as stop,
@@ -50,8 +50,8 @@ def scrub_shards(
         progress = _Progress(bar, stop)
         try:
             futures = [
-                pool.submit(_scrub, cache, plan, size, pictures, progress)
-                for plan, size in zip(plans, sizes, strict=True)
+                pool.submit(_scrub, cache, spec, size, pictures, progress)
+                for spec, size in zip(specs_of_shards, sizes, strict=True)
             ]
             for future in as_completed(futures):
                 shard_id, problems = future.result()
@@ -81,7 +81,7 @@ class _Progress:
 
 
 def _scrub(
-    cache: Cache, plan: Plan, size: int, pictures: PictureSet | None, progress: _Progress
+    cache: Cache, spec: ShardSpec, size: int, pictures: PictureSet | None, progress: _Progress
 ) -> tuple[ShardId, list[Problem]]:
     done = 0
 
@@ -90,17 +90,19 @@ def _scrub(
         done += num_bytes
         progress.add(num_bytes, num_rows)
 
-    problems = _problems(cache, plan, pictures, tick)
+    problems = _problems(cache, spec, pictures, tick)
     progress.add(size - done, 0)
-    return plan.shard_id, problems
+    return spec.shard_id, problems
 
 
-def _problems(cache: Cache, plan: Plan, pictures: PictureSet | None, tick: Tick) -> list[Problem]:
-    folder, shard_id = cache.path / plan.folder, plan.shard_id
+def _problems(
+    cache: Cache, spec: ShardSpec, pictures: PictureSet | None, tick: Tick
+) -> list[Problem]:
+    folder, shard_id = cache.path / spec.folder, spec.shard_id
     try:
-        with ShardReader(folder, plan) as reader:
+        with ShardReader(folder, spec) as reader:
             return [
-                *scrub_reader(reader, folder, plan, tick=tick),
+                *scrub_reader(reader, folder, spec, tick=tick),
                 *_view_problems(cache, reader.rows, shard_id, folder),
                 *_key_problems(pictures, reader.rows, shard_id, folder),
             ]
@@ -140,7 +142,7 @@ def _key_problems(
         wanted = set(pictures.open(shard_id).keys)
     except DamageError as error:
         problem = problem_of(error, shard_id, pictures.path)
-        return [Problem(place="pictures", shard=shard_id, path=pictures.path, what=problem.what)]
+        return [Problem(kind="pictures", shard=shard_id, path=pictures.path, what=problem.what)]
     found = {row.key for row in rows}
     pairs = (("foreign keys", found - wanted), ("no row of keys", wanted - found))
     return [

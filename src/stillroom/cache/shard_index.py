@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.cache.body import Body, Part, Spans
-from stillroom.cache.identity_json import FORMAT
+from stillroom.cache.identity import FORMAT
 from stillroom.errors import DamageError
 from stillroom.jsonfile import digest, read_json
 from stillroom.types import KEY, Kind, Row, ShardId, View
@@ -27,7 +27,7 @@ MAX_METADATA_BYTES = 1 << 20  # of a file that holds no rows: a zarr.json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ShardSpec:
     """What the identity says of one shard, before anything of it is read."""
 
     shard_id: ShardId
@@ -46,7 +46,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class ShardIndex:
     """The checked content of a `shard.json`."""
 
     rows: tuple[Row, ...]
@@ -62,45 +62,46 @@ def row_order(row: Row) -> tuple[str, int, int]:
     return row.key, -1 if row.region is None else row.region, row.view.number
 
 
-def record_body(plan: Plan, record: Record) -> dict[str, Any]:
+def shard_index_body(spec: ShardSpec, shard_index: ShardIndex) -> dict[str, Any]:
     """Return the body of `shard.json`."""
-    views = [row.view for row in record.rows]
+    views = [row.view for row in shard_index.rows]
     return {
         "format": FORMAT,
-        "fingerprint": plan.fingerprint,
-        "codecs_sha256": plan.codecs_sha256,
-        "split": plan.shard_id.split,
-        "number": plan.shard_id.number,
+        "fingerprint": spec.fingerprint,
+        "codecs_sha256": spec.codecs_sha256,
+        "split": spec.shard_id.split,
+        "number": spec.shard_id.number,
         "rows": {
-            "key": [row.key for row in record.rows],
-            "region": [row.region for row in record.rows],
+            "key": [row.key for row in shard_index.rows],
+            "region": [row.region for row in shard_index.rows],
             "view": [[v.number, v.x0, v.y0, v.x1, v.y1, int(v.mirrored)] for v in views],
         },
         "parts": {
             name: {"offset": span.offset, "size": span.size, "crc32c": span.crc32c}
-            for name, span in record.spans.items()
+            for name, span in shard_index.spans.items()
         },
         "files": {
-            name: {"size": size, "sha256": sha256} for name, (size, sha256) in record.files.items()
+            name: {"size": size, "sha256": sha256}
+            for name, (size, sha256) in shard_index.files.items()
         },
-        "statistics": record.statistics,
-        "provenance": record.provenance,
+        "statistics": shard_index.statistics,
+        "provenance": shard_index.provenance,
     }
 
 
-def read_record(folder: Path, plan: Plan) -> Record:
+def read_shard_index(folder: Path, spec: ShardSpec) -> ShardIndex:
     """Read and check a shard's `shard.json`; whatever is wrong with it is a DamageError."""
     path = folder / FILE
     try:
         body = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise DamageError(f"shard {plan.shard_id}: there is no {path}") from None
+        raise DamageError(f"shard {spec.shard_id}: there is no {path}") from None
     stated = {
         "format": FORMAT,
-        "fingerprint": plan.fingerprint,
-        "codecs_sha256": plan.codecs_sha256,
-        "split": plan.shard_id.split,
-        "number": plan.shard_id.number,
+        "fingerprint": spec.fingerprint,
+        "codecs_sha256": spec.codecs_sha256,
+        "split": spec.shard_id.split,
+        "number": spec.shard_id.number,
     }
     for name, wanted in stated.items():
         if body.get(name) != wanted:
@@ -110,22 +111,22 @@ def read_record(folder: Path, plan: Plan) -> Record:
                 wanted=f"{wanted} (codecs.safetensors)" if name == "codecs_sha256" else wanted,
             )
     try:
-        return _checked(body, plan)
+        return _checked(body, spec)
     except (_Bad, KeyError, TypeError, AttributeError) as error:
         raise DamageError(f"{path} is not what this cache needs: {error!r}") from None
 
 
-def check_files(folder: Path, plan: Plan, record: Record) -> None:
+def check_files(folder: Path, spec: ShardSpec, shard_index: ShardIndex) -> None:
     """Compare the size of every file with `shard.json`; raises DamageError."""
-    for name, (size, _) in record.files.items():
+    for name, (size, _) in shard_index.files.items():
         path = folder / name
         try:
             found = path.lstat()
         except (FileNotFoundError, NotADirectoryError):
-            raise DamageError(f"shard {plan.shard_id}: {path} is missing") from None
+            raise DamageError(f"shard {spec.shard_id}: {path} is missing") from None
         if not stat.S_ISREG(found.st_mode) or found.st_size != size:
             raise DamageError(
-                f"shard {plan.shard_id}: {path} has another size than was written",
+                f"shard {spec.shard_id}: {path} has another size than was written",
                 found=f"{found.st_size} bytes" if stat.S_ISREG(found.st_mode) else "no file",
                 wanted=f"{size} bytes",
             )
@@ -135,29 +136,29 @@ class _Bad(Exception):
     pass
 
 
-def _checked(body: dict[str, Any], plan: Plan) -> Record:
-    rows = _rows(body["rows"], plan)
+def _checked(body: dict[str, Any], spec: ShardSpec) -> ShardIndex:
+    rows = _rows(body["rows"], spec)
     files = {name: _file(entry) for name, entry in body["files"].items()}
-    if files.keys() != plan.body.files(plan.parts):
+    if files.keys() != spec.body.files(spec.parts):
         raise _Bad(f"files are {sorted(files)}")
-    bodies = {plan.body.file_of(part) for part in plan.parts}
+    bodies = {spec.body.file_of(part) for part in spec.parts}
     if any(size > MAX_METADATA_BYTES for name, (size, _) in files.items() if name not in bodies):
         raise _Bad("a file of metadata is too large")
-    if body["parts"].keys() != {part.name for part in plan.parts}:
+    if body["parts"].keys() != {part.name for part in spec.parts}:
         raise _Bad(f"parts are {sorted(body['parts'])}")
-    spans = {part.name: _spans(body["parts"][part.name], len(rows), part) for part in plan.parts}
+    spans = {part.name: _spans(body["parts"][part.name], len(rows), part) for part in spec.parts}
     sizes = {name: size for name, (size, _) in files.items()}
-    if (problem := plan.body.check_spans(plan.parts, spans, sizes)) is not None:
+    if (problem := spec.body.check_spans(spec.parts, spans, sizes)) is not None:
         raise _Bad(problem)
-    if body["statistics"].keys() != plan.kinds.keys():
+    if body["statistics"].keys() != spec.kinds.keys():
         raise _Bad(f"statistics are of {sorted(body['statistics'])}")
     statistics = {
         name: _statistics(body["statistics"][name], len(rows), kind)
-        for name, kind in plan.kinds.items()
+        for name, kind in spec.kinds.items()
     }
     if not isinstance(body["provenance"], dict):
         raise _Bad("provenance is no object")
-    return Record(
+    return ShardIndex(
         rows=rows,
         spans=spans,
         files=files,
@@ -167,8 +168,8 @@ def _checked(body: dict[str, Any], plan: Plan) -> Record:
     )
 
 
-def _rows(columns: dict[str, Any], plan: Plan) -> tuple[Row, ...]:
-    num_rows = plan.num_rows
+def _rows(columns: dict[str, Any], spec: ShardSpec) -> tuple[Row, ...]:
+    num_rows = spec.num_rows
     keys = _column(columns["key"], num_rows, _is_key)
     regions = _column(columns["region"], num_rows, lambda value: value is None or _is_small(value))
     views = _column(columns["view"], num_rows, _is_view)
@@ -179,8 +180,8 @@ def _rows(columns: dict[str, Any], plan: Plan) -> tuple[Row, ...]:
     for before, after in pairwise(rows):
         if row_order(before) >= row_order(after):
             raise _Bad(f"rows {before.key} and {after.key} are not in order")
-    if any(row.view.number >= plan.num_views for row in rows):
-        raise _Bad(f"a view's number is not below {plan.num_views}")
+    if any(row.view.number >= spec.num_views for row in rows):
+        raise _Bad(f"a view's number is not below {spec.num_views}")
     return rows
 
 

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from stillroom.cache.find import match_cache
-from stillroom.cache.identity import Cache
+from stillroom.cache.folder import Cache
 from stillroom.errors import UserError
 from stillroom.pictures.dataset import PictureSet
 from stillroom.recipe import Recipe, teacher_identities
 from stillroom.teachers.configs import MissingTeacherError
 
 
-def find_cache(recipe: Recipe, pictures: PictureSet, talk: bool) -> Cache | None:
+def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | None:
     """Return the one cache that holds every target the terms need, or None where they need none.
 
     Teacher files need not be present here: then what the cache recorded of them is taken, and said
@@ -45,7 +45,7 @@ def find_cache(recipe: Recipe, pictures: PictureSet, talk: bool) -> Cache | None
             found=f"{len(missing)} of {len(cache.shard_ids())} shards are missing",
             fix=f"{_rebuild(recipe, cache.identity['body'])}: it goes on where it stopped",
         )
-    if talk:
+    if verbose:
         note = "" if known else " (teacher files are not here: the recorded identity is taken)"
         print(f"cache: {cache.path}{note}", flush=True)
     return cache

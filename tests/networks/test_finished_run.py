@@ -7,8 +7,8 @@ import torch
 
 from stillroom.errors import DamageError
 from stillroom.jsonfile import read_json, write_json
-from stillroom.networks.run import load_run
-from stillroom.students.configs import SmpStudent, Student, UNetStudent
+from stillroom.networks.finished_run import load_run
+from stillroom.students.definitions import SmpStudent, Student, UNetStudent
 from stillroom.training.checkpoint import save_student
 
 SMALL = (16, 8, 8, 8, 8)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stillroom.recipe import AdamW
-from stillroom.training.schedule import learning_rate, make_optimizer
+from stillroom.training.optimizer import learning_rate, make_optimizer
 
 
 def test_it_rises_in_a_line_then_falls_as_half_a_cosine():

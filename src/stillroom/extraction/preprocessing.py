@@ -3,7 +3,7 @@
 No floor tells them apart: of one network the data set's mIoU falls by .013 with the wrong channel
 order, and the noise of that difference is .010 on 32 pictures. So pictures are compared in pairs:
 on how many does the other preprocessing explain the labels better? Cross-entropy is taken after one
-scale and one bias per class are fitted, so that confidence alone decides nothing. Doors that are
+scale and one bias per class are fitted, so that confidence alone decides nothing. Those that are
 clearly worse after a round leave; only what is close is asked about more pictures.
 """
 
@@ -26,7 +26,7 @@ from stillroom.pictures.loader import mask_array
 from stillroom.types import IGNORE
 
 MARGIN = 0.01  # of mIoU, when pictures have run out
-GAIN = 0.05  # share of the cross-entropy that another door must save to be called better
+GAIN = 0.05  # share of the cross-entropy that another preprocessing must save to be called better
 CHANCE = 1e-3  # the probability that so many pictures are answered better by luck
 _LEAVE = 1e-2  # the same, of so few
 _GRID = 20  # pixels of an answer in each direction that the cross-entropy is taken from
@@ -41,23 +41,23 @@ _USUAL = {
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What a teacher said of labelled pictures, as far as comparing needs it."""
+class Scores:
+    """What a teacher answered on labelled pictures, as far as comparing needs it."""
 
     counts: Int[Tensor, "n k k"]  # confusion per picture
     logits: Float[Tensor, "n k m"]  # on a grid
     labels: Int[Tensor, "n m"]
 
-    def __add__(self, other: "Heard") -> "Heard":
-        pairs = ((getattr(self, f), getattr(other, f)) for f in Heard.__slots__)
-        return Heard(*map(torch.cat, pairs))
+    def __add__(self, other: "Scores") -> "Scores":
+        pairs = ((getattr(self, f), getattr(other, f)) for f in Scores.__slots__)
+        return Scores(*map(torch.cat, pairs))
 
     def __len__(self) -> int:
         return len(self.counts)
 
-    def first(self, count: int) -> "Heard":
-        """Return what was said of the first pictures only."""
-        return Heard(self.counts[:count], self.logits[:count], self.labels[:count])
+    def first(self, count: int) -> "Scores":
+        """Return the scores of the first pictures only."""
+        return Scores(self.counts[:count], self.logits[:count], self.labels[:count])
 
     @property
     def miou(self) -> float:
@@ -66,7 +66,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """How another door did beside the declared one, on the same pictures."""
+    """How another preprocessing did beside the declared one, on the same pictures."""
 
     miou: float
     declared_miou: float
@@ -91,67 +91,74 @@ class Comparison:
         return self.miou < self.declared_miou and at_least(losses, self.num_pictures) < _LEAVE
 
 
-def hear(name: str, built: Any, pictures: Sequence[Picture], door: Normalise) -> Heard:
-    """Run a teacher of logits over labelled pictures through a door; its own is put back."""
-    own = built.door
-    built.door = door
+def score(name: str, built: Any, pictures: Sequence[Picture], preprocessing: Normalise) -> Scores:
+    """Run a teacher of logits over labelled pictures; its own preprocessing is put back."""
+    own = built.preprocessing
+    built.preprocessing = preprocessing
     try:
-        heard = [_heard(built(image)[name], some) for some, image in chunks(pictures)]
+        scores = [_scores(built(image)[name], some) for some, image in chunks(pictures)]
     finally:
-        built.door = own
-    return Heard(*(torch.cat([getattr(h, f) for h in heard]) for f in Heard.__slots__))
+        built.preprocessing = own
+    return Scores(*(torch.cat([getattr(h, f) for h in scores]) for f in Scores.__slots__))
 
 
-def try_doors(
+def try_preprocessings(
     name: str,
     built: Any,
-    declared: Heard,
+    declared: Scores,
     pictures: Sequence[Picture],
     more: Iterator[Sequence[Picture]],
     floor: float,
-) -> tuple[Heard, dict[str, Comparison], str | None]:
-    """Try the usual doors, one change at a time, on `pictures` and, while it is close, on more.
+) -> tuple[Scores, dict[str, Comparison], str | None]:
+    """Try the usual ones, one change at a time, on `pictures` and, while it is close, on more.
 
-    Returns what the declared door said of all that were asked about, how each other did, and the
+    Returns the scores of the declared one on all that were asked about, how each other did, and the
     name of the best one if it is better than the declared.
     """
     pool, round_ = list(pictures), pictures
-    others = waiting = other_doors(built.door)
-    heard: dict[str, Heard] = {}
+    others = waiting = other_preprocessings(built.preprocessing)
+    scores: dict[str, Scores] = {}
     results: dict[str, Comparison] = {}
     while True:
-        for label, door in waiting.items():
-            said = hear(name, built, round_, door)
-            heard[label] = heard[label] + said if label in heard else said
-            results[label] = compare(declared, heard[label])
+        for label, preprocessing in waiting.items():
+            outputs = score(name, built, round_, preprocessing)
+            scores[label] = scores[label] + outputs if label in scores else outputs
+            results[label] = compare(declared, scores[label])
         better = [label for label in waiting if results[label].is_better]
-        waiting = {label: door for label, door in waiting.items() if not results[label].is_worse}
+        waiting = {
+            label: preprocessing
+            for label, preprocessing in waiting.items()
+            if not results[label].is_worse
+        }
         hopeless = max(declared.miou, *(r.miou for r in results.values())) < floor
         round_ = () if better or not waiting or hopeless else next(more, ())
         if not round_:
             break
         pool += round_
-        declared += hear(name, built, round_, built.door)
+        declared += score(name, built, round_, built.preprocessing)
     better = better or [label for label in waiting if results[label].is_better_at_last]
     if not better:
         return declared, results, None
-    for label, door in other_doors(built.door, both=True).items():
+    for label, preprocessing in other_preprocessings(built.preprocessing, both=True).items():
         if label not in others:
-            results[label] = compare(declared, hear(name, built, pool, door))
+            results[label] = compare(declared, score(name, built, pool, preprocessing))
             better += [label] * results[label].is_better_at_last
     highest = max(results[label].miou for label in better)
     near = [label for label in better if results[label].miou > highest - MARGIN]
     return declared, results, min(near, key=lambda label: results[label].loss)
 
 
-def other_doors(door: Normalise, *, both: bool = False) -> dict[str, Normalise]:
+def other_preprocessings(preprocessing: Normalise, *, both: bool = False) -> dict[str, Normalise]:
     """Return the other channel order and the usual normalisations, each with its name, without the
     declared; `both` adds the usual normalisations in the other order.
     """
-    order = door.channels
+    order = preprocessing.channels
     swapped = "BGR" if order == "RGB" else "RGB"
-    mean, std = tuple(door.mean.flatten().tolist()), tuple(door.std.flatten().tolist())
-    declared = _effect(mean[:: _TURN[order]], std[:: _TURN[order]], door.scale)
+    mean, std = (
+        tuple(preprocessing.mean.flatten().tolist()),
+        tuple(preprocessing.std.flatten().tolist()),
+    )
+    declared = _effect(mean[:: _TURN[order]], std[:: _TURN[order]], preprocessing.scale)
     found: dict[str, Normalise] = {}
     usual = False
     for channels in (order, swapped):
@@ -163,20 +170,24 @@ def other_doors(door: Normalise, *, both: bool = False) -> dict[str, Normalise]:
                 found[f"{channels} {label}"] = Normalise(*turned, scale=scale, channels=channels)
     if not usual:
         label = f"{swapped} with the declared mean and std"
-        found[label] = Normalise(mean[::-1], std[::-1], scale=door.scale, channels=swapped)
+        found[label] = Normalise(mean[::-1], std[::-1], scale=preprocessing.scale, channels=swapped)
     return found
 
 
-def describe(door: Normalise) -> str:
-    """Return a door as a teacher's fields say it."""
-    mean, std = (", ".join(f"{v:.4g}" for v in t.flatten().tolist()) for t in (door.mean, door.std))
-    return f"channels={door.channels}, scale={door.scale:g}, mean=({mean}), std=({std})"
+def describe(preprocessing: Normalise) -> str:
+    """Return a preprocessing as a teacher's fields say it."""
+    mean, std = (
+        ", ".join(f"{v:.4g}" for v in t.flatten().tolist())
+        for t in (preprocessing.mean, preprocessing.std)
+    )
+    order, scale = preprocessing.channels, preprocessing.scale
+    return f"channels={order}, scale={scale:g}, mean=({mean}), std=({std})"
 
 
-def compare(declared: Heard, other: Heard) -> Comparison:
-    """Compare two doors on the pictures that both were asked about."""
+def compare(declared: Scores, other: Scores) -> Comparison:
+    """Compare two preprocessings on the pictures that both were asked about."""
     both = min(len(declared), len(other))
-    one, two = (heard.first(both) for heard in (declared, other))
+    one, two = (scores.first(both) for scores in (declared, other))
     before, after = calibrated(one), calibrated(two)
     seen = torch.isfinite(before) & torch.isfinite(after) & (before != after)
     return Comparison(
@@ -189,11 +200,11 @@ def compare(declared: Heard, other: Heard) -> Comparison:
     )
 
 
-def calibrated(heard: Heard) -> Float[Tensor, "n"]:
+def calibrated(scores: Scores) -> Float[Tensor, "n"]:
     """Return each picture's mean cross-entropy, one scale and one bias per class fitted over all;
     nan where no pixel of the grid is labelled.
     """
-    logits, labels = heard.logits.double().movedim(1, 2), heard.labels
+    logits, labels = scores.logits.double().movedim(1, 2), scores.labels
     logits = logits / logits.std().clamp(min=1e-6)
     valid = labels != IGNORE
     if not valid.any():
@@ -214,13 +225,13 @@ def _fit(
     truth = functional.one_hot(labels, logits.shape[1]).double()
     found = torch.zeros(1 + logits.shape[1], dtype=torch.float64)
     for _ in range(_STEPS):
-        said = (logits * found[0] + found[1:]).softmax(1)
-        error, mean = said - truth, (said * logits).sum(1, keepdim=True)
+        outputs = (logits * found[0] + found[1:]).softmax(1)
+        error, mean = outputs - truth, (outputs * logits).sum(1, keepdim=True)
         slope = torch.cat([(error * logits).sum(1).mean()[None], error.mean(0)]) + _RIDGE * found
         bend = torch.zeros(len(found), len(found), dtype=torch.float64)
-        bend[0, 0] = (said * logits.square()).sum(1).mean() - mean.square().mean()
-        bend[0, 1:] = bend[1:, 0] = (said * (logits - mean)).mean(0)
-        bend[1:, 1:] = said.mean(0).diag() - said.T @ said / len(said)
+        bend[0, 0] = (outputs * logits.square()).sum(1).mean() - mean.square().mean()
+        bend[0, 1:] = bend[1:, 0] = (outputs * (logits - mean)).mean(0)
+        bend[1:, 1:] = outputs.mean(0).diag() - outputs.T @ outputs / len(outputs)
         bend += _RIDGE * torch.eye(len(found), dtype=torch.float64)
         found = found - torch.linalg.solve(bend, slope)
         found[0].clamp_(min=0)
@@ -232,16 +243,16 @@ def at_least(wins: int, tosses: int) -> float:
     return sum(comb(tosses, n) for n in range(wins, tosses + 1)) / 2**tosses
 
 
-def _heard(answer: Float[Tensor, "b c h w"], pictures: Sequence[Picture]) -> Heard:
+def _scores(answer: Float[Tensor, "b c h w"], pictures: Sequence[Picture]) -> Scores:
     mask = torch.from_numpy(np.stack([mask_array(picture) for picture in pictures])).long()
     answer = answer.float().cpu().nan_to_num()
-    said, classes = predict(answer), num_classes(answer.shape[1])
-    counts = [confusion(s[None], m[None], classes) for s, m in zip(said, mask, strict=True)]
+    outputs, classes = predict(answer), num_classes(answer.shape[1])
+    counts = [confusion(s[None], m[None], classes) for s, m in zip(outputs, mask, strict=True)]
     if answer.shape[1] == 1:
         answer = torch.cat([torch.zeros_like(answer), answer], 1)
     step = max(1, isqrt(mask.shape[1] * mask.shape[2]) // _GRID)
     grid = (..., slice(step // 2, None, step), slice(step // 2, None, step))
-    return Heard(torch.stack(counts), answer[grid].flatten(2).clone(), mask[grid].flatten(1))
+    return Scores(torch.stack(counts), answer[grid].flatten(2).clone(), mask[grid].flatten(1))
 
 
 def _effect(mean: Sequence[float], std: Sequence[float], scale: float) -> list[float]:

@@ -15,15 +15,15 @@ from torch import nn
 from stillroom.cache import find_caches
 from stillroom.errors import UserError
 from stillroom.extraction.extract import cache_teacher
-from stillroom.extraction.ranks import Place
+from stillroom.extraction.process import ProcessContext
 from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import Recipe
-from stillroom.students.configs import UNetStudent
+from stillroom.students.definitions import UNetStudent
 from stillroom.training.checkpoint import save_student
-from stillroom.training.find import find_cache
+from stillroom.training.find_cache import find_cache
 from stillroom.training.loop import train
 from stillroom.training.parameters import average_buffers
-from stillroom.training.prepare import prepare
+from stillroom.training.setup import prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
@@ -109,10 +109,10 @@ def test_frozen_for_no_epoch_is_not_frozen(tiny_recipe):
 def test_frozen_for_good_asks_for_no_gradient_and_keeps_still(tiny_recipe):
     terms = tuple(term for term in tiny_recipe.terms if term.output == "logits")
     recipe = kept(replace(tiny_recipe, terms=terms, freeze=("encoder",), epochs=1))
-    session = prepare(recipe)
-    encoder = dict(session.distiller.student.encoder.named_parameters())
+    context = prepare(recipe)
+    encoder = dict(context.distiller.student.encoder.named_parameters())
     assert not any(p.requires_grad for p in encoder.values())
-    start = {n: t.clone() for n, t in session.distiller.student.state_dict().items()}
+    start = {n: t.clone() for n, t in context.distiller.student.state_dict().items()}
     shutil.rmtree(Path(recipe.run.out))
     after = student(train(recipe), 3)
     assert not {name for name in moved(start, after) if name.startswith("encoder.")}
@@ -165,14 +165,14 @@ def test_the_same_cache_in_the_other_body_stops_no_resume(tiny_recipe, tmp_path)
     shutil.copytree(tiny_recipe.run.cache, tmp_path / "cache")
     recipe = kept(tiny_recipe, cache=str(tmp_path / "cache"))
     first = prepare(recipe)
-    cache_teacher(replace(recipe, body="tar"), Place())
+    cache_teacher(replace(recipe, body="tar"), ProcessContext())
     assert len(find_caches(tmp_path / "cache")) == 2
     resumed = kept(recipe, resume=True)
     for body in ("zarr", "tar"):
-        session = prepare(replace(resumed, body=body))
-        assert session.cache is not None and session.cache.identity["body"] == body
-        for row in range(len(first.source)):
-            (key, wanted), (same, found) = first.source.read(row), session.source.read(row)
+        context = prepare(replace(resumed, body=body))
+        assert context.cache is not None and context.cache.identity["body"] == body
+        for row in range(len(first.dataset)):
+            (key, wanted), (same, found) = first.dataset.read(row), context.dataset.read(row)
             assert key == same and wanted.keys() == found.keys()
             assert all(np.array_equal(value, found[name]) for name, value in wanted.items())
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import stillroom.extraction.ranks as ranks
+import stillroom.extraction.process as process
 from stillroom.errors import UserError
-from stillroom.extraction.ranks import Place, find_place, spread_over_gpus
+from stillroom.extraction.process import ProcessContext, process_context, spread_over_gpus
 
 ARRAY = "SLURM_ARRAY_TASK_"
 
 
 def place(**environment: object) -> tuple[int, int]:
-    found = find_place("cpu", {name: str(value) for name, value in environment.items()})
+    found = process_context("cpu", {name: str(value) for name, value in environment.items()})
     return found.rank, found.world
 
 
@@ -28,8 +28,8 @@ def array(task: int, first: int, count: int, step: int = 1) -> tuple[int, int]:
 
 
 def test_alone_it_is_the_only_one():
-    assert find_place("cpu", {}) == Place(rank=0, world=1, device="cpu")
-    assert find_place("cpu", {}).is_first
+    assert process_context("cpu", {}) == ProcessContext(rank=0, world=1, device="cpu")
+    assert process_context("cpu", {}).is_first
 
 
 def test_torchrun_and_accelerate_say_rank_and_world():
@@ -51,14 +51,16 @@ def test_a_ragged_array_still_gives_ranks_within_the_world():
 def test_cuda_where_there_is_none_is_refused_and_auto_takes_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="no CUDA device"):
-        find_place("cuda", {})
-    assert find_place("auto", {}).device == "cpu"
+        process_context("cuda", {})
+    assert process_context("auto", {}).device == "cpu"
 
 
 def test_each_local_rank_has_its_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    devices = [find_place("auto", {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": n}) for n in "012"]
+    devices = [
+        process_context("auto", {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": n}) for n in "012"
+    ]
     assert [found.device for found in devices] == ["cuda:0", "cuda:1", "cuda:0"]
 
 
@@ -97,11 +99,11 @@ def test_told_to_stop_it_tells_its_children(two_gpus, tmp_path):
         "time.sleep(60)\n"
     )
     # Here the waiting is done in another process, so that the signal is not sent to pytest.
-    source = Path(ranks.__file__).parents[2]
+    source = Path(process.__file__).parents[2]
     code = (
         f"import sys, torch; sys.path.insert(0, {str(source)!r}); sys.argv = [{str(two_gpus)!r}]\n"
         "torch.cuda.device_count = lambda: 2\n"
-        "from stillroom.extraction.ranks import spread_over_gpus\n"
+        "from stillroom.extraction.process import spread_over_gpus\n"
         "sys.exit(spread_over_gpus('auto'))"
     )
     with subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ)) as parent:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stillroom.cache import Cache, claim_cache, find_caches, match_cache, open_cache
-from stillroom.cache.identity import BODIES
+from stillroom.cache.folder import BODIES
 from stillroom.cli import recipe_from
 from stillroom.errors import DamageError, UserError
 from stillroom.jsonfile import read_json, write_json
@@ -186,7 +186,7 @@ def test_the_first_fitted_values_win_and_everyone_loads_them(tmp_path: Path, mak
     second = claim_cache(tmp_path, "people", make.identity())
     assert not first.is_fitted
     with pytest.raises(UserError, match="never fitted"):
-        first.plan(ShardId("train", 0))
+        first.shard_spec(ShardId("train", 0))
     first.publish_fitted({"mask": {"step": torch.tensor([0.5])}})
     second.publish_fitted({"mask": {"step": torch.tensor([0.7])}})
     assert first.is_fitted and first.codecs_sha256 == second.codecs_sha256

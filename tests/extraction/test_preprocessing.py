@@ -4,19 +4,26 @@ import pytest
 import torch
 from torch.nn import functional
 
-from stillroom.extraction.doors import Heard, at_least, calibrated, compare, describe, other_doors
+from stillroom.extraction.preprocessing import (
+    Scores,
+    at_least,
+    calibrated,
+    compare,
+    describe,
+    other_preprocessings,
+)
 from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
 ZERO, ONE = (0.0,) * 3, (1.0,) * 3
 
 
-def heard(logits, labels) -> Heard:
-    said = logits.argmax(1)
+def scores(logits, labels) -> Scores:
+    outputs = logits.argmax(1)
     counts = [
         torch.bincount((2 * y + s)[y != 255], minlength=4).view(2, 2)
-        for s, y in zip(said, labels, strict=True)
+        for s, y in zip(outputs, labels, strict=True)
     ]
-    return Heard(torch.stack(counts), logits, labels)
+    return Scores(torch.stack(counts), logits, labels)
 
 
 @pytest.fixture
@@ -35,7 +42,7 @@ def answers(labels, noise, seed=1):
 
 def test_calibration_takes_the_best_scale_and_biases(labels):
     logits = answers(labels, 1.0)
-    found = calibrated(heard(logits, labels)).mean()
+    found = calibrated(scores(logits, labels)).mean()
     best = min(
         functional.cross_entropy(
             logits * scale + torch.tensor([[0.0], [bias]]), labels, ignore_index=255
@@ -49,17 +56,17 @@ def test_calibration_takes_the_best_scale_and_biases(labels):
 @pytest.mark.parametrize("scale", [0.1, 30.0])
 def test_confidence_alone_decides_nothing(labels, scale):
     logits = answers(labels, 1.0)
-    before = calibrated(heard(logits, labels))
-    assert torch.allclose(before, calibrated(heard(logits * scale + 0.1, labels)), atol=1e-3)
+    before = calibrated(scores(logits, labels))
+    assert torch.allclose(before, calibrated(scores(logits * scale + 0.1, labels)), atol=1e-3)
 
 
 def test_answers_that_mistake_the_classes_are_not_turned_round(labels):
-    assert calibrated(heard(-answers(labels, 0.5), labels)).mean() > 0.69
+    assert calibrated(scores(-answers(labels, 0.5), labels)).mean() > 0.69
 
 
 def test_the_better_of_two_doors_is_told_from_luck(labels):
     good, bad, equal = (
-        heard(answers(labels, n, s), labels) for n, s in ((0.6, 1), (1.0, 2), (0.6, 3))
+        scores(answers(labels, n, s), labels) for n, s in ((0.6, 1), (1.0, 2), (0.6, 3))
     )
     assert compare(bad, good).is_better and not compare(bad, good).is_worse
     assert compare(good, bad).is_worse and not compare(good, bad).is_better
@@ -71,7 +78,7 @@ def test_the_better_of_two_doors_is_told_from_luck(labels):
 
 def test_pictures_without_labels_count_for_nobody(labels):
     labels[:10] = 255
-    one, two = heard(answers(labels, 1.0), labels), heard(answers(labels, 0.5, 2), labels)
+    one, two = scores(answers(labels, 1.0), labels), scores(answers(labels, 0.5, 2), labels)
     assert compare(one, two).num_pictures == 30
     labels[:] = 255
     assert compare(one, two).num_pictures == 0 and not compare(one, two).is_better
@@ -83,27 +90,27 @@ def test_the_chance_of_so_many_heads(wins, tosses, wanted):
 
 
 def test_one_change_at_a_time_or_both():
-    door = Normalise(ZERO, ONE)
+    preprocessing = Normalise(ZERO, ONE)
     single = {"RGB in 0..255", "RGB in [-1, 1]", "RGB with ImageNet mean and std", "BGR in [0, 1]"}
-    assert set(other_doors(door)) == single
+    assert set(other_preprocessings(preprocessing)) == single
     both = {"BGR in 0..255", "BGR in [-1, 1]", "BGR with ImageNet mean and std"}
-    assert set(other_doors(door, both=True)) == single | both
+    assert set(other_preprocessings(preprocessing, both=True)) == single | both
 
 
 def test_means_stay_with_their_colours_when_the_order_changes():
-    doors = other_doors(Normalise(IMAGENET_MEAN, IMAGENET_STD))
-    turned = doors["BGR with ImageNet mean and std"]
+    preprocessing = other_preprocessings(Normalise(IMAGENET_MEAN, IMAGENET_STD))
+    turned = preprocessing["BGR with ImageNet mean and std"]
     assert turned.mean.flatten().tolist() == pytest.approx(IMAGENET_MEAN[::-1])
     image = torch.rand(1, 3, 2, 2)
     straight = Normalise(IMAGENET_MEAN, IMAGENET_STD)(image)
     assert torch.allclose(turned(image), straight.flip(1), atol=1e-6)
-    back = other_doors(turned)
+    back = other_preprocessings(turned)
     assert "RGB with ImageNet mean and std" in back and "BGR with ImageNet mean and std" not in back
 
 
 def test_a_normalisation_of_ones_own_is_tried_in_the_other_order():
     own = Normalise((0.1, 0.2, 0.3), ONE, channels="BGR")
-    doors = other_doors(own)
-    assert len(doors) == 5 and set(doors) > {"BGR in [0, 1]", "BGR in 0..255"}
-    swapped = doors["RGB with the declared mean and std"]
+    preprocessing = other_preprocessings(own)
+    assert len(preprocessing) == 5 and set(preprocessing) > {"BGR in [0, 1]", "BGR in 0..255"}
+    swapped = preprocessing["RGB with the declared mean and std"]
     assert describe(swapped) == "channels=RGB, scale=1, mean=(0.3, 0.2, 0.1), std=(1, 1, 1)"

@@ -17,8 +17,8 @@ _ARRAY = (("MIN", "0"), ("STEP", "1"))  # of a Slurm array, with what is taken w
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """A process's place among those that share the work."""
+class ProcessContext:
+    """Which of the processes that share the work this is, and its device."""
 
     rank: int = 0
     world: int = 1
@@ -34,14 +34,14 @@ class Place:
         """The device as provenance names it."""
         return torch.cuda.get_device_name(self.device) if self.device != "cpu" else "cpu"
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line from the first process only."""
         if self.is_first:
             print(text, flush=True)
 
 
-def find_place(wanted: str, environment: Mapping[str, str] | None = None) -> Place:
-    """Return the place that the environment gives; `wanted` is auto, cpu or cuda.
+def process_context(wanted: str, environment: Mapping[str, str] | None = None) -> ProcessContext:
+    """Return what the environment says of this process; `wanted` is auto, cpu or cuda.
 
     Raises UserError where CUDA is asked for and there is none.
     """
@@ -55,7 +55,9 @@ def find_place(wanted: str, environment: Mapping[str, str] | None = None) -> Pla
         rank = (int(env["SLURM_ARRAY_TASK_ID"]) - first) // step % world
     else:
         rank, world = 0, 1
-    return Place(rank=rank, world=world, device=_device(wanted, int(env.get("LOCAL_RANK", "0"))))
+    return ProcessContext(
+        rank=rank, world=world, device=_device(wanted, int(env.get("LOCAL_RANK", "0")))
+    )
 
 
 def _device(wanted: str, local_rank: int) -> str:

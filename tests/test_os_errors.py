@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from stillroom.errors import FailureError, StillroomError, UserError
-from stillroom.extraction.refused import free_bytes, in_words
+from stillroom.os_errors import explain_os_errors, free_bytes
 
 
 def told(number: int, cache: Path, filename: str | None = None) -> StillroomError:
-    with pytest.raises((UserError, FailureError)) as caught, in_words("it ended", cache):
+    with pytest.raises((UserError, FailureError)) as caught, explain_os_errors("it ended", cache):
         raise OSError(number, os.strerror(number), filename)
     assert isinstance(caught.value.__cause__, OSError)
     return caught.value
@@ -62,7 +62,7 @@ def test_any_other_refusal_is_a_failure_with_the_systems_own_words(tmp_path):
 
 
 def test_what_is_no_refusal_passes_unchanged(tmp_path):
-    with pytest.raises(UserError, match=r"^mine$"), in_words("it ended", tmp_path):
+    with pytest.raises(UserError, match=r"^mine$"), explain_os_errors("it ended", tmp_path):
         raise UserError("mine")
 
 

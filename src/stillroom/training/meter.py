@@ -7,16 +7,16 @@ from typing import Any
 from torch import Tensor
 
 from stillroom.errors import FailureError
-from stillroom.training.session import Session
+from stillroom.training.context import TrainContext
 from stillroom.training.step import labels
 
 
-class Record:
+class TermMeter:
     """Sums and counts of the terms since the last line of the log, kept on the device."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._names = labels(session.terms)
+    def __init__(self, context: TrainContext) -> None:
+        self._session = context
+        self._names = labels(context.terms)
         self._began = time.perf_counter()
         self._steps = 0
         self._totals: Tensor | float = 0.0
@@ -51,7 +51,7 @@ class Record:
         return {"loss": loss, **found, "rows_per_s": round(rows / seconds, 2)}
 
 
-def step_line(session: Session, step: int, figures: dict[str, Any]) -> str:
+def step_line(context: TrainContext, step: int, figures: dict[str, Any]) -> str:
     """Return one line of the log for people."""
     terms = ", ".join(
         f"{name.removeprefix('term_')} {value:.4f}"
@@ -59,6 +59,6 @@ def step_line(session: Session, step: int, figures: dict[str, Any]) -> str:
         if name.startswith("term_") and value is not None
     )
     return (
-        f"step {step}/{session.steps}: loss {figures['loss']:.4f} ({terms}),"
+        f"step {step}/{context.steps}: loss {figures['loss']:.4f} ({terms}),"
         f" {figures['rows_per_s']:.1f} rows/s"
     )

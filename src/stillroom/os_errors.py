@@ -18,12 +18,12 @@ _NO_FILES = {errno.EMFILE, errno.ENFILE}
 
 
 @contextmanager
-def in_words(what: str, cache: Path) -> Iterator[None]:
+def explain_os_errors(what: str, cache: Path) -> Iterator[None]:
     """Within, an OSError becomes one of ours that begins with `what`; `cache` is where we write."""
     try:
         yield
     except OSError as error:
-        raise _said(error, what, cache) from error
+        raise _explained(error, what, cache) from error
 
 
 def free_bytes(path: Path) -> int:
@@ -38,7 +38,7 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _said(error: OSError, what: str, cache: Path) -> StillroomError:
+def _explained(error: OSError, what: str, cache: Path) -> StillroomError:
     place = _existing(Path(error.filename2 or error.filename or cache))
     reason, whole, root = error.strerror or str(error), place.absolute(), cache.absolute()
     is_of_cache = whole == root or root in whole.parents or whole in root.parents

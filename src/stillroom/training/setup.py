@@ -11,22 +11,22 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch.nn.parallel import DistributedDataParallel
 
-from stillroom.cache.identity import Cache
+from stillroom.cache.folder import Cache
 from stillroom.errors import UserError
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.recipe import Recipe, check
 from stillroom.students.distiller import Distiller, build_distiller, upstream_parameters
-from stillroom.training.find import find_cache
-from stillroom.training.order import Deal, Order, legal_worlds
+from stillroom.training.context import TrainContext
+from stillroom.training.find_cache import find_cache
+from stillroom.training.optimizer import make_optimizer
+from stillroom.training.order import MicroBatchSchedule, Order, legal_worlds
 from stillroom.training.parameters import frozen_parameters
 from stillroom.training.run_folder import make_run_folder, require_free
-from stillroom.training.schedule import make_optimizer
-from stillroom.training.session import Session
 from stillroom.training.step import seed_forward
-from stillroom.training.stream import Source
+from stillroom.training.stream import RowDataset
 
 
-def prepare(recipe: Recipe) -> Session:
+def prepare(recipe: Recipe) -> TrainContext:
     """Check a recipe against pictures, cache and devices and build all that the loop needs; raises
     UserError.
     """
@@ -35,9 +35,9 @@ def prepare(recipe: Recipe) -> Session:
     assert pictures.geometry is not None
     require_free(recipe)
     accelerator = _accelerator(recipe)
-    deal = _deal(recipe, accelerator)
+    schedule = _schedule(recipe, accelerator)
     cache = find_cache(recipe, pictures, accelerator.is_main_process)
-    source, validation = _sources(recipe, pictures, cache)
+    dataset, validation = _sources(recipe, pictures, cache)
     distiller = _distiller(recipe, cache, pictures.geometry, accelerator)
     optimizer = make_optimizer(recipe.optimizer, distiller)
     model, wrapped = accelerator.prepare(distiller, optimizer)
@@ -45,16 +45,16 @@ def prepare(recipe: Recipe) -> Session:
         # As an argument it would warn from torch 2.13 on, and its successor is unknown before.
         model.broadcast_buffers = False
     count = sum(shard.rows for shard in pictures.shards if shard.split == "train")
-    return Session(
+    return TrainContext(
         recipe=recipe,
         accelerator=accelerator,
         folder=make_run_folder(recipe, accelerator),
         pictures=pictures,
         cache=cache,
-        source=source,
+        dataset=dataset,
         validation=validation,
-        order=Order(rows=len(source), seed=recipe.seed),
-        deal=deal,
+        order=Order(rows=len(dataset), seed=recipe.seed),
+        schedule=schedule,
         epoch_steps=max(1, count // recipe.batch),
         distiller=distiller,
         model=model,
@@ -78,7 +78,7 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     return Accelerator(cpu=on_cpu, mixed_precision=launch, kwargs_handlers=[ddp])
 
 
-def _deal(recipe: Recipe, accelerator: Accelerator) -> Deal:
+def _schedule(recipe: Recipe, accelerator: Accelerator) -> MicroBatchSchedule:
     legal = legal_worlds(recipe.batch, recipe.micro_batch)
     world = accelerator.num_processes
     if world not in legal:
@@ -87,7 +87,7 @@ def _deal(recipe: Recipe, accelerator: Accelerator) -> Deal:
             found=f"{world} processes, --batch {recipe.batch} --micro-batch {recipe.micro_batch}",
             wanted=f"{', '.join(map(str, legal))} processes, or another --batch or --micro-batch",
         )
-    return Deal(
+    return MicroBatchSchedule(
         batch=recipe.batch,
         micro_batch=recipe.micro_batch,
         rank=accelerator.process_index,
@@ -97,9 +97,9 @@ def _deal(recipe: Recipe, accelerator: Accelerator) -> Deal:
 
 def _sources(
     recipe: Recipe, pictures: PictureSet, cache: Cache | None
-) -> tuple[Source, Source | None]:
+) -> tuple[RowDataset, RowDataset | None]:
     targets = recipe.wanted_targets()
-    source = Source(
+    dataset = RowDataset(
         pictures,
         "train",
         cache=cache,
@@ -108,8 +108,8 @@ def _sources(
         labelled_only=not targets,
     )
     if not pictures.shard_ids("val"):
-        return source, None
-    return source, Source(pictures, "val", cache=cache, targets=targets)
+        return dataset, None
+    return dataset, RowDataset(pictures, "val", cache=cache, targets=targets)
 
 
 def _distiller(

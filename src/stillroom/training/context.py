@@ -8,18 +8,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stillroom.cache.identity import Cache
+from stillroom.cache.folder import Cache
 from stillroom.errors import FailureError
 from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet
 from stillroom.recipe import Recipe
 from stillroom.students.distiller import Distiller
-from stillroom.training.order import Deal, Order
-from stillroom.training.stream import Source
+from stillroom.training.order import MicroBatchSchedule, Order
+from stillroom.training.stream import RowDataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
+class TrainContext:
     """What one process of a run works with."""
 
     recipe: Recipe
@@ -27,10 +27,10 @@ class Session:
     folder: Path
     pictures: PictureSet
     cache: Cache | None
-    source: Source
-    validation: Source | None
+    dataset: RowDataset
+    validation: RowDataset | None
     order: Order
-    deal: Deal
+    schedule: MicroBatchSchedule
     epoch_steps: int
     distiller: Distiller  # bare: evaluated, saved
     model: Any  # the same, as DDP and AMP wrap it: trained
@@ -68,7 +68,7 @@ class Session:
         """Return whether a claim is true on any rank; waits for the device."""
         return bool(self.reduce(torch.tensor(float(claim), device=self.accelerator.device)) > 0)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line from rank 0."""
         if self.is_first:
             print(text, flush=True)

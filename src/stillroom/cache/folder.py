@@ -1,0 +1,339 @@
+"""A cache folder: claiming one, opening it, and what lies in it.
+
+Opening reads `identity.json` only; nothing is listed and no shard is touched.
+"""
+
+import hashlib
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from stillroom.cache.body import Body, Part
+from stillroom.cache.faults import reach
+from stillroom.cache.identity import (
+    FORMAT,
+    both_sides,
+    check_identity,
+    differences,
+    fingerprint,
+    make_identity,
+    target_specs,
+)
+from stillroom.cache.reader import ShardReader
+from stillroom.cache.rows import CachedRow, CachedRows
+from stillroom.cache.shard_index import ShardIndex, ShardSpec, check_files, read_shard_index
+from stillroom.cache.tar_body import TarBody
+from stillroom.cache.writer import ShardWriter
+from stillroom.cache.zarr_body import ZarrBody
+from stillroom.codecs import Codec, parse_codec
+from stillroom.errors import DamageError, UserError
+from stillroom.jsonfile import (
+    MAX_BYTES,
+    encode_json,
+    read_bytes,
+    read_json,
+    sync_folder,
+    write_bytes,
+    write_json,
+)
+from stillroom.tensorfile import parse_tensors
+from stillroom.types import ShardId, TargetSpec
+
+__all__ = [
+    "BODIES",
+    "Cache",
+    "claim_cache",
+    "make_identity",
+    "open_cache",
+]
+
+BODIES: dict[str, Body] = {"zarr": ZarrBody(), "tar": TarBody()}
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+IDENTITY_FILE = "identity.json"
+_CODECS, _MANIFEST = "codecs.safetensors", "manifest.json"
+_MAX_CODECS_BYTES = 1 << 26
+
+
+class Cache:
+    """One cache folder with a checked identity; `open_cache` and `claim_cache` make it."""
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path, self.identity = path, identity
+        self.fingerprint = fingerprint(identity)
+        self.specs: dict[str, TargetSpec] = target_specs(identity)
+        self.codecs: dict[str, Codec] = {n: parse_codec(s.codec) for n, s in self.specs.items()}
+        geometry = identity["geometry"]
+        self.geometry: tuple[int, int] = (geometry["height"], geometry["width"])
+        self.body = BODIES[identity["body"]]
+
+    def __repr__(self) -> str:
+        return f"Cache({str(self.path)!r})"
+
+    # what must be there
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """Every stored array, in the order of a row."""
+        return tuple(
+            Part(name=f"{name}.{part}", dtype=dtype, shape=shape)
+            for name, spec in self.specs.items()
+            for part, (dtype, shape) in self.codecs[name].parts(spec.shape).items()
+        )
+
+    @cached_property
+    def _rows(self) -> dict[ShardId, int]:
+        shards = self.identity["pictures"]["shards"]
+        return {ShardId(shard["split"], shard["number"]): shard["rows"] for shard in shards}
+
+    def shard_ids(self, split: str | None = None) -> tuple[ShardId, ...]:
+        """Return all shards, or those of a split, in order, whether published or not."""
+        return tuple(id_ for id_ in self._rows if split is None or id_.split == split)
+
+    def num_views(self, split: str) -> int:
+        """Return the number of views per picture."""
+        return self.identity["views"][split]["count"]
+
+    def shard_rows(self, shard_id: ShardId) -> int:
+        """Return the number of rows of a shard: pictures times views."""
+        return self._rows[shard_id] * self.num_views(shard_id.split)
+
+    def shard_spec(self, shard_id: ShardId, codecs_sha256: str | None = None) -> ShardSpec:
+        """Return what a shard must be; needs the fitted values, or their file's sha256."""
+        return ShardSpec(
+            shard_id=shard_id,
+            fingerprint=self.fingerprint,
+            codecs_sha256=codecs_sha256 or self.codecs_sha256,
+            num_rows=self.shard_rows(shard_id),
+            num_views=self.num_views(shard_id.split),
+            kinds={name: spec.kind for name, spec in self.specs.items()},
+            parts=self.parts,
+            body=self.body,
+        )
+
+    # fitted values of the codecs
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the codecs' fitted values are published; without them no shard is written."""
+        return (self.path / _CODECS).exists()
+
+    def publish_fitted(self, fitted: dict[str, dict[str, Tensor]]) -> None:
+        """Publish fitted values per target and name; the first wins, and all use theirs."""
+        assert fitted.keys() <= self.specs.keys(), sorted(fitted)
+        tensors = {
+            f"{target}/{name}": value.detach().cpu().contiguous()
+            for target, values in sorted(fitted.items())
+            for name, value in sorted(values.items())
+        }
+        write_bytes(self.path / _CODECS, safetensors.torch.save(tensors), replace=False)
+        reach("codecs-published")
+
+    @property
+    def fitted(self) -> dict[str, dict[str, Tensor]]:
+        """Fitted values per target (an empty dict where the codec needs none)."""
+        return self._fitted[0]
+
+    @property
+    def codecs_sha256(self) -> str:
+        """The sha256 of `codecs.safetensors`, which every shard repeats."""
+        return self._fitted[1]
+
+    @cached_property
+    def _fitted(self) -> tuple[dict[str, dict[str, Tensor]], str]:
+        path = self.path / _CODECS
+        if not path.exists():
+            raise UserError(
+                f"{path} is missing: the codecs of this cache were never fitted",
+                fix="python tools/cache_teacher.py RECIPE",
+            )
+        data = read_bytes(path, _MAX_CODECS_BYTES)
+        fitted: dict[str, dict[str, Tensor]] = {name: {} for name in self.specs}
+        for name, value in parse_tensors(data, path).items():
+            target, _, member = name.partition("/")
+            if target not in fitted:
+                raise DamageError(f"{path} has values of no target of this cache", found=name[:80])
+            fitted[target][member] = value
+        return fitted, hashlib.sha256(data).hexdigest()
+
+    # shards
+
+    def is_published(self, shard_id: ShardId) -> bool:
+        """Whether a shard is there; raises DamageError on a bad `shard.json` or file size."""
+        if not self._folder(shard_id).exists():
+            return False
+        self._shard_index(shard_id)
+        return True
+
+    def shard_bytes(self, shard_id: ShardId) -> int:
+        """Return the bytes of a published shard's files; raises DamageError if it is bad."""
+        return sum(size for size, _ in self._shard_index(shard_id).files.values())
+
+    def missing(self) -> tuple[ShardId, ...]:
+        """Return the shards without a published folder, from one listing."""
+        present = {entry.name for entry in os.scandir(self.path)}
+        return tuple(id_ for id_ in self._rows if self._folder(id_).name not in present)
+
+    def writer(self, shard_id: ShardId, *, level: int = 1) -> ShardWriter:
+        """Return a writer (a context manager) of one shard; `level` is zstd's."""
+        return ShardWriter(self.path, self.shard_spec(shard_id), level=level)
+
+    def reader(self, shard_id: ShardId, *, check: bool = True) -> ShardReader:
+        """Open a published shard; raises DamageError if it is absent or bad."""
+        return ShardReader(self._folder(shard_id), self.shard_spec(shard_id), check=check)
+
+    def quarantine(self, shard_id: ShardId, why: object) -> Path | None:
+        """Move a bad shard away, the reason beside it; None if another process has done so."""
+        folder = self._folder(shard_id)
+        place = self.path / "quarantine" / f"{folder.name}-{os.urandom(4).hex()}"
+        place.parent.mkdir(exist_ok=True)
+        (self.path / _MANIFEST).unlink(missing_ok=True)
+        try:
+            folder.rename(place)
+        except FileNotFoundError:
+            return None
+        reach("quarantined")
+        sync_folder(self.path)
+        write_json(place.with_name(f"{place.name}.json"), {"shard": str(shard_id), "why": str(why)})
+        return place
+
+    def quarantine_bad(self) -> tuple[Path, ...]:
+        """Quarantine every shard that `is_published` finds bad; returns where they lie now."""
+        places = []
+        for shard_id in self._rows:
+            try:
+                self.is_published(shard_id)
+            except DamageError as error:
+                places.append(self.quarantine(shard_id, error))
+        return tuple(place for place in places if place is not None)
+
+    # rows, for people
+
+    def __len__(self) -> int:
+        return sum(map(self.shard_rows, self._rows))
+
+    def __getitem__(self, i: int) -> CachedRow:
+        """Return row i of all shards in order, decoded. Raises UserError where it is not there yet,
+        DamageError where it is damaged, IndexError past the end.
+        """
+        return self._cached_rows[i]
+
+    def rows(self, key: str) -> tuple[CachedRow, ...]:
+        """Return every row (region, view) of a picture, decoded; needs a complete cache."""
+        return self._cached_rows.of_key(key)
+
+    @cached_property
+    def _cached_rows(self) -> CachedRows:
+        num_rows = {shard_id: self.shard_rows(shard_id) for shard_id in self._rows}
+        return CachedRows(num_rows, self._open_published, self.codecs, self.fitted)
+
+    def _open_published(self, shard_id: ShardId) -> ShardReader:
+        if not self._folder(shard_id).exists():
+            raise UserError(
+                f"shard {shard_id} of {self.path} is not published yet",
+                found=f"{len(self.missing())} of {len(self._rows)} shards missing",
+                fix="finish stage 1: python tools/cache_teacher.py RECIPE",
+            )
+        return self.reader(shard_id)
+
+    # completion
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether a manifest of this cache lies there and no shard is missing."""
+        path = self.path / _MANIFEST
+        if not path.exists():
+            return False
+        return read_json(path).get("fingerprint") == self.fingerprint and not self.missing()
+
+    def finalize(self) -> bool:
+        """Write the manifest if every shard is published; raises DamageError if one is bad."""
+        if self.missing():
+            return False
+        reach("manifest-next")
+        path, data = self.path / _MANIFEST, self.manifest()
+        if not path.exists() or read_bytes(path, MAX_BYTES) != data:
+            write_bytes(path, data)
+        return True
+
+    def manifest(self) -> bytes:
+        """Return what `manifest.json` must hold; raises DamageError if a shard is absent or bad."""
+        records = {shard_id: self._shard_index(shard_id) for shard_id in self._rows}
+        manifest = {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "codecs_sha256": self.codecs_sha256,
+            "rows": len(self),
+            "shards": [
+                {
+                    "split": shard_id.split,
+                    "number": shard_id.number,
+                    "rows": self.shard_rows(shard_id),
+                    "sha256": shard_index.sha256,
+                }
+                for shard_id, shard_index in records.items()
+            ],
+        }
+        return encode_json(manifest)
+
+    def _folder(self, shard_id: ShardId) -> Path:
+        assert shard_id in self._rows, shard_id
+        return self.path / f"{shard_id}{self.body.suffix}"
+
+    def _shard_index(self, shard_id: ShardId) -> ShardIndex:
+        spec, folder = self.shard_spec(shard_id), self._folder(shard_id)
+        shard_index = read_shard_index(folder, spec)
+        check_files(folder, spec, shard_index)
+        return shard_index
+
+
+def open_cache(path: Path | str) -> Cache:
+    """Open a cache folder. Raises UserError if there is none, DamageError if it is damaged."""
+    path = Path(path)
+    try:
+        identity = read_json(path / IDENTITY_FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{path} is not a cache: it has no {IDENTITY_FILE}",
+            fix="python tools/cache_teacher.py RECIPE",
+        ) from None
+    check_identity(identity)
+    if identity["body"] not in BODIES:
+        raise UserError("no such body", found=identity["body"], wanted=" or ".join(BODIES))
+    return Cache(path, identity)
+
+
+def claim_cache(root: Path, name: str, identity: dict[str, Any]) -> Cache:
+    """Make or join `root/<name>-<fingerprint8>`; of several processes one makes it and all open it.
+
+    A `root` that is a cache, or has the name of this one, is itself the folder. Raises UserError,
+    with both sides, where the folder has another identity.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError("not a name for a cache", found=repr(name), wanted="letters, digits, _ . -")
+    check_identity(identity)
+    path = root / f"{name}-{fingerprint(identity)[:8]}"
+    if (root / IDENTITY_FILE).exists() or root.name == path.name:
+        path = root
+    if not (path / IDENTITY_FILE).exists():
+        for folder in (path, path / "tmp", path / "quarantine"):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_json(path / IDENTITY_FILE, identity, replace=False)
+        reach("identity-linked")
+        sync_folder(path.parent)
+    cache = open_cache(path)
+    if different := differences(cache.identity, identity):
+        found, wanted = both_sides(different)
+        raise UserError(
+            f"{path} was made for something else",
+            found=found,
+            wanted=wanted,
+            fix=f"--run.cache {path.absolute().parent} (where each has its own), or move it away"
+            if path == root
+            else "give the cache another name, or move that folder away",
+        )
+    return cache
