@@ -126,7 +126,7 @@ def _timed(out: Path, name: str, step: Callable[[], None]) -> None:
 
 
 def _call(command: list[str]) -> None:
-    status = subprocess.run_command(command, check=False).returncode
+    status = subprocess.run(command, check=False).returncode
     if status:
         raise FailureError(
             f"a step of the demonstration failed with status {status}", found=" ".join(command)
