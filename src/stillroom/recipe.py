@@ -11,9 +11,13 @@ from typing import Any, Literal
 from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
 from stillroom.losses import LogitMSE, SoftKL, Term
-from stillroom.pictures.dataset import PictureSet
+from stillroom.pictures.dataset import PictureSet, PictureShard
+from stillroom.pictures.rows import Views, WholePicture, rows_of
 from stillroom.students.definitions import Student
 from stillroom.teachers.configs import Teacher
+from stillroom.types import Row
+
+_WHOLE = WholePicture()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +25,7 @@ class Data:
     shards: str  # folder of picture shards, as tools/make_shards.py writes it
     # share of training masks that is used (by hash of the key); the others count as void
     label_share: float = 1.0
+    regions: bool = False  # one row for each box of a picture's json instead of one a picture
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_share <= 1:
@@ -66,6 +71,7 @@ class Recipe:
     name: str  # names the cache and, unless --run.name is given, the run
     data: Data
     teachers: tuple[Teacher, ...] = ()  # frozen networks that stage 1 runs
+    views: Views = _WHOLE  # how often and how each training picture is looked at
     codec: dict[str, str] = field(default_factory=dict)  # how each target is kept
     body: Literal["zarr", "tar"] = "zarr"  # the files that hold the rows; both are read alike
     student: Student
@@ -100,6 +106,10 @@ class Recipe:
                     raise UserError(f"two teachers make a target named {name!r}", fix="rename one")
                 kinds[name] = kind
         return kinds
+
+    def rows_of(self, shard: PictureShard) -> tuple[Row, ...]:
+        """Return the rows of a picture shard: who is encoded in stage 1 and read in stage 2."""
+        return rows_of(shard, self.views, regions=self.data.regions)
 
     def wanted_targets(self) -> tuple[str, ...]:
         """Return the names of the targets that the terms need, each once."""
@@ -188,6 +198,11 @@ def teacher_identities(recipe: Recipe, with_files: bool) -> dict[str, dict[str, 
         for name in teacher.targets:
             found[name] = {**identity, "tensor": tensors[name]}
     return found
+
+
+def views_identity(recipe: Recipe) -> dict[str, Any]:
+    """Return how a recipe looks at its pictures, as identity.json records it."""
+    return {**plain(recipe.views), "count": recipe.views.count, "regions": recipe.data.regions}
 
 
 def plain(value: Any) -> Any:

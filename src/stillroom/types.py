@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stillroom.hashing import keyed_hash
+
 IGNORE = 255  # the mask value that no loss and no metric counts
 KEY = re.compile(r"[A-Za-z0-9_=/-]+")  # what a picture's key may look like
 
@@ -16,8 +18,8 @@ Kind = Literal["logits", "features"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """How a picture was looked at: a crop box in source pixels, mirrored or not. Stored, never
-    drawn again.
+    """How a picture was looked at: a box in pixels of the packed picture, which may pass its edges,
+    mirrored or not. Stored, never drawn again.
     """
 
     number: int = 0
@@ -28,7 +30,7 @@ class View:
     mirrored: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.number >= 0 and 0 <= self.x0 < self.x1 and 0 <= self.y0 < self.y1):
+        if not (self.number >= 0 and self.x0 < self.x1 and self.y0 < self.y1):
             raise ValueError(f"no such view: {self}")
 
 
@@ -39,6 +41,10 @@ class Row:
     key: str
     region: int | None = None  # None, or the number of the box
     view: View
+
+    def hash(self, *purpose: object) -> int:
+        """Return 64 bits for one purpose: the seed of whatever is drawn for this row."""
+        return keyed_hash(*purpose, self.key, self.region, self.view.number)
 
 
 class ShardId(NamedTuple):

@@ -41,10 +41,10 @@ def test_the_independent_reader_reads_every_row_as_ours_does(independent, cache:
 
 
 def test_it_reads_regions_and_views(independent, tmp_path: Path, make):
-    shards = [{"split": "train", "number": 7, "rows": 2, "pictures": "cd" * 32}]
+    shards = [{"split": "train", "number": 7, "rows": 4, "pictures": "cd" * 32}]
     identity = make.identity(
         pictures={"digest": "ef" * 32, "shards": shards},
-        views={"train": {"count": 2, "kind": "whole"}},
+        views={"class": "WholePicture", "count": 2, "regions": False},
     )
     cache = claim_cache(tmp_path, "views", identity)
     cache.publish_fitted({})

@@ -92,10 +92,10 @@ def test_rows_out_of_order_are_a_fault_of_ours(tmp_path: Path, make):
 
 
 def test_several_views_of_a_key_are_several_rows(tmp_path: Path, make):
-    shards = [{"split": "train", "number": 7, "rows": 2, "pictures": "cd" * 32}]
+    shards = [{"split": "train", "number": 7, "rows": 4, "pictures": "cd" * 32}]
     changes = {
         "pictures": {"digest": "ef" * 32, "shards": shards},
-        "views": {"train": {"count": 2, "kind": "whole"}},
+        "views": {"class": "WholePicture", "count": 2, "regions": False},
     }
     shard_id = ShardId("train", 7)
     cache = claim_cache(tmp_path, "views", make.identity(**changes))
@@ -116,9 +116,9 @@ def test_several_views_of_a_key_are_several_rows(tmp_path: Path, make):
 
 
 def test_a_key_without_all_its_views_is_not_published(tmp_path: Path, make):
-    shards = [{"split": "train", "number": 0, "rows": 2, "pictures": "cd" * 32}]
+    shards = [{"split": "train", "number": 0, "rows": 4, "pictures": "cd" * 32}]
     pictures = {"digest": "ef" * 32, "shards": shards}
-    views = {"train": {"count": 2, "kind": "whole"}}
+    views = {"class": "WholePicture", "count": 2, "regions": False}
     cache = claim_cache(tmp_path, "views", make.identity(pictures=pictures, views=views))
     cache.publish_fitted({})
     with cache.writer(TRAIN) as writer:

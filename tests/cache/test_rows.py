@@ -41,8 +41,11 @@ def test_a_key_finds_its_rows_in_whatever_shard(cache: Cache):
 
 
 def test_every_view_of_a_key_is_returned_in_order(tmp_path: Path, make):
-    views = {"train": {"count": 2, "kind": "whole"}, "val": {"count": 1, "kind": "whole"}}
-    two = claim_cache(tmp_path, "two", make.identity(views=views))
+    views = {"class": "WholePicture", "count": 2, "regions": False}
+    pictures = make.identity()["pictures"]
+    for entry in pictures["shards"]:
+        entry["rows"] *= 2 if entry["split"] == "train" else 1
+    two = claim_cache(tmp_path, "two", make.identity(views=views, pictures=pictures))
     two.publish_fitted({})
     shard = ShardId("train", 0)
     with two.writer(shard) as writer:

@@ -50,10 +50,10 @@ def members_of(path: Path) -> Members:
 @pytest.fixture
 def varied(tmp_path: Path, make) -> Cache:
     """A cache with regions, views, a folder, an escaped dot and a name too long for ustar."""
-    shards = [{"split": "train", "number": 0, "rows": 4, "pictures": "cd" * 32}]
+    shards = [{"split": "train", "number": 0, "rows": 8, "pictures": "cd" * 32}]
     identity = make.identity(
         pictures={"digest": "ef" * 32, "shards": shards},
-        views={"train": {"count": 2, "kind": "whole"}},
+        views={"class": "WholePicture", "count": 2, "regions": False},
     )
     cache = claim_cache(tmp_path, "varied", identity)
     cache.publish_fitted({})
@@ -96,7 +96,7 @@ def test_its_samples_have_the_names_of_those_of_the_picture_tar(tmp_path: Path, 
     shards = [{"split": "train", "number": 0, "rows": 4, "pictures": "cd" * 32}]
     identity = make.identity(
         pictures={"digest": "ef" * 32, "shards": shards},
-        views={"train": {"count": 1, "kind": "whole"}},
+        views={"class": "WholePicture", "count": 1, "regions": False},
     )
     cache = claim_cache(tmp_path, "joined", identity)
     cache.publish_fitted({})

@@ -35,12 +35,13 @@ def swapped(spoilt_recipe, tmp_path, monkeypatch):
     """Stage 1 with a fault in it: the first two rows of the third batch are exchanged."""
     answer, seen = extract.run_teachers, []
 
-    def answering(job, batch):
-        rows, parts, *more = answer(job, batch)
-        seen.append(rows)
+    def answering(teachers, batch, device):
+        outputs = answer(teachers, batch, device)
+        seen.append([row for row, _ in batch])
         if len(seen) == 3:
-            parts = {name: part[[1, 0, *range(2, len(part))]] for name, part in parts.items()}
-        return rows, parts, *more
+            order = [1, 0, *range(2, len(batch))]
+            outputs = {name: target[order] for name, target in outputs.items()}
+        return outputs
 
     monkeypatch.setattr(extract, "run_teachers", answering)
     run = replace(spoilt_recipe.run, cache=str(tmp_path / "swapped"))
@@ -117,7 +118,9 @@ def test_when_most_rows_differ_no_shard_is_at_fault_and_nothing_is_moved(
 
     def other(self, device):
         built = build(self, device)
-        return lambda image: {name: value + 1 for name, value in built(image).items()}
+        return lambda image, **more: {
+            name: value + 1 for name, value in built(image, **more).items()
+        }
 
     monkeypatch.setattr(config, "build", other)
     found = run_check(spoilt, spoilt_recipe, None, CheckOptions(rerun=8, repair=True))
@@ -135,7 +138,9 @@ def test_the_tolerance_passes_other_kernels_and_not_another_scale(
 
     def other(self, device):
         built = build(self, device)
-        return lambda image: {name: value * factor for name, value in built(image).items()}
+        return lambda image, **more: {
+            name: value * factor for name, value in built(image, **more).items()
+        }
 
     monkeypatch.setattr(config, "build", other)
     cache = open_cache(spoilt)
@@ -152,7 +157,9 @@ def test_a_teacher_that_now_says_nan_is_told_as_such(spoilt, spoilt_recipe, monk
 
     def other(self, device):
         built = build(self, device)
-        return lambda image: {name: value * math.nan for name, value in built(image).items()}
+        return lambda image, **more: {
+            name: value * math.nan for name, value in built(image, **more).items()
+        }
 
     monkeypatch.setattr(config, "build", other)
     found = run_check(spoilt, spoilt_recipe, None, CheckOptions(rerun=3))

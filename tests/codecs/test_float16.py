@@ -9,6 +9,9 @@ import torch
 from stillroom.codecs import CODECS, Codec, parse_codec
 from stillroom.codecs.float16 import Float16
 from stillroom.errors import UserError
+from stillroom.types import Row, View
+
+ROWS = tuple(Row(key=f"p{i}", view=View(x0=0, y0=0, x1=8, y1=8)) for i in range(4))
 
 
 def test_the_text_form_is_the_whole_configuration():
@@ -27,7 +30,7 @@ def test_other_texts_are_refused(text: str):
 
 def test_rounding_is_that_of_numpy():
     target = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(1)) * 100
-    parts = Float16().encode(target, {})
+    parts = Float16().encode(target, ROWS, {})
     assert parts["value"].dtype == torch.float16
     assert np.array_equal(parts["value"].numpy(), target.numpy().astype(np.float16))
     decoded = Float16().decode(parts, {})
@@ -38,7 +41,7 @@ def test_rounding_is_that_of_numpy():
 def test_the_declared_part_is_the_one_that_is_encoded():
     target = torch.zeros(2, 3, 4, 5)
     (name, (dtype, shape)) = next(iter(Float16().parts((3, 4, 5)).items()))
-    encoded = Float16().encode(target, {})
+    encoded = Float16().encode(target, ROWS, {})
     assert encoded.keys() == {name}
     assert encoded[name].numpy().dtype == np.dtype(dtype)
     assert encoded[name].shape[1:] == shape
@@ -46,7 +49,7 @@ def test_the_declared_part_is_the_one_that_is_encoded():
 
 def test_the_largest_half_is_kept():
     target = torch.tensor([[65504.0, -65504.0]])
-    assert torch.equal(Float16().decode(Float16().encode(target, {}), {}), target)
+    assert torch.equal(Float16().decode(Float16().encode(target, ROWS, {}), {}), target)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 65505.0, -1e9])
@@ -54,7 +57,7 @@ def test_what_half_precision_cannot_hold_is_refused(value: float):
     target = torch.zeros(2, 3, 4, 4)
     target[1, 2, 3, 0] = value
     with pytest.raises(UserError, match="float16"):
-        Float16().encode(target, {})
+        Float16().encode(target, ROWS, {})
 
 
 def test_no_value_is_further_off_than_the_stated_bound_and_some_are_exactly_that_far():
@@ -63,7 +66,7 @@ def test_no_value_is_further_off_than_the_stated_bound_and_some_are_exactly_that
     values = np.concatenate([bits, middles, np.nextafter(middles, 0), -middles]).astype(np.float32)
     target = torch.from_numpy(values)[None]
     bound = Float16().error_bound(target, {})
-    error = (Float16().decode(Float16().encode(target, {}), {}) - target).abs()
+    error = (Float16().decode(Float16().encode(target, ROWS, {}), {}) - target).abs()
     assert bound.shape == target.shape and bound.dtype == torch.float32
     assert torch.all(error <= bound)
     is_power = torch.frexp(target.abs()).mantissa <= 0.5 + 2.0**-11  # just above a power of two

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import stillroom.extraction.encode as encoding
 import stillroom.extraction.extract as extract
 from stillroom.cache.folder import Cache, open_cache
 from stillroom.cache.writer import ShardWriter
@@ -73,11 +74,11 @@ def signalled(monkeypatch):
     def arrange(batch: int, number: int = signal.SIGTERM) -> list[tuple[str, ...]]:
         answer, seen = extract.run_teachers, []
 
-        def answering(job, pictures):
-            seen.append(tuple(picture.key for picture in pictures))
+        def answering(teachers, pairs, device):
+            seen.append(tuple(row.key for row, _ in pairs))
             if len(seen) == batch:
                 os.kill(os.getpid(), number)
-            return answer(job, pictures)
+            return answer(teachers, pairs, device)
 
         monkeypatch.setattr(extract, "run_teachers", answering)
         return seen
@@ -134,7 +135,7 @@ def test_statistics_and_provenance_are_kept_with_a_shard(recipe):
 
 def test_one_channels_confidence_is_in_the_likelier_of_two_classes():
     logits = torch.tensor([[[[3.0, -3.0]]], [[[0.0, 100.0]]]])  # b 1 1 2
-    first, second = extract._statistics(logits, "logits")
+    first, second = encoding._statistics(logits, "logits")
     p = 1 / (1 + np.exp(-3.0))
     assert first == pytest.approx((-3.0, 3.0, 1.0, p)) and second.confidence == 0.75
 
@@ -143,7 +144,7 @@ def test_one_channels_confidence_is_in_the_likelier_of_two_classes():
 def test_one_value_that_is_not_finite_shows_in_its_rows_figures(bad):
     said = torch.zeros(2, 3, 8, 10)
     said[1, 0, 5, 5] = bad
-    whole, holed = extract._statistics(said, "features")
+    whole, holed = encoding._statistics(said, "features")
     assert whole == (0, 0, 1, None)
     assert holed.finite == 239 / 240 and not np.isfinite(holed.high)
 
@@ -241,7 +242,7 @@ def test_a_disk_that_is_full_at_the_very_end_of_a_shard_leaves_nothing(recipe, m
 
 
 def test_an_error_of_the_teacher_is_not_hidden_by_a_full_queue(recipe, monkeypatch):
-    def broken(job, pictures):
+    def broken(teachers, batch, device):
         raise UserError("the teacher cannot")
 
     monkeypatch.setattr(extract, "run_teachers", broken)

@@ -75,7 +75,7 @@ def _make_cache(path: Path, body: str) -> None:
     identity = make_identity(
         pictures={"digest": "0" * 64, "shards": shards},
         geometry=(SIZE_PX, SIZE_PX),
-        views={"train": {"count": 1, "kind": "whole"}},
+        views={"class": "WholePicture", "count": 1, "regions": False},
         targets={"mask": target | {"codec": "float16"}},
         calibration=[],
         body=body,

@@ -22,11 +22,14 @@ def match_cache(
     pictures_digest: str,
     geometry: Sequence[int] | None,
     teachers: dict[str, dict[str, Any]],
+    *,
+    views: dict[str, Any] | None = None,
     body: str = "zarr",
 ) -> Cache:
-    """Return the one cache of these pictures that holds every target of these teachers.
+    """Return the one cache of these pictures and views with every target of these teachers.
 
-    Codecs are the cache's own affair. `geometry` is (h, w) in pixels, or None for any; `teachers`
+    Codecs are the cache's own affair. `geometry` is (h, w) in pixels and
+    `views` as identity.json has them, or None for any; `teachers`
     has, per needed target, the items of its teacher's identity that must be equal. `body` decides
     between caches that differ in nothing else. Raises UserError where none fits (with the nearest
     one's differences) or several do.
@@ -38,7 +41,12 @@ def match_cache(
             wanted=f"one with {', '.join(sorted(teachers))}",
             fix="python tools/cache_teacher.py RECIPE",
         )
-    misfits = [(_misfit(cache, pictures_digest, geometry, teachers), cache) for cache in caches]
+    wanted: dict[str, Any] = {"pictures digest": pictures_digest}
+    if views is not None:
+        wanted["views"] = plain(views)
+    if geometry is not None:
+        wanted["height and width"] = list(geometry)
+    misfits = [(_misfit(cache, wanted, teachers), cache) for cache in caches]
     fitting = _of_body([cache for misfit, cache in misfits if not misfit], body)
     if len(fitting) > 1:
         raise UserError(
@@ -68,19 +76,15 @@ def _of_body(caches: list[Cache], body: str) -> list[Cache]:
 
 
 def _misfit(
-    cache: Cache,
-    pictures_digest: str,
-    geometry: Sequence[int] | None,
-    teachers: dict[str, dict[str, Any]],
+    cache: Cache, wanted: dict[str, Any], teachers: dict[str, dict[str, Any]]
 ) -> list[tuple[str, Any, Any]]:
     """(name, found, wanted) of everything that keeps a cache from being used."""
-    found: dict[str, Any] = {"pictures digest": cache.identity["pictures"]["digest"]}
-    wanted: dict[str, Any] = {"pictures digest": pictures_digest}
-    if geometry is not None:
-        found["height and width"], wanted["height and width"] = (
-            list(cache.geometry),
-            list(geometry),
-        )
+    known: dict[str, Any] = {
+        "pictures digest": cache.identity["pictures"]["digest"],
+        "views": cache.identity["views"],
+        "height and width": list(cache.geometry),
+    }
+    found, wanted = {name: known[name] for name in wanted}, dict(wanted)
     for target, teacher in teachers.items():
         recorded = cache.identity["targets"].get(target)
         name = f"teacher of {target}"

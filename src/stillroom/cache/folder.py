@@ -6,11 +6,14 @@ Opening reads `identity.json` only; nothing is listed and no shard is touched.
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.cache.body import Body, Part
@@ -42,7 +45,7 @@ from stillroom.jsonfile import (
     write_json,
 )
 from stillroom.tensorfile import parse_tensors
-from stillroom.types import ShardId, TargetSpec
+from stillroom.types import Row, ShardId, TargetSpec
 
 __all__ = [
     "BODIES",
@@ -70,6 +73,7 @@ class Cache:
         geometry = identity["geometry"]
         self.geometry: tuple[int, int] = (geometry["height"], geometry["width"])
         self.body = BODIES[identity["body"]]
+        self._fitted_on: dict[torch.device, dict[str, dict[str, Tensor]]] = {}
 
     def __repr__(self) -> str:
         return f"Cache({str(self.path)!r})"
@@ -95,12 +99,12 @@ class Cache:
         return tuple(id_ for id_ in self._rows if split is None or id_.split == split)
 
     def num_views(self, split: str) -> int:
-        """Return the number of views per picture."""
-        return self.identity["views"][split]["count"]
+        """Return how many views of each picture, or of each region of it, are kept."""
+        return self.identity["views"]["count"] if split == "train" else 1
 
     def shard_rows(self, shard_id: ShardId) -> int:
-        """Return the number of rows of a shard: pictures times views."""
-        return self._rows[shard_id] * self.num_views(shard_id.split)
+        """Return the number of rows of a shard, all regions and views."""
+        return self._rows[shard_id]
 
     def shard_spec(self, shard_id: ShardId, codecs_sha256: str | None = None) -> ShardSpec:
         """Return what a shard must be; needs the fitted values, or their file's sha256."""
@@ -137,6 +141,35 @@ class Cache:
     def fitted(self) -> dict[str, dict[str, Tensor]]:
         """Fitted values per target (an empty dict where the codec needs none)."""
         return self._fitted[0]
+
+    def decode(
+        self, parts: dict[str, Tensor], device: torch.device | str = "cpu"
+    ) -> dict[str, Float[Tensor, "b c y x"]]:
+        """Return the targets whose parts (`<target>.<part>`, batch axis first) are given, fp32.
+
+        Everything is decoded on `device`; the fitted values are moved there once.
+        """
+        device = torch.device(device)
+        fitted = self._fitted_at(device)
+        stored: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in parts.items():
+            target, _, part = name.partition(".")
+            stored.setdefault(target, {})[part] = tensor.to(device, non_blocking=True)
+        return {name: self.codecs[name].decode(p, fitted[name]) for name, p in stored.items()}
+
+    def encode(
+        self, name: str, target: Float[Tensor, "b c y x"], rows: Sequence[Row]
+    ) -> dict[str, Tensor]:
+        """Return the parts of some rows of one target, batch axis first, on the target's device."""
+        return self.codecs[name].encode(target, rows, self._fitted_at(target.device)[name])
+
+    def _fitted_at(self, device: torch.device) -> dict[str, dict[str, Tensor]]:
+        if device not in self._fitted_on:
+            self._fitted_on[device] = {
+                name: {member: value.to(device) for member, value in values.items()}
+                for name, values in self.fitted.items()
+            }
+        return self._fitted_on[device]
 
     @property
     def codecs_sha256(self) -> str:
@@ -229,7 +262,7 @@ class Cache:
     @cached_property
     def _cached_rows(self) -> CachedRows:
         num_rows = {shard_id: self.shard_rows(shard_id) for shard_id in self._rows}
-        return CachedRows(num_rows, self._open_published, self.codecs, self.fitted)
+        return CachedRows(num_rows, self._open_published, self.decode)
 
     def _open_published(self, shard_id: ShardId) -> ShardReader:
         if not self._folder(shard_id).exists():

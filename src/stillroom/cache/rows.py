@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.cache.reader import ShardReader
-from stillroom.codecs import Codec
 from stillroom.errors import UserError
 from stillroom.types import Row, ShardId, View
 
@@ -34,19 +33,20 @@ class CachedRow:
 
 
 class CachedRows:
-    """Random access to the rows of a cache; `open_shard` gives a shard's reader."""
+    """Random access to the rows of a cache; `open_shard` gives a shard's reader, `decode` its
+    targets.
+    """
 
     def __init__(
         self,
         num_rows: dict[ShardId, int],
         open_shard: Callable[[ShardId], ShardReader],
-        codecs: dict[str, Codec],
-        fitted: dict[str, dict[str, Tensor]],
+        decode: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     ) -> None:
         self._shards = tuple(num_rows)
         self._ends = tuple(itertools.accumulate(num_rows.values()))
         self._open = functools.lru_cache(_OPEN_SHARDS)(open_shard)
-        self._codecs, self._fitted = codecs, fitted
+        self._decode = decode
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -83,14 +83,8 @@ class CachedRows:
     def _read(self, shard: ShardId, i: int) -> CachedRow:
         reader = self._open(shard)
         row: Row = reader.rows[i]
-        stored: dict[str, dict[str, Tensor]] = {name: {} for name in self._codecs}
-        for name, value in reader.read(i).items():
-            target, _, part = name.partition(".")
-            stored[target][part] = torch.from_numpy(value)[None]
-        targets = {
-            name: codec.decode(stored[name], self._fitted.get(name, {}))[0]
-            for name, codec in self._codecs.items()
-        }
+        parts = {name: torch.from_numpy(value)[None] for name, value in reader.read(i).items()}
+        targets = {name: target[0] for name, target in self._decode(parts).items()}
         return CachedRow(
             shard=shard, key=row.key, region=row.region, view=row.view, targets=targets
         )

@@ -17,7 +17,6 @@ from stillroom.cache.shard_index import FILE
 from stillroom.checking.leftovers import leftovers, quarantined
 from stillroom.checking.parallel_scrub import scrub_shards
 from stillroom.errors import DamageError, UserError
-from stillroom.extraction.cache_identity import pictures_identity
 from stillroom.jsonfile import decode_json, read_json
 from stillroom.pictures.dataset import PictureSet
 from stillroom.types import ShardId
@@ -187,18 +186,16 @@ def _check_codecs(
 
 def _check_pictures(cache: Cache, pictures: PictureSet) -> list[Problem]:
     """The pictures are those that the teachers saw, shard by shard, and of the same size."""
-    found, wanted = pictures_identity(pictures), cache.identity["pictures"]
+    wanted = cache.identity["pictures"]
     problems = []
     if pictures.geometry != cache.geometry:
         what = f"the pictures of {pictures.path} have another size than the teachers saw"
         sides = f" (h, w: found {pictures.geometry}, wanted {cache.geometry})"
         problems.append(Problem(kind="pictures", path=pictures.path, what=what + sides))
-    if found == wanted:
+    if pictures.digest == wanted["digest"]:
         return problems
-    here, there = (
-        {ShardId(s["split"], s["number"]): (s["rows"], s["pictures"]) for s in side["shards"]}
-        for side in (found, wanted)
-    )
+    here = {info.id: info.pictures for info in pictures.shards}
+    there = {ShardId(s["split"], s["number"]): s["pictures"] for s in wanted["shards"]}
     for shard_id in sorted(here.keys() | there.keys()):
         if here.get(shard_id) != there.get(shard_id):
             what = (
@@ -212,8 +209,8 @@ def _check_pictures(cache: Cache, pictures: PictureSet) -> list[Problem]:
     return problems
 
 
-def _sides(found: tuple[int, str] | None, wanted: tuple[int, str] | None) -> str:
-    texts = ["none" if s is None else f"{s[0]} rows, digest {s[1][:16]}" for s in (found, wanted)]
+def _sides(found: str | None, wanted: str | None) -> str:
+    texts = ["none" if s is None else f"digest {s[:16]}" for s in (found, wanted)]
     return f"found {texts[0]}, wanted {texts[1]}"
 
 

@@ -24,9 +24,10 @@ from stillroom.cache.identity import both_sides, differences, plain
 from stillroom.cache.reader import ShardReader
 from stillroom.cache.scrub import Problem, problem_of
 from stillroom.errors import DamageError, Stopped, UserError
+from stillroom.extraction.encode import RowPicture, run_teachers
 from stillroom.metrics import predict
 from stillroom.pictures.dataset import PictureSet, PictureShard
-from stillroom.pictures.loader import image_tensor
+from stillroom.pictures.rows import picture_of
 from stillroom.recipe import Recipe, teacher_identities
 from stillroom.signals import stop_on_signals
 from stillroom.types import Kind, ShardId
@@ -173,13 +174,16 @@ def rerun(
                         raise Stopped("told to stop", found="the check is not finished")
                     batch = numbers[start : start + recipe.micro_batch]
                     try:
-                        image = _images(source, reader, batch).to(device)
+                        looked = _pictures(source, reader, batch, cache.geometry)
                     except DamageError as error:
                         what = problem_of(error, shard_id, source.path).what
                         at = {"shard": shard_id, "path": source.path, "what": what}
                         problems.append(Problem(kind="pictures", **at))
                         continue
-                    outputs = {k: v.cpu() for built in teachers for k, v in built(image).items()}
+                    outputs = {
+                        name: target.cpu()
+                        for name, target in run_teachers(teachers, looked, device).items()
+                    }
                     problems += _compare(cache, reader, batch, outputs, compared)
                     bar.update(len(batch))
     return list(compared.values()), problems
@@ -190,12 +194,13 @@ def _tolerance(cache: Cache, target: str) -> tuple[float, float]:
     return LOG_ODDS if teacher.get("kind") == "probabilities" else PLAIN
 
 
-def _images(
-    source: PictureShard, reader: ShardReader, numbers: Iterable[int]
-) -> Float[Tensor, "b 3 h w"]:
-    """The pictures of some rows; the check has made sure that every view is the whole picture."""
-    places = [source.keys.index(reader.rows[i].key) for i in numbers]
-    return torch.stack([image_tensor(source.read(i, labels=False).image) for i in places])
+def _pictures(
+    source: PictureShard, reader: ShardReader, numbers: Iterable[int], size: tuple[int, int]
+) -> list[RowPicture]:
+    """The pictures of some rows, as their stored views say."""
+    rows = [reader.rows[i] for i in numbers]
+    pictures = [source.read(source.index(row.key), labels=False) for row in rows]
+    return [(row, picture_of(p, row, size)) for row, p in zip(rows, pictures, strict=True)]
 
 
 def _compare(
@@ -229,8 +234,7 @@ def _folder(cache: Cache, shard_id: ShardId) -> Path:
 def _stored(cache: Cache, reader: ShardReader, row: int, name: str) -> Float[Tensor, "1 c y x"]:
     parts = [part.name for part in cache.parts if part.name.partition(".")[0] == name]
     values = reader.read(row, parts)
-    tensors = {part.partition(".")[2]: torch.from_numpy(v)[None] for part, v in values.items()}
-    return cache.codecs[name].decode(tensors, cache.fitted[name])
+    return cache.decode({part: torch.from_numpy(v)[None] for part, v in values.items()})[name]
 
 
 def _add(

@@ -1,17 +1,18 @@
-"""What is kept of what a teacher said. A codec's text (`float16`) is its whole configuration.
+"""What is kept of a target. A codec's text (`float16`) is its whole configuration.
 
 A codec is a frozen dataclass equal to its text; fitted values (steps, bases) live apart, in
 `codecs.safetensors`. A new one is one module here and one line in `CODECS`.
 """
 
-from collections.abc import Iterable
-from typing import ClassVar, Protocol, runtime_checkable
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.codecs.float16 import Float16
 from stillroom.errors import UserError
+from stillroom.types import Row
 
 
 @runtime_checkable
@@ -30,13 +31,17 @@ class Codec(Protocol):
         ...
 
     def fit(self, values: Iterable[Tensor]) -> dict[str, Tensor]:
-        """Return fitted values from calibration batches (b c y x)."""
+        """Return fitted values from the calibration rows, in batches (b c y x)."""
         ...
 
     def encode(
-        self, target: Float[Tensor, "b ..."], fitted: dict[str, Tensor]
+        self, target: Float[Tensor, "b ..."], rows: Sequence[Row], fitted: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Return the parts, batch axis first; raises UserError on values that it cannot hold."""
+        """Return the parts, batch axis first; raises UserError on values that it cannot hold.
+
+        What is drawn is a function of `Row.hash` and the value's index alone: equal whatever the
+        batch, rank or device.
+        """
         ...
 
     def decode(self, parts: dict[str, Tensor], fitted: dict[str, Tensor]) -> Float[Tensor, "b ..."]:
@@ -50,7 +55,7 @@ class Codec(Protocol):
         ...
 
 
-CODECS: dict[str, type[Float16]] = {"float16": Float16}
+CODECS: dict[str, type[Any]] = {"float16": Float16}
 
 
 def parse_codec(text: str) -> Codec:

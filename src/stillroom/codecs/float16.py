@@ -1,6 +1,6 @@
 """Half precision: two bytes a value, relative error at most 2^-11 for normal numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.errors import UserError
+from stillroom.types import Row
 
 _LARGEST = 65504.0
 
@@ -42,7 +43,7 @@ class Float16:
         return {}
 
     def encode(
-        self, target: Float[Tensor, "b ..."], fitted: dict[str, Tensor]
+        self, target: Float[Tensor, "b ..."], rows: Sequence[Row], fitted: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Round to half precision; raises UserError on NaN, infinity and magnitudes above 65504."""
         largest = float(target.abs().amax())

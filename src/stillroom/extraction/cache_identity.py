@@ -1,25 +1,39 @@
 """What a cache must agree on: which pictures, which teachers, which views, kept how."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from stillroom.cache.folder import make_identity
+from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
+from stillroom.extraction.calibrate import calibration_keys
 from stillroom.pictures.dataset import PictureSet
-from stillroom.recipe import Recipe, teacher_identities
+from stillroom.pictures.rows import num_views
+from stillroom.recipe import Recipe, teacher_identities, views_identity
 from stillroom.teachers.configs import Teacher
 from stillroom.types import TargetSpec
 
 
-def pictures_identity(pictures: PictureSet) -> dict[str, Any]:
-    """Return the digest of a data set and of each of its shards, as identity.json wants it."""
+def pictures_identity(pictures: PictureSet, recipe: Recipe) -> dict[str, Any]:
+    """Return the digest of a data set and of each of its shards, as identity.json wants it.
+
+    `rows` are those of the cache, all regions and views; with regions every picture is asked.
+    """
     shards = [
-        {"split": s.split, "number": s.number, "rows": s.rows, "pictures": s.pictures}
-        for s in pictures.shards
+        {"split": s.split, "number": s.number, "rows": rows, "pictures": s.pictures}
+        for s, rows in zip(pictures.shards, _num_rows(pictures, recipe), strict=True)
     ]
     return {"digest": pictures.digest, "shards": shards}
+
+
+def _num_rows(pictures: PictureSet, recipe: Recipe) -> Iterator[int]:
+    for shard in pictures.shards:
+        if recipe.data.regions:
+            yield len(recipe.rows_of(pictures.open(shard.id)))
+        else:
+            yield shard.rows * num_views(recipe.views, shard.split)
 
 
 def probe(
@@ -62,12 +76,12 @@ def compose(recipe: Recipe, pictures: PictureSet, specs: Sequence[TargetSpec]) -
         }
         for spec in specs
     }
-    splits = dict.fromkeys(shard.split for shard in pictures.shards)
+    fitted = any(parse_codec(spec.codec).needs_fit for spec in specs)
     return make_identity(
-        pictures=pictures_identity(pictures),
+        pictures=pictures_identity(pictures, recipe),
         geometry=pictures.geometry,
-        views={split: {"count": 1, "kind": "whole"} for split in splits},
+        views=views_identity(recipe),
         targets=targets,
-        calibration=[],
+        calibration=list(calibration_keys(pictures)) if fitted else [],
         body=recipe.body,
     )

@@ -9,7 +9,7 @@ import platform
 import queue
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,24 +17,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import stillroom
 from stillroom.cache.find import find_caches
 from stillroom.cache.folder import Cache, claim_cache
-from stillroom.codecs import Codec
 from stillroom.errors import UserError
 from stillroom.extraction.cache_identity import compose, probe
+from stillroom.extraction.calibrate import fit_codecs
+from stillroom.extraction.encode import (
+    EncodedBatch,
+    encode,
+    read_batches,
+    run_teachers,
+)
 from stillroom.extraction.gate import gate_pictures, judge
 from stillroom.extraction.preflight import require_space
 from stillroom.extraction.process import ProcessContext
 from stillroom.jsonfile import digest
 from stillroom.os_errors import explain_os_errors
-from stillroom.pictures.dataset import Picture, PictureShard, open_pictures
-from stillroom.pictures.loader import image_tensor, read_ahead
+from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.recipe import Recipe, check
 from stillroom.signals import raise_if_stopped, stop_on_signals
-from stillroom.types import Kind, Row, RowStatistics, ShardId, TargetSpec, View
+from stillroom.types import Row, ShardId, TargetSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +48,29 @@ class _Job:
     """What a rank works with while it makes shards."""
 
     recipe: Recipe
+    pictures: PictureSet
     cache: Cache
     teachers: tuple[Any, ...]
     process: ProcessContext
     quality: dict[str, Any]
     stop: threading.Event
+
+    def outputs(
+        self, places: Iterable[tuple[ShardId, Row]]
+    ) -> Generator[tuple[list[Row], dict[str, Tensor]], None, None]:
+        """Yield rows and what the teachers answer, batch by batch, on the device."""
+        size, workers = self.recipe.micro_batch, self.recipe.run.workers
+        with closing(read_batches(self.pictures, places, size, workers)) as batches:
+            for batch in batches:
+                rows = [row for row, _ in batch]
+                yield rows, run_teachers(self.teachers, batch, self.process.device)
+
+    def batches(self, shard: ShardId) -> Generator[EncodedBatch, None, None]:
+        """Yield what is kept of a shard's rows, in order; batches never straddle shards."""
+        rows = self.recipe.rows_of(self.pictures.open(shard))
+        with closing(self.outputs((shard, row) for row in rows)) as outputs:
+            for some, targets in outputs:
+                yield encode(self.cache, some, targets)
 
 
 def cache_teacher(recipe: Recipe, process: ProcessContext) -> Cache:
@@ -75,35 +99,40 @@ def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Even
         for spec in probe(config, built, pictures.geometry, recipe.codec, process.device)
     ]
     raise_if_stopped(stop, "nothing was begun")
-    cache = _claim(recipe, compose(recipe, pictures, specs))
-    if not cache.is_fitted:
-        cache.publish_fitted({})
-    process.print(f"cache {cache.path}: {_describe(specs)}")
-    for folder in cache.quarantine_bad():  # said by the rank that moved it
+    identity = compose(recipe, pictures, specs)
+    cache = _existing(recipe, identity)
+    for folder in () if cache is None else cache.quarantine_bad():
         print(f"warning: a damaged shard was set aside and is made again: {folder}", flush=True)
-    if missing := cache.missing():
-        raise_if_stopped(stop, "no shard was begun")
-        _warn_of_size(recipe, cache, process)
+    if cache is None or cache.missing():
         attentive = tuple(_Attentive(built, stop) for built in teachers)
         quality = _gate(recipe, attentive, pictures, process)
         raise_if_stopped(stop, "no shard was begun")
+        cache = cache or claim_cache(Path(recipe.run.cache), recipe.name, identity)
+        process.print(f"cache {cache.path}: {_describe(specs)}")
         job = _Job(
             recipe=recipe,
+            pictures=pictures,
             cache=cache,
             teachers=teachers,
             process=process,
             quality=quality,
             stop=stop,
         )
-        if recipe.run.preflight and (
-            line := require_space(
-                cache, pictures, missing, lambda batch: run_teachers(job, batch)[1]
-            )
-        ):
-            process.print(line)
-        _make_shards(job, pictures, missing)
+        _fill(job)
     cache.finalize()
     return cache
+
+
+def _fill(job: _Job) -> None:
+    """Fit the codecs, see whether what is missing fits on the disk, and make it."""
+    recipe, cache, missing = job.recipe, job.cache, job.cache.missing()
+    fit_codecs(cache, recipe, job.pictures, job.outputs)
+    _warn_of_size(recipe, cache, job.process)
+    if recipe.run.preflight and (
+        line := require_space(cache, missing, lambda: next(job.batches(missing[0])))
+    ):
+        job.process.print(line)
+    _make_shards(job, missing)
 
 
 class _Attentive:
@@ -123,14 +152,11 @@ class _Attentive:
         setattr(self._built, name, value)
 
 
-def _claim(recipe: Recipe, identity: dict[str, Any]) -> Cache:
-    """Open the cache of this identity wherever it lies under run.cache, or make it."""
-    root = Path(recipe.run.cache)
+def _existing(recipe: Recipe, identity: dict[str, Any]) -> Cache | None:
+    """Return the cache of this identity wherever it lies under run.cache."""
     wanted = digest(identity)
-    for cache in find_caches(root):
-        if cache.fingerprint == wanted:
-            return cache
-    return claim_cache(root, recipe.name, identity)
+    caches = find_caches(Path(recipe.run.cache))
+    return next((cache for cache in caches if cache.fingerprint == wanted), None)
 
 
 def _gate(
@@ -167,7 +193,7 @@ def _gate(
     return quality
 
 
-def _make_shards(job: _Job, pictures: Any, missing: tuple[ShardId, ...]) -> None:
+def _make_shards(job: _Job, missing: tuple[ShardId, ...]) -> None:
     """Make this rank's share of the missing shards, then whatever others have not yet published."""
     cache, process = job.cache, job.process
     every = cache.shard_ids()
@@ -185,91 +211,27 @@ def _make_shards(job: _Job, pictures: Any, missing: tuple[ShardId, ...]) -> None
                 continue
             raise_if_stopped(job.stop, f"{shard} was not begun")
             with explain_os_errors(f"shard {shard} could not be made", cache.path):
-                _make_shard(job, shard, pictures.open(shard), bar)
+                _make_shard(job, shard, bar)
             row_mb = cache.shard_bytes(shard) / cache.shard_rows(shard) / 1e6
             published = f"{len(every) - len(cache.missing())}/{len(every)} shards"
             bar.set_postfix_str(f"{published}, {row_mb:.3g} MB/row")
 
 
-def _make_shard(job: _Job, shard: ShardId, source: PictureShard, bar: Any) -> None:
+def _make_shard(job: _Job, shard: ShardId, bar: Any) -> None:
     began = time.perf_counter()
-    writer = job.cache.writer(shard)
-    with (
-        source,
-        closing(_batches(source, job.recipe)) as batches,
-        writer,
-        _Appender(writer) as appender,
-    ):
-        left = job.cache.shard_rows(shard)
+    writer, left = job.cache.writer(shard), job.cache.shard_rows(shard)
+    with closing(job.batches(shard)) as batches, writer, _Appender(writer) as appender:
         for batch in batches:
             raise_if_stopped(job.stop, f"{shard} was not finished and is left out")
             if job.cache.is_published(shard):  # another was faster: go on with the next
                 bar.update(left)
                 return
-            left -= len(batch)
-            appender.put(*run_teachers(job, batch))
-            bar.update(len(batch))
+            left -= len(batch.rows)
+            appender.put(batch)
+            bar.update(len(batch.rows))
         appender.finish()
-        writer.publish(_provenance(job, len(source.keys), time.perf_counter() - began))
-
-
-def _batches(source: PictureShard, recipe: Recipe) -> Generator[list[Picture], None, None]:
-    """Yield the shard's pictures in order, `micro_batch` at a time, decoded ahead; never across
-    shards.
-    """
-    size = recipe.micro_batch
-    numbers = range(len(source.keys))
-    reader = read_ahead(
-        numbers, lambda i: source.read(i, labels=False), recipe.run.workers, depth=2 * size
-    )
-    batch: list[Picture] = []
-    with closing(reader) as pictures:
-        for picture in pictures:
-            batch.append(picture)
-            if len(batch) == size:
-                yield batch
-                batch = []
-    if batch:
-        yield batch
-
-
-Encoded = tuple[list[Row], dict[str, np.ndarray], dict[str, list[RowStatistics]]]
-
-
-def run_teachers(job: _Job, batch: list[Picture]) -> Encoded:
-    """Run every teacher on one batch; return rows, encoded parts (b ...) and figures per row."""
-    image = torch.stack([image_tensor(picture.image) for picture in batch]).to(job.process.device)
-    rows = [
-        Row(key=p.key, view=View(x0=0, y0=0, x1=p.image.shape[1], y1=p.image.shape[0]))
-        for p in batch
-    ]
-    parts: dict[str, np.ndarray] = {}
-    statistics: dict[str, list[RowStatistics]] = {}
-    for built in job.teachers:
-        for name, answer in built(image).items():
-            statistics[name] = _statistics(answer, job.cache.specs[name].kind)
-            codec: Codec = job.cache.codecs[name]
-            encoded = codec.encode(answer, job.cache.fitted.get(name, {}))
-            for part, tensor in encoded.items():
-                parts[f"{name}.{part}"] = tensor.cpu().numpy()
-    return rows, parts, statistics
-
-
-def _statistics(answer: torch.Tensor, kind: Kind) -> list[RowStatistics]:
-    """Return the figures of each row of an answer (b c y x); one softmax is the largest copy."""
-    flat = answer.flatten(1)
-    share = torch.isfinite(flat).sum(1).double() / flat.shape[1]
-    low, high, finite = torch.stack([*flat.aminmax(dim=1), share]).tolist()
-    is_logits = kind == "logits"
-    sure = _confidence(answer.float()).tolist() if is_logits else [None] * len(finite)
-    return list(map(RowStatistics, low, high, finite, sure))
-
-
-def _confidence(logits: torch.Tensor) -> torch.Tensor:
-    """Return each row's mean over the cells of the likeliest class's probability, (b)."""
-    several = logits.shape[1] > 1
-    likeliest = logits.softmax(1).amax(1) if several else logits.abs().sigmoid()
-    return likeliest.flatten(1).mean(1).clamp(max=1)  # rounding may pass 1 by 1e-7
+        seconds = time.perf_counter() - began
+        writer.publish(_provenance(job, job.cache.shard_rows(shard), seconds))
 
 
 class _Appender:
@@ -279,7 +241,7 @@ class _Appender:
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
-        self._queue: queue.Queue[Encoded | None] = queue.Queue(maxsize=2)
+        self._queue: queue.Queue[EncodedBatch | None] = queue.Queue(maxsize=2)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="appender", daemon=True)
 
@@ -292,10 +254,10 @@ class _Appender:
             self._queue.put(None)
             self._thread.join()
 
-    def put(self, rows: list[Row], parts: dict[str, Any], statistics: dict[str, Any]) -> None:
+    def put(self, batch: EncodedBatch) -> None:
         """Hand over one batch; raises the thread's error, if it had one."""
         self._raise()
-        self._queue.put((rows, parts, statistics))
+        self._queue.put(batch)
 
     def finish(self) -> None:
         """Wait until everything handed over has been appended."""
@@ -311,14 +273,14 @@ class _Appender:
         while (item := self._queue.get()) is not None:
             if self._error is None:
                 try:
-                    self._append(*item)
+                    self._append(item)
                 except BaseException as error:
                     self._error = error  # raised in the other thread by the next put or finish
 
-    def _append(self, rows: list[Row], parts: dict[str, Any], statistics: dict[str, Any]) -> None:
-        for i, row in enumerate(rows):
-            figures = {name: column[i] for name, column in statistics.items()}
-            self._writer.append(row, {name: part[i] for name, part in parts.items()}, figures)
+    def _append(self, batch: EncodedBatch) -> None:
+        for i, row in enumerate(batch.rows):
+            statistics = {name: column[i] for name, column in batch.statistics.items()}
+            self._writer.append(row, {n: part[i] for n, part in batch.parts.items()}, statistics)
 
 
 def _provenance(job: _Job, rows: int, seconds: float) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A read is one `pread` and one decode per member (docs/format.md section 2). Open
 and may be read from many threads; nothing here writes.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -77,6 +78,7 @@ class Picture:
     mask: UInt8[np.ndarray, "h w"] | None  # 255 = ignore; None where unlabelled
     inside: tuple[int, int, int, int]
     extra: dict[str, Any] = field(default_factory=dict)
+    box: tuple[float, float, float, float] | None = None  # of the row's region, pixels
 
 
 class PictureShard:
@@ -126,6 +128,18 @@ class PictureShard:
         """Give the file back, for everybody who shares this shard; no read may be under way."""
         self._finalizer()
 
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {key: i for i, key in enumerate(self.keys)}
+
+    def index(self, key: str) -> int:
+        """Return the number of a picture; raises KeyError where the shard has none of this key."""
+        return self._numbers[key]
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Return height and width of a picture, pixels."""
+        return self._sizes[i]
+
     def has_mask(self, i: int) -> bool:
         return bool(self._spans["mask"][i, 0] >= 0)
 
@@ -152,10 +166,11 @@ class PictureShard:
             image=self._pixels(i, "picture", ("RGB",)),
             mask=self._pixels(i, "mask", ("L", "P")) if labels and self.has_mask(i) else None,
             inside=self._inside[i],
-            extra=self._extra(i),
+            extra=self.extra(i),
         )
 
-    def _extra(self, i: int) -> dict[str, Any]:
+    def extra(self, i: int) -> dict[str, Any]:
+        """Return what a source had to say of a picture besides its pixels; raises DamageError."""
         if self._spans["extra"][i, 0] < 0:
             return {}
         try:

@@ -1,5 +1,7 @@
 """Runs an ONNX teacher: picture, preprocessing, network, and its answer as logits or features."""
 
+from collections.abc import Sequence
+
 import onnx
 import torch
 from jaxtyping import Float
@@ -20,6 +22,7 @@ from stillroom.teachers.onnx_graph import (
 )
 from stillroom.teachers.onnx_session import RUN_ERRORS, OnnxSession
 from stillroom.teachers.onnx_weights import graph_damage
+from stillroom.types import Row
 
 EPSILON = (
     2.0**-20
@@ -59,7 +62,11 @@ class BuiltOnnxTeacher:
 
     @torch.inference_mode()
     def __call__(
-        self, image: Float[Tensor, "b 3 h w"], boxes: Float[Tensor, "b 4"] | None = None
+        self,
+        image: Float[Tensor, "b 3 h w"],
+        *,
+        rows: Sequence[Row] = (),
+        boxes: Float[Tensor, "b 4"] | None = None,
     ) -> dict[str, Float[Tensor, "b c y x"]]:
         """Return the target: logits at the picture's size, features on their own grid.
 

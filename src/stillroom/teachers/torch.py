@@ -1,5 +1,7 @@
 """Runs torch teachers: networks of the networks room with strict weights, frozen, in float32."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,6 +13,7 @@ from stillroom.networks.taps import require_taps
 from stillroom.teachers.configs import RunTeacher, SmpTeacher, Taps, existing, finished
 from stillroom.teachers.damage import damage_of, network_weights
 from stillroom.teachers.devices import device_name, open_device
+from stillroom.types import Row
 
 
 class BuiltTorchTeacher:
@@ -48,7 +51,11 @@ class BuiltTorchTeacher:
 
     @torch.inference_mode()
     def __call__(
-        self, image: Float[Tensor, "b 3 h w"], boxes: Float[Tensor, "b 4"] | None = None
+        self,
+        image: Float[Tensor, "b 3 h w"],
+        *,
+        rows: Sequence[Row] = (),
+        boxes: Float[Tensor, "b 4"] | None = None,
     ) -> dict[str, Float[Tensor, "b _ _ _"]]:
         """Return logits and tapped features, float32 on the device.
 

@@ -6,7 +6,7 @@ from stillroom.cache.find import match_cache
 from stillroom.cache.folder import Cache
 from stillroom.errors import UserError
 from stillroom.pictures.dataset import PictureSet
-from stillroom.recipe import Recipe, teacher_identities
+from stillroom.recipe import Recipe, teacher_identities, views_identity
 from stillroom.teachers.configs import MissingTeacherError
 
 
@@ -30,6 +30,7 @@ def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | N
             pictures.digest,
             pictures.geometry,
             {name: teachers[name] for name in wanted},
+            views=views_identity(recipe),
             body=recipe.body,
         )
     except UserError as error:

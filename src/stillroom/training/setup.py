@@ -104,12 +104,15 @@ def _sources(
         "train",
         cache=cache,
         targets=targets,
+        rows_of=recipe.rows_of,
         label_share=recipe.data.label_share,
         labelled_only=not targets,
     )
     if not pictures.shard_ids("val"):
         return dataset, None
-    return dataset, RowDataset(pictures, "val", cache=cache, targets=targets)
+    return dataset, RowDataset(
+        pictures, "val", cache=cache, targets=targets, rows_of=recipe.rows_of
+    )
 
 
 def _distiller(

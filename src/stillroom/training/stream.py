@@ -7,8 +7,9 @@ must name the same key.
 
 import functools
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from stillroom.cache.folder import Cache
 from stillroom.errors import DamageError, UserError
 from stillroom.hashing import keyed_hash
 from stillroom.pictures.augment import mirror, photometric
-from stillroom.pictures.dataset import PictureSet
+from stillroom.pictures.dataset import PictureSet, PictureShard
 from stillroom.pictures.loader import inside_array, mask_array, read_ahead
+from stillroom.pictures.rows import picture_of
 from stillroom.recipe import Augment
 from stillroom.training.order import MicroBatchSchedule, Order
-from stillroom.types import IGNORE, Batch, ShardId
+from stillroom.types import IGNORE, Batch, Row, ShardId
 
 _OPEN_SHARDS = 64
 _MAX_SUBSTITUTED = 0.001  # share of rows; more is a broken cache, not bad luck
@@ -37,6 +39,7 @@ class HostBatch:
     image: Tensor  # (b h w 3) uint8
     mask: Tensor  # (b h w) uint8
     inside: Tensor  # (b h w) bool
+    boxes: Tensor | None  # (b 4) float32, pixels
     parts: dict[str, Tensor]
 
 
@@ -50,15 +53,12 @@ class RowDataset:
         *,
         cache: Cache | None = None,
         targets: tuple[str, ...] = (),
+        rows_of: Callable[[PictureShard], tuple[Row, ...]],
         label_share: float = 1.0,
         labelled_only: bool = False,
     ) -> None:
-        self.pictures, self.cache, self.split, self.label_share = (
-            pictures,
-            cache,
-            split,
-            label_share,
-        )
+        self.pictures, self.cache, self.split = pictures, cache, split
+        self.label_share, self._rows_of = label_share, rows_of
         self.places = self._find_places(labelled_only)
         self.parts = tuple(f"{name}.{part}" for name in targets for part in _parts(cache, name))
         self._picture_shard = functools.lru_cache(_OPEN_SHARDS)(pictures.open)
@@ -72,13 +72,16 @@ class RowDataset:
     def __len__(self) -> int:
         return len(self.places)
 
-    def _find_places(self, labelled_only: bool) -> list[tuple[ShardId, int]]:
+    def _find_places(self, labelled_only: bool) -> list[tuple[ShardId, tuple[Row, ...]]]:
+        """Return the rows of each picture, or of each region of one: one per view."""
         places = []
         for shard in self.pictures.shard_ids(self.split):
             opened = self.pictures.open(shard)
-            for i, key in enumerate(opened.keys):
-                if not labelled_only or (opened.has_mask(i) and self._uses_label(key)):
-                    places.append((shard, i))
+            rows = groupby(self._rows_of(opened), key=lambda row: (row.key, row.region))
+            for (key, _), views in rows:
+                labelled = opened.has_mask(opened.index(key)) and self._uses_label(key)
+                if labelled or not labelled_only:
+                    places.append((shard, tuple(views)))
         if not places:
             raise UserError(
                 f"split {self.split!r} of {self.pictures.path} has no"
@@ -91,30 +94,39 @@ class RowDataset:
     def _uses_label(self, key: str) -> bool:
         return keyed_hash("label", key) < self.label_share * 2**64
 
-    def read(self, row: int) -> tuple[str, dict[str, np.ndarray]]:
-        """Return one row's key and arrays `image`, `mask`, `inside` and `<target>.<part>`."""
-        shard, i = self.places[row]
-        picture = self._picture_shard(shard).read(i)
+    def read(self, place: int, number: int = 0) -> tuple[str, dict[str, np.ndarray]]:
+        """Return the key of one picture (or region) and arrays `image`, `mask`, `inside`, with
+        regions `box`, and `<target>.<part>`.
+
+        `number` is that of the pass: each shows another view, none twice before all were seen.
+        """
+        shard, views = self.places[place]
+        row = views[(number + keyed_hash("view", views[0].key)) % len(views)]
+        arrays = {}
+        if self._target_shard is not None:
+            reader = self._target_shard(shard)
+            i = reader.index(row.key, row.region, row.view.number)
+            row, arrays = reader.rows[i], reader.read(i, parts=self.parts)
+        opened = self._picture_shard(shard)
+        assert self.pictures.geometry is not None
+        picture = picture_of(opened.read(opened.index(row.key)), row, self.pictures.geometry)
         mask = mask_array(picture)
         if not self._uses_label(picture.key):
             mask = np.full_like(mask, IGNORE)
-        arrays = {"image": picture.image, "mask": mask, "inside": inside_array(picture)}
-        if self._target_shard is not None:
-            reader = self._target_shard(shard)
-            arrays |= reader.read(reader.index(picture.key), parts=self.parts)
+        arrays |= {"image": picture.image, "mask": mask, "inside": inside_array(picture)}
+        if picture.box is not None:
+            arrays["box"] = np.array(picture.box, np.float32)
         return picture.key, arrays
 
     def read_or_substitute(
-        self, row: int, may_substitute: bool
+        self, place: int, number: int, may_substitute: bool
     ) -> tuple[str, dict[str, np.ndarray]]:
-        """Read a row; where it is damaged and that is allowed, the next row that is not, and count
-        it.
-        """
+        """Read as above; where it is damaged and that is allowed, the next that is not, counted."""
         with self._lock:
             self.read_rows += 1
         for tried in range(len(self)):
             try:
-                return self.read((row + tried) % len(self))
+                return self.read((place + tried) % len(self), number)
             except DamageError:
                 if not may_substitute:
                     raise
@@ -150,8 +162,8 @@ def training_batches(
     def read(job: tuple[int, int]) -> HostBatch:
         rows = []
         for position in schedule.positions(*job):
-            number, row = order.at(position)
-            key, arrays = dataset.read_or_substitute(row, may_substitute)
+            number, place = order.at(position)
+            key, arrays = dataset.read_or_substitute(place, number, may_substitute)
             rows.append(
                 (key, _augmented(arrays, augment, keyed_hash("augment", seed, number, key)))
             )
@@ -183,7 +195,8 @@ def collate(rows: list[tuple[str, dict[str, np.ndarray]]], pin: bool) -> HostBat
         np.stack([arrays[name] for _, arrays in rows], out=out.numpy())
         tensors[name] = out
     image, mask, inside = (tensors.pop(name) for name in ("image", "mask", "inside"))
-    return HostBatch(tuple(key for key, _ in rows), image, mask, inside, tensors)
+    boxes = tensors.pop("box", None)
+    return HostBatch(tuple(key for key, _ in rows), image, mask, inside, boxes, tensors)
 
 
 def to_batch(host: HostBatch, device: torch.device, cache: Cache | None) -> Batch:
@@ -192,22 +205,15 @@ def to_batch(host: HostBatch, device: torch.device, cache: Cache | None) -> Batc
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in host.parts.items():
-        target, part = name.split(".")
-        parts.setdefault(target, {})[part] = move(tensor)
+    assert cache is not None or not host.parts
     return Batch(
         keys=host.keys,
         image=move(host.image).permute(0, 3, 1, 2).float().div_(255),  # stays channels-last
         mask=move(host.mask).long(),
         inside=move(host.inside),
-        targets={name: _decode(cache, name, stored) for name, stored in parts.items()},
+        boxes=None if host.boxes is None else move(host.boxes),
+        targets={} if cache is None else cache.decode(host.parts, device),
     )
-
-
-def _decode(cache: Cache | None, target: str, stored: dict[str, Tensor]) -> Tensor:
-    assert cache is not None
-    return cache.codecs[target].decode(stored, cache.fitted.get(target, {}))
 
 
 def _augmented(arrays: dict[str, Any], augment: Augment, seed: int) -> dict[str, Any]:
@@ -215,7 +221,11 @@ def _augmented(arrays: dict[str, Any], augment: Augment, seed: int) -> dict[str,
         return arrays
     generator = np.random.Generator(np.random.PCG64(seed))
     if augment.mirror and generator.random() < 0.5:
+        box = arrays.pop("box", None)
         arrays = {name: mirror(array) for name, array in arrays.items()}
+        if box is not None:
+            width = arrays["image"].shape[1]
+            arrays["box"] = np.array([width - box[2], box[1], width - box[0], box[3]], np.float32)
     if augment.photometric:
         arrays = {**arrays, "image": photometric(arrays["image"], augment.photometric, generator)}
     return arrays

@@ -1,0 +1,96 @@
+"""Rows of pictures through the teachers and codecs: what a writer appends."""
+
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stillroom.cache.folder import Cache
+from stillroom.pictures.dataset import Picture, PictureSet
+from stillroom.pictures.loader import image_tensor, read_ahead
+from stillroom.pictures.rows import picture_of
+from stillroom.types import Kind, Row, RowStatistics, ShardId
+
+RowPicture = tuple[Row, Picture]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedBatch:
+    """What is kept of some rows: parts `<target>.<part>` (b ...), and statistics per target."""
+
+    rows: tuple[Row, ...]
+    parts: dict[str, np.ndarray]
+    statistics: dict[str, list[RowStatistics]]
+
+
+def read_batches(
+    pictures: PictureSet, rows: Iterable[tuple[ShardId, Row]], size: int, workers: int
+) -> Generator[list[RowPicture], None, None]:
+    """Yield rows with their pictures in order, `size` at a time, decoded ahead in threads.
+
+    Raises DamageError for a picture that cannot be read.
+    """
+    geometry = pictures.geometry
+    assert geometry is not None
+
+    def read(place: tuple[ShardId, Row]) -> RowPicture:
+        shard, row = pictures.open(place[0]), place[1]
+        return row, picture_of(shard.read(shard.index(row.key), labels=False), row, geometry)
+
+    batch: list[RowPicture] = []
+    with closing(read_ahead(rows, read, workers, depth=2 * size)) as found:
+        for pair in found:
+            batch.append(pair)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+def run_teachers(
+    teachers: Sequence[Any], batch: Sequence[RowPicture], device: str
+) -> dict[str, Float[Tensor, "b c y x"]]:
+    """Run every teacher on one batch; return what each target is, on the device, fp32."""
+    image = torch.stack([image_tensor(picture.image) for _, picture in batch]).to(device)
+    rows = tuple(row for row, _ in batch)
+    boxes = [picture.box for _, picture in batch if picture.box is not None]
+    known = {"boxes": torch.tensor(boxes, device=device)} if boxes else {}
+    outputs: dict[str, Tensor] = {}
+    for built in teachers:
+        outputs |= built(image, rows=rows, **known)
+    return outputs
+
+
+def encode(
+    cache: Cache, rows: Sequence[Row], outputs: dict[str, Float[Tensor, "b c y x"]]
+) -> EncodedBatch:
+    """Return what the cache's codecs keep of some rows' targets."""
+    parts: dict[str, np.ndarray] = {}
+    statistics: dict[str, list[RowStatistics]] = {}
+    for name, target in outputs.items():
+        statistics[name] = _statistics(target, cache.specs[name].kind)
+        for part, tensor in cache.encode(name, target, rows).items():
+            parts[f"{name}.{part}"] = tensor.cpu().numpy()
+    return EncodedBatch(rows=tuple(rows), parts=parts, statistics=statistics)
+
+
+def _statistics(target: Float[Tensor, "b c y x"], kind: Kind) -> list[RowStatistics]:
+    """Return the statistics of each row; one softmax is the largest copy."""
+    flat = target.flatten(1)
+    share = torch.isfinite(flat).sum(1).double() / flat.shape[1]
+    low, high, finite = torch.stack([*flat.aminmax(dim=1), share]).tolist()
+    sure = _confidence(target.float()).tolist() if kind == "logits" else [None] * len(finite)
+    return list(map(RowStatistics, low, high, finite, sure))
+
+
+def _confidence(logits: Float[Tensor, "b k y x"]) -> Float[Tensor, "b"]:
+    """Return each row's mean over the cells of the likeliest class's probability."""
+    several = logits.shape[1] > 1
+    likeliest = logits.softmax(1).amax(1) if several else logits.abs().sigmoid()
+    return likeliest.flatten(1).mean(1).clamp(max=1)  # rounding may pass 1 by 1e-7

@@ -1,0 +1,138 @@
+"""Which rows a picture shard has, and the picture of a row.
+
+Both stages, the cache's expected row count and every check ask these two functions, so that a row
+means the same to whoever writes, reads or doubts it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from stillroom.errors import DamageError
+from stillroom.pictures.dataset import Picture, PictureShard
+from stillroom.pictures.decode import PADDING_GREY
+from stillroom.types import IGNORE, Row, View
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
+
+
+@runtime_checkable
+class Views(Protocol):
+    """How often and how the pictures are looked at: a frozen dataclass of plain fields, which are
+    recorded in the cache's identity.
+    """
+
+    @property
+    def count(self) -> int:
+        """Views of each picture of the training split; of validation only view 0 is kept."""
+        ...
+
+    def view(self, key: str, number: int, size: tuple[int, int]) -> View:
+        """Return view `number` of a packed picture of `size` (h, w): a function of these alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholePicture:
+    """One view of each picture: all of it."""
+
+    @property
+    def count(self) -> int:
+        """1."""
+        return 1
+
+    def view(self, key: str, number: int, size: tuple[int, int]) -> View:
+        """Return the whole picture."""
+        return View(number=number, x0=0, y0=0, x1=size[1], y1=size[0])
+
+
+def num_views(views: Views, split: str) -> int:
+    """Return how many views of each picture of a split are kept."""
+    return views.count if split == "train" else 1
+
+
+def rows_of(shard: PictureShard, views: Views, *, regions: bool = False) -> tuple[Row, ...]:
+    """Return the rows of a picture shard, ordered by key, region and view.
+
+    With `regions` a picture has a row for each box that its json names, otherwise one for itself.
+    """
+    numbers = range(num_views(views, shard.info.split))
+    return tuple(
+        Row(key=key, region=region, view=views.view(key, number, shard.size(i)))
+        for i, key in enumerate(shard.keys)
+        for region in (range(len(_boxes(key, shard.extra(i)))) if regions else (None,))
+        for number in numbers
+    )
+
+
+def picture_of(picture: Picture, row: Row, size: tuple[int, int]) -> Picture:
+    """Return the picture of a row at `size` (h, w): cropped, resized and mirrored as its view says.
+
+    What lies outside the packed picture is grey, void and not inside. The picture is sampled
+    bilinearly with antialiasing, its mask by nearest neighbour. `box` is that of the row's region.
+    """
+    view, (height, width) = row.view, picture.image.shape[:2]
+    box = None if row.region is None else _boxes(picture.key, picture.extra)[row.region]
+    if view == View(number=view.number, x0=0, y0=0, x1=width, y1=height) and size == (
+        height,
+        width,
+    ):
+        return replace(picture, box=box)
+    x0, y0, x1, y1 = _seen(picture.inside, view, size)
+    return replace(
+        picture,
+        image=_sample(picture.image, view, size, PADDING_GREY, Image.Resampling.BILINEAR),
+        mask=None
+        if picture.mask is None
+        else _sample(picture.mask, view, size, IGNORE, Image.Resampling.NEAREST),
+        inside=(round(x0), round(y0), round(x1), round(y1)),
+        box=None if box is None else _seen(box, view, size),
+    )
+
+
+def _sample(
+    pixels: UInt8[np.ndarray, "h w *c"],
+    view: View,
+    size: tuple[int, int],
+    outside: int,
+    resampling: Image.Resampling,
+) -> UInt8[np.ndarray, "y x *c"]:
+    image = Image.fromarray(pixels)
+    fill = (outside,) * len(image.getbands())
+    canvas = Image.new(image.mode, (view.x1 - view.x0, view.y1 - view.y0), fill)
+    canvas.paste(image, (-view.x0, -view.y0))
+    sampled = np.array(canvas.resize((size[1], size[0]), resampling))
+    return np.ascontiguousarray(sampled[:, ::-1]) if view.mirrored else sampled
+
+
+def _seen(box: Sequence[float], view: View, size: tuple[int, int]) -> Box:
+    """Return a box of the packed picture in pixels of the view, clipped to it."""
+    (height, width), (x0, y0, x1, y1) = size, box
+    across, down = width / (view.x1 - view.x0), height / (view.y1 - view.y0)
+    left, right = ((x - view.x0) * across for x in (x0, x1))
+    top, bottom = ((y - view.y0) * down for y in (y0, y1))
+    if view.mirrored:
+        left, right = width - right, width - left
+    return (
+        min(max(left, 0.0), width),
+        min(max(top, 0.0), height),
+        min(max(right, 0.0), width),
+        min(max(bottom, 0.0), height),
+    )
+
+
+def _boxes(key: str, extra: dict[str, Any]) -> list[Box]:
+    """Return the boxes that a picture's json names, in pixels of the packed picture."""
+    boxes = extra.get("boxes", [])
+    try:
+        found = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes]
+    except (TypeError, ValueError):
+        found = None
+    if found is None or not all(x0 < x1 and y0 < y1 for x0, y0, x1, y1 in found):
+        wanted = "a list of [x0, y0, x1, y1] with x0 < x1 and y0 < y1"
+        raise DamageError(f"the boxes of {key} are none", found=f"{boxes!r:.80}", wanted=wanted)
+    return found

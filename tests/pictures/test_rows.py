@@ -1,0 +1,125 @@
+"""The two questions about rows: which there are, and what the picture of one looks like."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stillroom.errors import DamageError
+from stillroom.pictures.dataset import Picture, open_pictures
+from stillroom.pictures.make import make_shards
+from stillroom.pictures.rows import Views, WholePicture, picture_of, rows_of
+from stillroom.types import Row, View
+
+HEIGHT, WIDTH = 6, 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corners:
+    """Two views: everything, and the lower right quarter, mirrored."""
+
+    count: int = 2
+
+    def view(self, key: str, number: int, size: tuple[int, int]) -> View:
+        h, w = size
+        if number == 0:
+            return View(x0=0, y0=0, x1=w, y1=h)
+        return View(number=1, x0=w // 2, y0=h // 2, x1=w, y1=h, mirrored=True)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    (folder / "source").mkdir()
+    for name in "ab":
+        Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "source" / f"{name}.png")
+    source = f"unlabelled:{folder / 'source'}"
+    make_shards(source, out=folder / "train", size=(HEIGHT, WIDTH), format="png", val_share=0)
+    return open_pictures(folder / "train")
+
+
+def picture(**changes) -> Picture:
+    """Every pixel of it tells where it lies: red is x, green is y; the mask is the row."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.uint8)
+    image = np.stack([x * 20, y * 20, np.zeros_like(x)], 2)
+    return Picture(key="a", image=image, mask=y, inside=(0, 0, WIDTH, HEIGHT), **changes)
+
+
+def looked(view: View, size=(HEIGHT, WIDTH), region=None, **changes) -> Picture:
+    return picture_of(picture(**changes), Row(key="a", region=region, view=view), size)
+
+
+def test_a_whole_picture_is_one_row_and_comes_back_as_it_is(shards):
+    shard = shards.open(shards.shard_ids()[0])
+    whole = View(x0=0, y0=0, x1=WIDTH, y1=HEIGHT)
+    assert rows_of(shard, WholePicture()) == (Row(key="a", view=whole), Row(key="b", view=whole))
+    assert np.array_equal(looked(whole).image, picture().image)
+    assert isinstance(WholePicture(), Views) and isinstance(Corners(), Views)
+
+
+def test_rows_are_ordered_by_key_and_view(shards):
+    shard = shards.open(shards.shard_ids()[0])
+    rows = rows_of(shard, Corners())
+    assert [(row.key, row.view.number) for row in rows] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert rows[1].view == View(number=1, x0=5, y0=3, x1=10, y1=6, mirrored=True)
+
+
+def test_a_crop_of_its_own_size_is_the_pixels_of_the_picture():
+    found = looked(View(number=1, x0=2, y0=1, x1=7, y1=5), size=(4, 5))
+    assert np.array_equal(found.image, picture().image[1:5, 2:7])
+    assert np.array_equal(found.mask, picture().mask[1:5, 2:7])
+    assert found.inside == (0, 0, 5, 4)
+
+
+def test_a_mirrored_view_turns_picture_mask_and_inside():
+    view = View(number=1, x0=0, y0=0, x1=WIDTH, y1=HEIGHT, mirrored=True)
+    found = picture_of(
+        Picture(
+            **{f: getattr(picture(), f) for f in ("key", "image", "mask")}, inside=(2, 0, 9, 6)
+        ),
+        Row(key="a", view=view),
+        (HEIGHT, WIDTH),
+    )
+    assert np.array_equal(found.image, picture().image[:, ::-1])
+    assert found.inside == (1, 0, 8, 6)
+
+
+def test_width_and_height_are_not_exchanged():
+    found = looked(View(number=1, x0=0, y0=0, x1=WIDTH, y1=HEIGHT // 2), size=(HEIGHT, WIDTH))
+    assert found.image.shape == (HEIGHT, WIDTH, 3)
+    assert found.mask.max() == 2  # the upper half alone, stretched downwards
+    assert found.image[..., 0].max() == 180  # as wide as before
+
+
+def test_what_lies_outside_the_picture_is_grey_void_and_not_inside():
+    found = looked(View(number=1, x0=-2, y0=-1, x1=WIDTH, y1=HEIGHT), size=(7, 12))
+    assert (found.image[0] == 128).all() and (found.image[:, :2] == 128).all()
+    assert (found.mask[0] == 255).all() and (found.mask[:, :2] == 255).all()
+    assert np.array_equal(found.image[1:, 2:], picture().image)
+    assert found.inside == (2, 1, 12, 7)
+
+
+def test_a_region_has_its_box_in_pixels_of_the_view():
+    boxes = {"boxes": [[0, 0, 1, 1], [4, 2, 8, 5]]}
+    view = View(number=1, x0=2, y0=1, x1=7, y1=5)
+    assert looked(view, size=(8, 10), region=1, extra=boxes).box == (4.0, 2.0, 10.0, 8.0)
+    mirrored = View(number=1, x0=2, y0=1, x1=7, y1=5, mirrored=True)
+    assert looked(mirrored, size=(8, 10), region=1, extra=boxes).box == (0.0, 2.0, 6.0, 8.0)
+
+
+def test_with_regions_a_picture_has_a_row_for_each_of_its_boxes(shards, monkeypatch):
+    shard = shards.open(shards.shard_ids()[0])
+    extras = [json.loads('{"boxes": [[0, 0, 1, 1], [4, 2, 8, 5]]}'), {}]
+    monkeypatch.setattr(shard, "extra", lambda i: extras[i])
+    rows = rows_of(shard, WholePicture(), regions=True)
+    assert [(row.key, row.region) for row in rows] == [("a", 0), ("a", 1)]
+
+
+@pytest.mark.parametrize(
+    "boxes", [[[1, 2, 3]], [[3, 0, 1, 1]], ["x"], 5, [[0, 0, float("nan"), 1]]]
+)
+def test_boxes_that_are_none_are_damage_and_name_the_picture(boxes):
+    with pytest.raises(DamageError, match="boxes of a"):
+        looked(View(x0=0, y0=0, x1=2, y1=2), region=0, extra={"boxes": boxes})
