@@ -1,6 +1,7 @@
 """The two questions about rows: which there are, and what the picture of one looks like."""
 
 import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,7 @@ def shards(tmp_path_factory):
     for name in "ab":
         Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "source" / f"{name}.png")
     source = f"unlabelled:{folder / 'source'}"
-    make_shards(source, out=folder / "train", size=(HEIGHT, WIDTH), format="png", val_share=0)
+    make_shards(source, out=folder / "train", size=(HEIGHT, WIDTH), format="png", val_share=0.0)
     return open_pictures(folder / "train")
 
 
@@ -117,9 +118,7 @@ def test_with_regions_a_picture_has_a_row_for_each_of_its_boxes(shards, monkeypa
     assert [(row.key, row.region) for row in rows] == [("a", 0), ("a", 1)]
 
 
-@pytest.mark.parametrize(
-    "boxes", [[[1, 2, 3]], [[3, 0, 1, 1]], ["x"], 5, [[0, 0, float("nan"), 1]]]
-)
+@pytest.mark.parametrize("boxes", [[[1, 2, 3]], [[3, 0, 1, 1]], ["x"], 5, [[0, 0, math.nan, 1]]])
 def test_boxes_that_are_none_are_damage_and_name_the_picture(boxes):
     with pytest.raises(DamageError, match="boxes of a"):
         looked(View(x0=0, y0=0, x1=2, y1=2), region=0, extra={"boxes": boxes})

@@ -109,20 +109,17 @@ def _sample(
     return np.ascontiguousarray(sampled[:, ::-1]) if view.mirrored else sampled
 
 
-def _seen(box: Sequence[float], view: View, size: tuple[int, int]) -> Box:
+def _seen(box: Sequence[float | int], view: View, size: tuple[int, int]) -> Box:
     """Return a box of the packed picture in pixels of the view, clipped to it."""
-    (height, width), (x0, y0, x1, y1) = size, box
+    height, width = size
     across, down = width / (view.x1 - view.x0), height / (view.y1 - view.y0)
-    left, right = ((x - view.x0) * across for x in (x0, x1))
-    top, bottom = ((y - view.y0) * down for y in (y0, y1))
+    left, right = ((x - view.x0) * across for x in box[::2])
+    top, bottom = ((y - view.y0) * down for y in box[1::2])
     if view.mirrored:
         left, right = width - right, width - left
-    return (
-        min(max(left, 0.0), width),
-        min(max(top, 0.0), height),
-        min(max(right, 0.0), width),
-        min(max(bottom, 0.0), height),
-    )
+    sides = zip((left, top, right, bottom), (width, height, width, height), strict=True)
+    x0, y0, x1, y1 = (float(min(max(value, 0), most)) for value, most in sides)
+    return x0, y0, x1, y1
 
 
 def _boxes(key: str, extra: dict[str, Any]) -> list[Box]:
