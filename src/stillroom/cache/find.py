@@ -28,11 +28,10 @@ def match_cache(
 ) -> Cache:
     """Return the one cache of these pictures and views with every target of these teachers.
 
-    Codecs are the cache's own affair. `geometry` is (h, w) in pixels and
-    `views` as identity.json has them, or None for any; `teachers`
-    has, per needed target, the items of its teacher's identity that must be equal. `body` decides
-    between caches that differ in nothing else. Raises UserError where none fits (with the nearest
-    one's differences) or several do.
+    Codecs are the cache's own affair. `geometry` is (h, w) in pixels and `views` as identity.json
+    has them, or None for any; `teachers` has, per needed target, the items of its teacher's
+    identity that must be equal. `body` decides between caches that differ in nothing else. Raises
+    UserError where none fits (with the nearest one's differences) or several do.
     """
     caches = find_caches(root)
     if not caches:
@@ -57,11 +56,11 @@ def match_cache(
         )
     if not fitting:
         misfit, nearest = min(misfits, key=lambda pair: len(pair[0]))
-        found, wanted = both_sides(misfit)
+        sides = both_sides(misfit)
         raise UserError(
             f"none of the {len(caches)} caches in {root} fits; the nearest is {nearest.path}",
-            found=found,
-            wanted=wanted,
+            found=sides[0],
+            wanted=sides[1],
             fix="python tools/cache_teacher.py RECIPE",
         )
     return fitting[0]

@@ -42,23 +42,35 @@ def fit_codecs(
     """Publish the fitted values of a cache's codecs, unless they are there.
 
     `run` runs the teachers on rows and yields rows and targets batch by batch; it is called once
-    per codec that needs it. Raises UserError where shards stand that were made with values that are
-    gone: fitted again they would not be the same.
+    per codec that needs it. Errors as `restore_fitted`.
     """
+    restore_fitted(cache)
     if cache.is_fitted:
         return
     needed = [name for name, codec in cache.codecs.items() if codec.needs_fit]
-    if needed and len(cache.missing()) < len(cache.shard_ids()):
+    rows = _rows(cache, recipe, pictures)
+    cache.publish_fitted(
+        {name: cache.codecs[name].fit(targets[name] for _, targets in run(rows)) for name in needed}
+    )
+
+
+def restore_fitted(cache: Cache) -> None:
+    """Write the file of fitted values again where it is gone and no codec needs any.
+
+    Raises UserError where shards stand that were made with values that are gone: fitted again they
+    would not be the same.
+    """
+    if cache.is_fitted:
+        return
+    if not any(codec.needs_fit for codec in cache.codecs.values()):
+        cache.publish_fitted({})
+    elif len(cache.missing()) < len(cache.shard_ids()):
         raise UserError(
             f"{cache.path} has shards but not the fitted values that they were made with",
             found="no codecs.safetensors",
             wanted="the file whose sha256 every shard.json names",
             fix="put it back, or move the folder away and make the cache again",
         )
-    rows = _rows(cache, recipe, pictures) if needed else []
-    cache.publish_fitted(
-        {name: cache.codecs[name].fit(targets[name] for _, targets in run(rows)) for name in needed}
-    )
 
 
 def _rows(cache: Cache, recipe: Recipe, pictures: PictureSet) -> list[tuple[ShardId, Row]]:

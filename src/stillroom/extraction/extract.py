@@ -25,7 +25,7 @@ from stillroom.cache.find import find_caches
 from stillroom.cache.folder import Cache, claim_cache
 from stillroom.errors import UserError
 from stillroom.extraction.cache_identity import compose, probe
-from stillroom.extraction.calibrate import fit_codecs
+from stillroom.extraction.calibrate import fit_codecs, restore_fitted
 from stillroom.extraction.encode import (
     EncodedBatch,
     encode,
@@ -101,6 +101,8 @@ def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Even
     raise_if_stopped(stop, "nothing was begun")
     identity = compose(recipe, pictures, specs)
     cache = _existing(recipe, identity)
+    if cache is not None:
+        restore_fitted(cache)
     for folder in () if cache is None else cache.quarantine_bad():
         print(f"warning: a damaged shard was set aside and is made again: {folder}", flush=True)
     if cache is None or cache.missing():
