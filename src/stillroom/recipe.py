@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
-from stillroom.losses import LogitMSE, SoftKL, Term
+from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet
 from stillroom.students.definitions import Student
 from stillroom.teachers.configs import Teacher
@@ -103,21 +103,23 @@ class Recipe:
 
     def wanted_targets(self) -> tuple[str, ...]:
         """Return the names of the targets that the terms need, each once."""
-        return tuple(dict.fromkeys(term.target for term in self.terms if term.target is not None))
+        return tuple(
+            dict.fromkeys(t.needs.target for t in self.terms if t.needs.target is not None)
+        )
 
 
 def check(recipe: Recipe, pictures: PictureSet | None = None) -> None:
     """Raise UserError for what can be known to be wrong without a cache or a network."""
-    _check_numbers(recipe)
     kinds = recipe.target_kinds()
+    for term in recipe.terms:
+        _check_term(term, kinds)
+    _check_numbers(recipe)
     for name in recipe.codec:
         if name not in kinds:
             raise UserError(
                 f"a codec is given for {name!r}, which no teacher makes", wanted=_names(kinds)
             )
         parse_codec(recipe.codec[name])
-    for term in recipe.terms:
-        _check_term(term, kinds)
     if recipe.augment.mirror and recipe.wanted_targets():
         raise UserError(
             "pictures cannot be mirrored while targets come from a cache of unmirrored views",
@@ -146,21 +148,26 @@ def _check_numbers(recipe: Recipe) -> None:
 
 def _check_term(term: Term, kinds: Mapping[str, str]) -> None:
     name = type(term).__name__
-    if term.target is None:
+    if not isinstance(term, Term):
+        raise UserError(f"{name} is no term", wanted="label, weight, needs, count and total")
+    if not 0 <= term.weight < float("inf"):
+        raise UserError(f"the weight of {name} is not a number from 0 on", found=term.weight)
+    target, kind = term.needs.target, term.needs.kind
+    if target is None:
         return
-    if term.target not in kinds:
+    if target not in kinds:
         raise UserError(
-            f"{name} needs the target {term.target!r}, which no teacher of the recipe makes",
+            f"{name} needs the target {target!r}, which no teacher of the recipe makes",
             found=_names(kinds),
             fix="name one of these, or add the teacher",
         )
-    if isinstance(term, SoftKL | LogitMSE) and kinds[term.target] != "logits":
-        raise UserError(f"{name} needs logits", found=f"{term.target!r} holds {kinds[term.target]}")
+    if kind not in (None, kinds[target]):
+        raise UserError(f"{name} needs {kind}", found=f"{target!r} holds {kinds[target]}")
 
 
 def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
     classes, known = max(2, recipe.student.classes), len(pictures.classes)
-    labelled = any(term.target is None and term.weight for term in recipe.terms)
+    labelled = any(term.needs.target is None and term.weight for term in recipe.terms)
     if labelled and classes != known:
         raise UserError(
             "the student's classes are not those of the pictures",

@@ -5,12 +5,11 @@ from typing import Any
 
 from stillroom.errors import UserError
 from stillroom.networks.smp import SmpNetwork
+from stillroom.networks.taps import Network
 from stillroom.networks.unet import UNet
 from stillroom.networks.weights import load_encoder_weights, load_weights
 
 __all__ = ["NETWORKS", "Network", "build_network", "load_encoder_weights", "load_weights"]
-
-Network = SmpNetwork | UNet
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.+-]{1,80}")
 _LARGEST = 1 << 16  # of every number in a description

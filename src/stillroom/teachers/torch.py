@@ -68,7 +68,7 @@ class BuiltTorchTeacher:
 def build_smp(config: SmpTeacher, device: str) -> BuiltTorchTeacher:
     """Return an smp network with its weights; nothing is downloaded."""
     weights = existing(config.path)
-    network = build_network(config.architecture)
+    network = build_network(config.architecture())
     load_weights(network, weights)
     return BuiltTorchTeacher(network, config.target, config.taps, device)
 
