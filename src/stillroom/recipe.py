@@ -147,22 +147,22 @@ def _check_numbers(recipe: Recipe) -> None:
 
 
 def _check_term(term: Term, kinds: Mapping[str, str]) -> None:
-    name = type(term).__name__
-    if not isinstance(term, Term):
-        raise UserError(f"{name} is no term", wanted="label, weight, needs, count and total")
+    name, needs = type(term).__name__, term.needs
     if not 0 <= term.weight < float("inf"):
         raise UserError(f"the weight of {name} is not a number from 0 on", found=term.weight)
-    target, kind = term.needs.target, term.needs.kind
-    if target is None:
+    if needs.hidden is not None and needs.hidden < 1:
+        raise UserError(f"the projection of {name} has no channel", found=f"hidden {needs.hidden}")
+    if needs.target is None:
         return
-    if target not in kinds:
+    if needs.target not in kinds:
         raise UserError(
-            f"{name} needs the target {target!r}, which no teacher of the recipe makes",
+            f"{name} needs the target {needs.target!r}, which no teacher of the recipe makes",
             found=_names(kinds),
             fix="name one of these, or add the teacher",
         )
-    if kind not in (None, kinds[target]):
-        raise UserError(f"{name} needs {kind}", found=f"{target!r} holds {kinds[target]}")
+    found = kinds[needs.target]
+    if needs.kind not in (None, found):
+        raise UserError(f"{name} needs {needs.kind}", found=f"{needs.target!r} holds {found}")
 
 
 def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:

@@ -14,7 +14,6 @@ from stillroom.losses import (
     FeatureCosine,
     FeatureMSE,
     LogitMSE,
-    Needs,
     SoftKL,
     Temperature,
     Term,
@@ -342,8 +341,6 @@ def test_extreme_logits_stay_finite(term: Term, k: int):
         lambda: CrossEntropy(class_weights=(1.0, -1.0)),
         lambda: BinaryCrossEntropy(pos_weight=0.0),
         lambda: Dice(smooth=0.0),
-        lambda: FeatureMSE(target="a", tap="encoder.3", hidden=0).needs,
-        lambda: Needs(tap="encoder.3"),
     ],
 )
 def test_impossible_fields_are_refused(make_term):

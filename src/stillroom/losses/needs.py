@@ -26,12 +26,6 @@ class Needs:
     min_channels: int = 1  # of the student's logits
     channels: int | None = None  # of the student's logits, exactly; None = any
 
-    def __post_init__(self) -> None:
-        if self.hidden is not None and self.hidden < 1:
-            raise UserError("a projection needs at least one hidden channel", found=self.hidden)
-        if self.tap is not None and self.target is None:
-            raise UserError(f"a term compares the tap {self.tap} with no target")
-
     @property
     def output(self) -> str:
         """The name, among the distiller's outputs, of what is compared."""

@@ -8,6 +8,8 @@ from stillroom.networks.build import Network, build_network, load_encoder_weight
 from stillroom.networks.normalise import Triple
 from stillroom.networks.smp import SmpFields, SmpNetwork, prefetch
 from stillroom.networks.taps import describe
+from stillroom.networks.torch_network import TorchFields
+from stillroom.user_code import load_function
 
 _log = logging.getLogger(__name__)
 
@@ -81,3 +83,16 @@ class UNetStudent:
     def build(self) -> Network:
         """Return the network with random weights."""
         return build_network(self.architecture())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchStudent(TorchFields):
+    """Any `nn.Module` of your own; later commands build it again when `--code` names it."""
+
+    def prefetch(self) -> None:
+        """Call the factory once, so that what it downloads is there before the others build."""
+        load_function(self.factory)()
+
+    def build(self) -> Network:
+        """Return the network as the factory makes it; UserError where it is not as described."""
+        return build_network(self.architecture(), code=self.factory)

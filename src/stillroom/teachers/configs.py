@@ -138,6 +138,8 @@ class RunTeacher:
 
     target: str  # the name under which the logits are cached
     path: str  # the run's folder, runs/NAME
+    # path/to/file.py:function that builds its network, where that is code of your own
+    code: str | None = None
     taps: Taps = ()  # (target, tap) pairs, e.g. ("feature", "encoder.3")
 
     def __post_init__(self) -> None:
