@@ -1,7 +1,5 @@
 """A recipe is the whole configuration of both stages; `check` finds what cannot work before any
 real work begins.
-
-Fields of `run`, and `body`, cannot change results; every other field can.
 """
 
 from collections.abc import Mapping
@@ -18,8 +16,10 @@ from stillroom.teachers.configs import Teacher
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
+    """The pictures, and how many of their masks are used."""
+
     shards: str  # folder of picture shards, as tools/make_shards.py writes it
-    # share of training masks that is used (by hash of the key); the others count as void
+    # share of the training masks that is used, 0 to 1 (by hash of the key); the others are void
     label_share: float = 1.0
 
     def __post_init__(self) -> None:
@@ -29,7 +29,9 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augment:
-    # strength of brightness, contrast and saturation changes; 0.3 is moderate
+    """Random changes of the student's picture; what the teachers said of it stays the same."""
+
+    # strength of changes of brightness, contrast and saturation; 0 = none, 0.3 is moderate
     photometric: float = 0.0
     # mirror half of the pictures; refused where a term is distilled from one stored view
     mirror: bool = False
@@ -37,53 +39,63 @@ class Augment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamW:
-    lr: float = 1e-3  # learning rate after warm-up
+    """AdamW: the rate rises linearly in the warm-up, then falls by a cosine."""
+
+    lr: float = 1e-3  # learning rate at the end of the warm-up
     # decoupled weight decay; biases and normalisation layers are left out
     weight_decay: float = 1e-4
-    warmup: float = 0.05  # share of all steps in which the rate rises linearly
-    final: float = 0.01  # the cosine ends at this share of lr
-    clip: float = 1.0  # largest norm of the gradient; 0 = no clipping
+    warmup: float = 0.05  # share of all steps
+    final: float = 0.01  # share of lr at which the cosine ends
+    clip: float = 1.0  # largest L2 norm of the gradient; 0 = no clipping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
+    """Where and how the work is done; nothing here can change a result."""
+
     out: str = "runs"  # folder of runs
-    name: str | None = None  # name of the run's folder; the recipe's name where absent
-    cache: str = "cache"  # folder of caches, or one cache
-    resume: bool = False  # continue the run of that name
+    name: str | None = None  # name of the run's folder; None = the recipe's name
+    cache: str = "cache"  # folder of caches, or one of them
+    resume: bool = False  # go on with the run of that name from its newest checkpoint
     overwrite: bool = False  # delete the run of that name first
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = CUDA where there is one
     workers: int = 2  # threads that decode pictures and read targets
     log_every: int = 10  # steps between two lines of the log
     evaluate_every: int = 1  # epochs between two evaluations
     keep: int = 2  # checkpoints kept
-    shard_limit_gb: float = 1.0  # stage 1 warns when one teacher shard would pass this size
+    shard_limit_gb: float = 1.0  # stage 1 warns of teacher shards larger than this, GB
     preflight: bool = True  # stage 1 refuses to begin what will not fit on the disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
+    """A whole system: pictures, teachers, student, loss and training.
+
+    Fields of `run`, and `body`, cannot change results; every other field can.
+    """
+
     name: str  # names the cache and, unless --run.name is given, the run
     data: Data
-    teachers: tuple[Teacher, ...] = ()  # frozen networks that stage 1 runs
-    codec: dict[str, str] = field(default_factory=dict)  # how each target is kept
+    teachers: tuple[Teacher, ...] = ()  # the frozen networks that stage 1 runs
+    codec: dict[str, str] = field(default_factory=dict)  # how each target is kept, by its name
     body: Literal["zarr", "tar"] = "zarr"  # the files that hold the rows; both are read alike
     student: Student
     terms: tuple[Term, ...]  # the loss: weighted sum of these
     freeze: tuple[str, ...] = ()  # parts of the student, by module name, that do not train
-    freeze_epochs: int | None = None  # epochs for which they do not; None = all
+    freeze_epochs: int | None = None  # for so many epochs; None = all
     augment: Augment = Augment()
     optimizer: AdamW = AdamW()
     batch: int = 8  # pictures in one optimiser step, over all ranks
     micro_batch: int = 8  # pictures in one forward pass
     epochs: int = 20  # one epoch is (training pictures // batch) steps, whatever the label share
-    seed: int = 0  # of everything that is drawn
-    # substitute takes the next readable row, at most 0.1 %
+    seed: int = 0  # of first weights, order, augmentation and dropout
+    # what a row that cannot be read does: stops the run, or is replaced by the next (at most 0.1 %)
     on_damage: Literal["fail", "substitute"] = "fail"
-    # launch = as accelerate launch says
+    # of forward passes; launch = as `accelerate launch` says
     precision: Literal["launch", "fp32", "fp16", "bf16"] = "launch"
-    gate: Literal["refuse", "warn", "off"] = "refuse"  # what a failed quality gate of stage 1 does
-    gate_floor: float = 0.5  # teachers' mIoU on labelled pictures must reach this; 0 = any
+    # what stage 1 does with a teacher that fails its quality gate
+    gate: Literal["refuse", "warn", "off"] = "refuse"
+    gate_floor: float = 0.5  # least mIoU of a teacher on labelled pictures; 0 = any
     run: Run = Run()
 
     @property
