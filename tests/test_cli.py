@@ -19,8 +19,8 @@ TINY = """
 --terms.2.target --terms.2.weight
 --terms.2.temperature.start --terms.2.temperature.end --terms.2.temperature.kind
 --terms.3.target --terms.3.weight
---terms.4.target --terms.4.tap --terms.4.weight --terms.4.hidden
---terms.5.target --terms.5.tap --terms.5.weight --terms.5.hidden
+--terms.4.target --terms.4.weight --terms.4.tap --terms.4.hidden
+--terms.5.target --terms.5.weight --terms.5.tap --terms.5.hidden
 --augment.photometric --augment.mirror
 --optimizer.lr --optimizer.weight-decay --optimizer.warmup --optimizer.final --optimizer.clip
 --run.out --run.name --run.cache --run.resume --run.overwrite

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stillroom.errors import UserError
@@ -117,13 +117,27 @@ class Dice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SoftKL:
+class _OnTarget:
+    """What terms that read a target have in common: every cell that is no padding counts."""
+
+    target: str  # its name, as a teacher of the recipe makes it
+    weight: float = 1.0  # of this term
+
+    def count(self, batch: Batch) -> Float[Tensor, ""]:
+        """Cells of the target whose centre is no padding."""
+        return self._cells(batch).sum(dtype=torch.float64)
+
+    def _cells(self, batch: Batch) -> Bool[Tensor, "b y x"]:
+        y, x = batch.targets[self.target].shape[2:]
+        return functions.inside_at(batch.inside, y, x)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftKL(_OnTarget):
     """KL divergence of the student's logits from the teacher's at a temperature T, times T^2."""
 
     label: ClassVar[str] = "kl"
 
-    target: str  # name of the teacher's logits
-    weight: float = 1.0  # of this term
     temperature: Temperature = field(default_factory=Temperature)  # softens both
 
     @property
@@ -131,99 +145,61 @@ class SoftKL:
         """The teacher's logits, of the shape of the student's."""
         return Needs(target=self.target, kind="logits")
 
-    def count(self, batch: Batch) -> Float[Tensor, ""]:
-        """Pixels that are no padding."""
-        return _cells(batch, self.target).sum(dtype=torch.float64)
-
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over pixels; `progress` from 0 to 1 sets the temperature."""
-        return functions.soft_kl(
-            outputs["logits"],
-            batch.targets[self.target],
-            _cells(batch, self.target),
-            self.temperature.at(progress),
-        )
+        target, temperature = batch.targets[self.target], self.temperature.at(progress)
+        return functions.soft_kl(outputs["logits"], target, self._cells(batch), temperature)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LogitMSE:
+class LogitMSE(_OnTarget):
     """Squared difference of the student's logits from the teacher's."""
 
     label: ClassVar[str] = "logit_mse"
-
-    target: str  # name of the teacher's logits
-    weight: float = 1.0  # of this term
 
     @property
     def needs(self) -> Needs:
         """The teacher's logits, of the shape of the student's."""
         return Needs(target=self.target, kind="logits")
 
-    def count(self, batch: Batch) -> Float[Tensor, ""]:
-        """Pixels that are no padding."""
-        return _cells(batch, self.target).sum(dtype=torch.float64)
-
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over pixels of the mean over channels."""
-        return functions.squared_error(
-            outputs["logits"], batch.targets[self.target], _cells(batch, self.target)
-        )
+        target = batch.targets[self.target]
+        return functions.squared_error(outputs["logits"], target, self._cells(batch))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureMSE:
+class _OnFeature(_OnTarget):
+    """What terms that project a feature of the student have in common."""
+
+    tap: str  # where the student's feature is taken: encoder.3, decoder.1
+    hidden: int | None = 768  # channels between the projection's two layers; none: one layer
+
+    @property
+    def needs(self) -> Needs:
+        """A tap with the cells of the target, projected to its width."""
+        return Needs(target=self.target, tap=self.tap, hidden=self.hidden)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureMSE(_OnFeature):
     """Squared difference of a projected feature of the student from a feature of the teacher."""
 
     label: ClassVar[str] = "feature_mse"
 
-    target: str  # name of the teacher's feature
-    tap: str  # where the student's feature is taken: encoder.3, decoder.1
-    weight: float = 1.0  # of this term
-    hidden: int | None = 768  # channels between the projection's two layers; none: one layer
-
-    @property
-    def needs(self) -> Needs:
-        """A tap with the cells of the target, projected to its width."""
-        return Needs(target=self.target, tap=self.tap, hidden=self.hidden)
-
-    def count(self, batch: Batch) -> Float[Tensor, ""]:
-        """Cells whose centre is no padding."""
-        return _cells(batch, self.target).sum(dtype=torch.float64)
-
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over cells of the mean over channels."""
-        return functions.squared_error(
-            outputs[self.needs.output], batch.targets[self.target], _cells(batch, self.target)
-        )
+        output, target = outputs[self.needs.output], batch.targets[self.target]
+        return functions.squared_error(output, target, self._cells(batch))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureCosine:
+class FeatureCosine(_OnFeature):
     """One minus the cosine of a projected feature of the student and a feature of the teacher."""
 
     label: ClassVar[str] = "feature_cosine"
 
-    target: str  # name of the teacher's feature
-    tap: str  # where the student's feature is taken: encoder.3, decoder.1
-    weight: float = 1.0  # of this term
-    hidden: int | None = 768  # channels between the projection's two layers; none: one layer
-
-    @property
-    def needs(self) -> Needs:
-        """A tap with the cells of the target, projected to its width."""
-        return Needs(target=self.target, tap=self.tap, hidden=self.hidden)
-
-    def count(self, batch: Batch) -> Float[Tensor, ""]:
-        """Cells whose centre is no padding."""
-        return _cells(batch, self.target).sum(dtype=torch.float64)
-
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over cells."""
-        return functions.cosine_distance(
-            outputs[self.needs.output], batch.targets[self.target], _cells(batch, self.target)
-        )
-
-
-def _cells(batch: Batch, target: str) -> Tensor:
-    y, x = batch.targets[target].shape[2:]
-    return functions.inside_at(batch.inside, y, x)
+        output, target = outputs[self.needs.output], batch.targets[self.target]
+        return functions.cosine_distance(output, target, self._cells(batch))
