@@ -5,9 +5,13 @@ from dataclasses import replace
 import pytest
 
 from stillroom.errors import UserError
-from stillroom.losses import CrossEntropy, FeatureMSE, LogitMSE
+from stillroom.losses import CrossEntropy, FeatureMSE, LogitMSE, Needs
 from stillroom.recipe import check
 from stillroom.recipes.tiny import tiny
+
+
+class TapAlone(CrossEntropy):
+    needs = Needs(tap="encoder.2")
 
 
 @pytest.mark.parametrize(
@@ -19,6 +23,7 @@ from stillroom.recipes.tiny import tiny
         (FeatureMSE(target="inner", tap="encoder.2", hidden=0), "hidden 0"),
         (LogitMSE(target="inner"), "needs logits"),
         (LogitMSE(target="nobody"), "'nobody'"),
+        (TapAlone(), "with no target"),
     ],
 )
 def test_a_term_that_cannot_work_is_refused(term, what):

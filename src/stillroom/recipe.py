@@ -164,6 +164,8 @@ def _check_term(term: Term, kinds: Mapping[str, str]) -> None:
         raise UserError(f"the weight of {name} is not a number from 0 on", found=term.weight)
     if needs.hidden is not None and needs.hidden < 1:
         raise UserError(f"the projection of {name} has no channel", found=f"hidden {needs.hidden}")
+    if needs.target is None and needs.tap is not None:
+        raise UserError(f"{name} compares the tap {needs.tap} with no target")
     if needs.target is None:
         return
     if needs.target not in kinds:
