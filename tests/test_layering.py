@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "stillroom"
-BASE = {"types", "errors", "jsonfile", "tensorfile", "signals", "os_errors", "hashing"}
+BASE = {"types", "errors", "jsonfile", "tensorfile", "signals", "os_errors", "hashing", "user_code"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
@@ -18,6 +18,7 @@ ALLOWED = {
     "signals": {"errors"},
     "os_errors": {"errors"},
     "hashing": set(),
+    "user_code": {"errors"},
     "networks": BASE,
     "metrics": BASE,
     "pictures": BASE,

@@ -15,6 +15,7 @@ def main(
     shards: Path | None = None,
     split: str = "val",
     device: str = "cpu",
+    code: str | None = None,
 ) -> None:
     """Evaluate a run's student alone and write evaluation.json, confusion.csv and confusion.png
     into its folder.
@@ -24,11 +25,12 @@ def main(
         shards: picture shards; those of the run where absent
         split: train or val
         device: cpu or cuda
+        code: path/to/file.py:function that builds a student of your own
     """
     from stillroom.using.evaluate import evaluate, open_data
     from stillroom.using.student import load_student, milliseconds
 
-    trained = load_student(folder)
+    trained = load_student(folder, code)
     found = evaluate(trained, open_data(trained, shards), split, device)
     for name, value in found["iou"].items():
         print(f"  {name:20} {'absent' if value is None else f'{value:.4f}'}")

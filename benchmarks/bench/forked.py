@@ -98,7 +98,7 @@ def recipe_of(
         body=body,
         run=Run(cache=str(cache), device="cpu", workers=1, **run_fields),
     )
-    return replace(made, terms=tuple(term for term in made.terms if term.target is not None))
+    return replace(made, terms=tuple(term for term in made.terms if term.needs.target is not None))
 
 
 def start(

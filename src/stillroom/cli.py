@@ -4,18 +4,25 @@ Exit status: 0 done, 2 a user's mistake, 1 a failure, 75 told to stop and saved.
 tracebacks.
 """
 
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, get_args
 
 import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from stillroom.errors import StillroomError, UserError
 from stillroom.recipe import Recipe
 from stillroom.recipes import RECIPES
+from stillroom.user_code import load_function
 
 
 def run_command(function: Callable[[], object]) -> NoReturn:
@@ -71,36 +78,48 @@ def recipe_from(words: Sequence[str] | None = None) -> Recipe:
         default=named_recipe(words[0]),
         args=words[1:],
         prog=f"{Path(sys.argv[0]).name} {words[0]}",
+        registry=_registry(),
     )
+
+
+def _registry() -> ConstructorRegistry:
+    """Let a field typed by a protocol have the flags of the value that stands in the recipe."""
+    registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def by_value(info: StructTypeInfo) -> Any:
+        value = info.default
+        if isinstance(value, tuple) and any(map(_is_protocol, get_args(info.type))):
+            items = [
+                StructFieldSpec(name=f"{i}", type=type(item), default=item, helptext=None)
+                for i, item in enumerate(value)
+            ]
+            return StructConstructorSpec(instantiate=tuple, fields=tuple(items))
+        if is_dataclass(value) and _is_protocol(info.type):
+            return registry.get_struct_spec(StructTypeInfo.make(type(value), value, False))
+        return None
+
+    return registry
+
+
+def _is_protocol(kind: Any) -> bool:
+    return getattr(kind, "_is_protocol", False)
 
 
 def named_recipe(name: str) -> Recipe:
     """Return a recipe by name or by `path/to/file.py:function`; such a file is code and is run."""
     if ":" in name:
-        return _recipe_from_file(*name.rsplit(":", 1))
+        recipe = load_function(name)()
+        if not isinstance(recipe, Recipe):
+            raise UserError(
+                f"{name} gives no recipe",
+                found=type(recipe).__name__,
+                wanted="a function without arguments that returns a stillroom.recipe.Recipe",
+            )
+        return recipe
     if name not in RECIPES:
         raise UserError(
             f"there is no recipe {name!r}",
             wanted=f"{', '.join(RECIPES)}, or path/to/file.py:function",
         )
     return RECIPES[name]()
-
-
-def _recipe_from_file(path: str, function: str) -> Recipe:
-    if not Path(path).is_file():
-        raise UserError(f"there is no recipe file {path}", wanted="path/to/file.py:function")
-    spec = importlib.util.spec_from_file_location("stillroom_recipe_file", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} is not a Python file", wanted="path/to/file.py:function")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    make = getattr(module, function, None)
-    recipe = make() if callable(make) else None
-    if not isinstance(recipe, Recipe):
-        raise UserError(
-            f"{path}:{function} gives no recipe",
-            found=type(recipe if callable(make) else make).__name__,
-            wanted="a function without arguments that returns a stillroom.recipe.Recipe",
-        )
-    return recipe

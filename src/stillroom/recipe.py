@@ -1,7 +1,5 @@
 """A recipe is the whole configuration of both stages; `check` finds what cannot work before any
 real work begins.
-
-Fields of `run`, and `body`, cannot change results; every other field can.
 """
 
 from collections.abc import Mapping
@@ -10,7 +8,7 @@ from typing import Any, Literal
 
 from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
-from stillroom.losses import LogitMSE, SoftKL, Term
+from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet, PictureShard
 from stillroom.pictures.rows import Views, WholePicture, rows_of
 from stillroom.students.definitions import Student
@@ -22,8 +20,10 @@ _WHOLE = WholePicture()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
+    """The pictures, and how many of their masks are used."""
+
     shards: str  # folder of picture shards, as tools/make_shards.py writes it
-    # share of training masks that is used (by hash of the key); the others count as void
+    # share of the training masks that is used, 0 to 1 (by hash of the key); the others are void
     label_share: float = 1.0
     regions: bool = False  # one row for each box of a picture's json instead of one a picture
 
@@ -34,7 +34,9 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augment:
-    # strength of brightness, contrast and saturation changes; 0.3 is moderate
+    """Random changes of the student's picture; what the teachers said of it stays the same."""
+
+    # strength of changes of brightness, contrast and saturation; 0 = none, 0.3 is moderate
     photometric: float = 0.0
     # mirror half of the pictures; refused where a term is distilled from one stored view
     mirror: bool = False
@@ -42,54 +44,64 @@ class Augment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamW:
-    lr: float = 1e-3  # learning rate after warm-up
+    """AdamW: the rate rises linearly in the warm-up, then falls by a cosine."""
+
+    lr: float = 1e-3  # learning rate at the end of the warm-up
     # decoupled weight decay; biases and normalisation layers are left out
     weight_decay: float = 1e-4
-    warmup: float = 0.05  # share of all steps in which the rate rises linearly
-    final: float = 0.01  # the cosine ends at this share of lr
-    clip: float = 1.0  # largest norm of the gradient; 0 = no clipping
+    warmup: float = 0.05  # share of all steps
+    final: float = 0.01  # share of lr at which the cosine ends
+    clip: float = 1.0  # largest L2 norm of the gradient; 0 = no clipping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
+    """Where and how the work is done; nothing here can change a result."""
+
     out: str = "runs"  # folder of runs
-    name: str | None = None  # name of the run's folder; the recipe's name where absent
-    cache: str = "cache"  # folder of caches, or one cache
-    resume: bool = False  # continue the run of that name
+    name: str | None = None  # name of the run's folder; None = the recipe's name
+    cache: str = "cache"  # folder of caches, or one of them
+    resume: bool = False  # go on with the run of that name from its newest checkpoint
     overwrite: bool = False  # delete the run of that name first
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = CUDA where there is one
     workers: int = 2  # threads that decode pictures and read targets
     log_every: int = 10  # steps between two lines of the log
     evaluate_every: int = 1  # epochs between two evaluations
     keep: int = 2  # checkpoints kept
-    shard_limit_gb: float = 1.0  # stage 1 warns when one teacher shard would pass this size
+    shard_limit_gb: float = 1.0  # stage 1 warns of teacher shards larger than this, GB
     preflight: bool = True  # stage 1 refuses to begin what will not fit on the disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
+    """A whole system: pictures, teachers, student, loss and training.
+
+    Fields of `run`, and `body`, cannot change results; every other field can.
+    """
+
     name: str  # names the cache and, unless --run.name is given, the run
     data: Data
-    teachers: tuple[Teacher, ...] = ()  # frozen networks that stage 1 runs
+    teachers: tuple[Teacher, ...] = ()  # the frozen networks that stage 1 runs
     views: Views = _WHOLE  # how often and how each training picture is looked at
-    codec: dict[str, str] = field(default_factory=dict)  # how each target is kept
+    codec: dict[str, str] = field(default_factory=dict)  # how each target is kept, by its name
     body: Literal["zarr", "tar"] = "zarr"  # the files that hold the rows; both are read alike
     student: Student
     terms: tuple[Term, ...]  # the loss: weighted sum of these
     freeze: tuple[str, ...] = ()  # parts of the student, by module name, that do not train
-    freeze_epochs: int | None = None  # epochs for which they do not; None = all
+    freeze_epochs: int | None = None  # for so many epochs; None = all
     augment: Augment = Augment()
     optimizer: AdamW = AdamW()
     batch: int = 8  # pictures in one optimiser step, over all ranks
     micro_batch: int = 8  # pictures in one forward pass
     epochs: int = 20  # one epoch is (training pictures // batch) steps, whatever the label share
-    seed: int = 0  # of everything that is drawn
-    # substitute takes the next readable row, at most 0.1 %
+    seed: int = 0  # of first weights, order, augmentation and dropout
+    # what a row that cannot be read does: stops the run, or is replaced by the next (at most 0.1 %)
     on_damage: Literal["fail", "substitute"] = "fail"
-    # launch = as accelerate launch says
+    # of forward passes; launch = as `accelerate launch` says
     precision: Literal["launch", "fp32", "fp16", "bf16"] = "launch"
-    gate: Literal["refuse", "warn", "off"] = "refuse"  # what a failed quality gate of stage 1 does
-    gate_floor: float = 0.5  # teachers' mIoU on labelled pictures must reach this; 0 = any
+    # what stage 1 does with a teacher that fails its quality gate
+    gate: Literal["refuse", "warn", "off"] = "refuse"
+    gate_floor: float = 0.5  # least mIoU of a teacher on labelled pictures; 0 = any
     run: Run = Run()
 
     @property
@@ -113,21 +125,23 @@ class Recipe:
 
     def wanted_targets(self) -> tuple[str, ...]:
         """Return the names of the targets that the terms need, each once."""
-        return tuple(dict.fromkeys(term.target for term in self.terms if term.target is not None))
+        return tuple(
+            dict.fromkeys(t.needs.target for t in self.terms if t.needs.target is not None)
+        )
 
 
 def check(recipe: Recipe, pictures: PictureSet | None = None) -> None:
     """Raise UserError for what can be known to be wrong without a cache or a network."""
-    _check_numbers(recipe)
     kinds = recipe.target_kinds()
+    for term in recipe.terms:
+        _check_term(term, kinds)
+    _check_numbers(recipe)
     for name in recipe.codec:
         if name not in kinds:
             raise UserError(
                 f"a codec is given for {name!r}, which no teacher makes", wanted=_names(kinds)
             )
         parse_codec(recipe.codec[name])
-    for term in recipe.terms:
-        _check_term(term, kinds)
     if recipe.augment.mirror and recipe.wanted_targets():
         raise UserError(
             "pictures cannot be mirrored while targets come from a cache of unmirrored views",
@@ -155,22 +169,29 @@ def _check_numbers(recipe: Recipe) -> None:
 
 
 def _check_term(term: Term, kinds: Mapping[str, str]) -> None:
-    name = type(term).__name__
-    if term.target is None:
+    name, needs = type(term).__name__, term.needs
+    if not 0 <= term.weight < float("inf"):
+        raise UserError(f"the weight of {name} is not a number from 0 on", found=term.weight)
+    if needs.hidden is not None and needs.hidden < 1:
+        raise UserError(f"the projection of {name} has no channel", found=f"hidden {needs.hidden}")
+    if needs.target is None and needs.tap is not None:
+        raise UserError(f"{name} compares the tap {needs.tap} with no target")
+    if needs.target is None:
         return
-    if term.target not in kinds:
+    if needs.target not in kinds:
         raise UserError(
-            f"{name} needs the target {term.target!r}, which no teacher of the recipe makes",
+            f"{name} needs the target {needs.target!r}, which no teacher of the recipe makes",
             found=_names(kinds),
             fix="name one of these, or add the teacher",
         )
-    if isinstance(term, SoftKL | LogitMSE) and kinds[term.target] != "logits":
-        raise UserError(f"{name} needs logits", found=f"{term.target!r} holds {kinds[term.target]}")
+    found = kinds[needs.target]
+    if needs.kind not in (None, found):
+        raise UserError(f"{name} needs {needs.kind}", found=f"{needs.target!r} holds {found}")
 
 
 def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
     classes, known = max(2, recipe.student.classes), len(pictures.classes)
-    labelled = any(term.target is None and term.weight for term in recipe.terms)
+    labelled = any(term.needs.target is None and term.weight for term in recipe.terms)
     if labelled and classes != known:
         raise UserError(
             "the student's classes are not those of the pictures",

@@ -340,6 +340,6 @@ def test_two_at_once_make_every_shard_whole(recipe, tiny_recipe):
 
 
 def test_without_a_teacher_there_is_nothing_to_cache(recipe):
-    terms = tuple(term for term in recipe.terms if term.target is None)
+    terms = tuple(term for term in recipe.terms if term.needs.target is None)
     with pytest.raises(UserError, match="no teacher"):
         cache_teacher(replace(recipe, teachers=(), codec={}, terms=terms), ProcessContext())

@@ -55,7 +55,7 @@ def test_outputs_are_logits_and_one_projection_per_tap_and_target():
         "encoder.3>wide": (2, 20, 4, 6),
         "decoder.1>fine": (2, 7, 16, 24),
     }
-    assert all(term.output in outputs for term in terms)
+    assert all(term.needs.output in outputs for term in terms)
 
 
 def test_the_student_alone_has_no_projection_and_the_same_logits():
@@ -159,7 +159,7 @@ ONE = UNetStudent(width=4, depth=3, classes=1)
         ),
         (ONE, SoftKL(target="seg"), ("1 channels on 32 x 48", "3 channels on 32 x 48")),
         (STUDENT, LogitMSE(target="wide"), ("does not fit", "features wide")),
-        (ONE, CrossEntropy(), ("does not fit", "two channels or more")),
+        (ONE, CrossEntropy(), ("does not fit", "2 channels or more")),
         (STUDENT, CrossEntropy(class_weights=(1.0, 2.0)), ("does not fit", "2 channels")),
     ],
 )

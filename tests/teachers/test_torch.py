@@ -34,7 +34,7 @@ def smp(path, **fields):
 def network():
     """The trained network that the weights files hold, with BatchNorm statistics of its own."""
     torch.manual_seed(0)
-    network = build_network(smp("no").architecture)
+    network = build_network(smp("no").architecture())
     network.train()
     with torch.no_grad():
         for _ in range(3):

@@ -107,7 +107,7 @@ def test_frozen_for_no_epoch_is_not_frozen(tiny_recipe):
 
 
 def test_frozen_for_good_asks_for_no_gradient_and_keeps_still(tiny_recipe):
-    terms = tuple(term for term in tiny_recipe.terms if term.output == "logits")
+    terms = tuple(term for term in tiny_recipe.terms if term.needs.tap is None)
     recipe = kept(replace(tiny_recipe, terms=terms, freeze=("encoder",), epochs=1))
     context = prepare(recipe)
     encoder = dict(context.distiller.student.encoder.named_parameters())

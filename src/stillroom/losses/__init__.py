@@ -1,5 +1,6 @@
 """Loss terms as sums and counts: functions first, then the dataclasses that name them."""
 
+from stillroom.losses.needs import Needs, Term
 from stillroom.losses.schedules import Temperature, epoch_progress
 from stillroom.losses.terms import (
     BinaryCrossEntropy,
@@ -11,8 +12,6 @@ from stillroom.losses.terms import (
     SoftKL,
 )
 
-Term = CrossEntropy | BinaryCrossEntropy | Dice | SoftKL | LogitMSE | FeatureMSE | FeatureCosine
-
 __all__ = [
     "BinaryCrossEntropy",
     "CrossEntropy",
@@ -20,6 +19,7 @@ __all__ = [
     "FeatureCosine",
     "FeatureMSE",
     "LogitMSE",
+    "Needs",
     "SoftKL",
     "Temperature",
     "Term",

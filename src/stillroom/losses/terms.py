@@ -10,16 +10,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stillroom.errors import UserError
 from stillroom.losses import functions
+from stillroom.losses.needs import Needs, Outputs, Sum
 from stillroom.losses.schedules import Temperature
 from stillroom.types import Batch
-
-Outputs = dict[str, Float[Tensor, "b _ _ _"]]
-Sum = Float[Tensor, ""]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,16 +25,18 @@ class CrossEntropy:
     """Cross entropy of several classes with the labels; pixels count with their class's weight."""
 
     label: ClassVar[str] = "ce"
-    output: ClassVar[str] = "logits"
-    target: ClassVar[None] = None
 
     weight: float = 1.0  # of this term
     class_weights: tuple[float, ...] = ()  # one per class; none: all 1
 
     def __post_init__(self) -> None:
-        _require_weight(self.weight)
         if any(weight < 0 for weight in self.class_weights):
             raise UserError("class weights are not negative", found=self.class_weights)
+
+    @property
+    def needs(self) -> Needs:
+        """Two channels or more; with class weights, one channel for each."""
+        return Needs(min_channels=2, channels=len(self.class_weights) or None)
 
     def count(self, batch: Batch) -> Float[Tensor, ""]:
         """Labelled pixels, each counted with the weight of its class."""
@@ -48,7 +48,7 @@ class CrossEntropy:
 
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over labelled pixels."""
-        logits = outputs[self.output]
+        logits = outputs["logits"]
         weights = (
             torch.tensor(self.class_weights, device=logits.device) if self.class_weights else None
         )
@@ -64,16 +64,18 @@ class BinaryCrossEntropy:
     """
 
     label: ClassVar[str] = "bce"
-    output: ClassVar[str] = "logits"
-    target: ClassVar[None] = None
 
     weight: float = 1.0  # of this term
     pos_weight: float = 1.0  # of a positive pixel; the count does not know it, as in torch
 
     def __post_init__(self) -> None:
-        _require_weight(self.weight)
         if not 0 < self.pos_weight < float("inf"):
             raise UserError("the weight of positive pixels is positive", found=self.pos_weight)
+
+    @property
+    def needs(self) -> Needs:
+        """Labels, and the student's logits."""
+        return Needs()
 
     def count(self, batch: Batch) -> Float[Tensor, ""]:
         """Labelled pixels."""
@@ -82,9 +84,7 @@ class BinaryCrossEntropy:
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over labelled pixels."""
         valid = functions.labelled(batch.mask, batch.inside)
-        return functions.binary_cross_entropy(
-            outputs[self.output], batch.mask, valid, self.pos_weight
-        )
+        return functions.binary_cross_entropy(outputs["logits"], batch.mask, valid, self.pos_weight)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,16 +92,18 @@ class Dice:
     """Dice of each picture: of the foreground, or the mean over the classes present in its mask."""
 
     label: ClassVar[str] = "dice"
-    output: ClassVar[str] = "logits"
-    target: ClassVar[None] = None
 
     weight: float = 1.0  # of this term
     smooth: float = 1e-5  # pixels added above and below the line
 
     def __post_init__(self) -> None:
-        _require_weight(self.weight)
         if not 0 < self.smooth < float("inf"):
             raise UserError("the smoothing of Dice is positive", found=self.smooth)
+
+    @property
+    def needs(self) -> Needs:
+        """Labels, and the student's logits."""
+        return Needs()
 
     def count(self, batch: Batch) -> Float[Tensor, ""]:
         """Pictures with at least one labelled pixel."""
@@ -111,133 +113,93 @@ class Dice:
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over pictures."""
         valid = functions.labelled(batch.mask, batch.inside)
-        return functions.dice(outputs[self.output], batch.mask, valid, self.smooth)
+        return functions.dice(outputs["logits"], batch.mask, valid, self.smooth)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SoftKL:
+class _OnTarget:
+    """What terms that read a target have in common: every cell that is no padding counts."""
+
+    target: str  # its name, as a teacher of the recipe makes it
+    weight: float = 1.0  # of this term
+
+    def count(self, batch: Batch) -> Float[Tensor, ""]:
+        """Cells of the target whose centre is no padding."""
+        return self._cells(batch).sum(dtype=torch.float64)
+
+    def _cells(self, batch: Batch) -> Bool[Tensor, "b y x"]:
+        y, x = batch.targets[self.target].shape[2:]
+        return functions.inside_at(batch.inside, y, x)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftKL(_OnTarget):
     """KL divergence of the student's logits from the teacher's at a temperature T, times T^2."""
 
     label: ClassVar[str] = "kl"
-    output: ClassVar[str] = "logits"
 
-    target: str  # name of the teacher's logits
-    weight: float = 1.0  # of this term
     temperature: Temperature = field(default_factory=Temperature)  # softens both
 
-    def __post_init__(self) -> None:
-        _require_weight(self.weight)
-
-    def count(self, batch: Batch) -> Float[Tensor, ""]:
-        """Pixels that are no padding."""
-        return _cells(batch, self.target).sum(dtype=torch.float64)
+    @property
+    def needs(self) -> Needs:
+        """The teacher's logits, of the shape of the student's."""
+        return Needs(target=self.target, kind="logits")
 
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over pixels; `progress` from 0 to 1 sets the temperature."""
-        return functions.soft_kl(
-            outputs[self.output],
-            batch.targets[self.target],
-            _cells(batch, self.target),
-            self.temperature.at(progress),
-        )
+        target, temperature = batch.targets[self.target], self.temperature.at(progress)
+        return functions.soft_kl(outputs["logits"], target, self._cells(batch), temperature)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LogitMSE:
+class LogitMSE(_OnTarget):
     """Squared difference of the student's logits from the teacher's."""
 
     label: ClassVar[str] = "logit_mse"
-    output: ClassVar[str] = "logits"
 
-    target: str  # name of the teacher's logits
-    weight: float = 1.0  # of this term
-
-    def __post_init__(self) -> None:
-        _require_weight(self.weight)
-
-    def count(self, batch: Batch) -> Float[Tensor, ""]:
-        """Pixels that are no padding."""
-        return _cells(batch, self.target).sum(dtype=torch.float64)
+    @property
+    def needs(self) -> Needs:
+        """The teacher's logits, of the shape of the student's."""
+        return Needs(target=self.target, kind="logits")
 
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over pixels of the mean over channels."""
-        return functions.squared_error(
-            outputs[self.output], batch.targets[self.target], _cells(batch, self.target)
-        )
+        target = batch.targets[self.target]
+        return functions.squared_error(outputs["logits"], target, self._cells(batch))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureMSE:
+class _OnFeature(_OnTarget):
+    """What terms that project a feature of the student have in common."""
+
+    tap: str  # where the student's feature is taken: encoder.3, decoder.1
+    hidden: int | None = 768  # channels between the projection's two layers; none: one layer
+
+    @property
+    def needs(self) -> Needs:
+        """A tap with the cells of the target, projected to its width."""
+        return Needs(target=self.target, tap=self.tap, hidden=self.hidden)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureMSE(_OnFeature):
     """Squared difference of a projected feature of the student from a feature of the teacher."""
 
     label: ClassVar[str] = "feature_mse"
 
-    target: str  # name of the teacher's feature
-    tap: str  # where the student's feature is taken: encoder.3, decoder.1
-    weight: float = 1.0  # of this term
-    hidden: int | None = 768  # channels between the projection's two layers; none: one layer
-
-    def __post_init__(self) -> None:
-        _require_weight(self.weight)
-        _require_hidden(self.hidden)
-
-    @property
-    def output(self) -> str:
-        """The name of the projected feature among the distiller's outputs."""
-        return f"{self.tap}>{self.target}"
-
-    def count(self, batch: Batch) -> Float[Tensor, ""]:
-        """Cells whose centre is no padding."""
-        return _cells(batch, self.target).sum(dtype=torch.float64)
-
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over cells of the mean over channels."""
-        return functions.squared_error(
-            outputs[self.output], batch.targets[self.target], _cells(batch, self.target)
-        )
+        output, target = outputs[self.needs.output], batch.targets[self.target]
+        return functions.squared_error(output, target, self._cells(batch))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureCosine:
+class FeatureCosine(_OnFeature):
     """One minus the cosine of a projected feature of the student and a feature of the teacher."""
 
     label: ClassVar[str] = "feature_cosine"
 
-    target: str  # name of the teacher's feature
-    tap: str  # where the student's feature is taken: encoder.3, decoder.1
-    weight: float = 1.0  # of this term
-    hidden: int | None = 768  # channels between the projection's two layers; none: one layer
-
-    def __post_init__(self) -> None:
-        _require_weight(self.weight)
-        _require_hidden(self.hidden)
-
-    @property
-    def output(self) -> str:
-        """The name of the projected feature among the distiller's outputs."""
-        return f"{self.tap}>{self.target}"
-
-    def count(self, batch: Batch) -> Float[Tensor, ""]:
-        """Cells whose centre is no padding."""
-        return _cells(batch, self.target).sum(dtype=torch.float64)
-
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over cells."""
-        return functions.cosine_distance(
-            outputs[self.output], batch.targets[self.target], _cells(batch, self.target)
-        )
-
-
-def _cells(batch: Batch, target: str) -> Tensor:
-    y, x = batch.targets[target].shape[2:]
-    return functions.inside_at(batch.inside, y, x)
-
-
-def _require_weight(weight: float) -> None:
-    if not 0 <= weight < float("inf"):
-        raise UserError("the weight of a term is not negative", found=weight)
-
-
-def _require_hidden(hidden: int | None) -> None:
-    if hidden is not None and hidden < 1:
-        raise UserError("a projection needs at least one hidden channel", found=hidden)
+        output, target = outputs[self.needs.output], batch.targets[self.target]
+        return functions.cosine_distance(output, target, self._cells(batch))

@@ -5,12 +5,12 @@ from typing import Any
 
 from stillroom.errors import UserError
 from stillroom.networks.smp import SmpNetwork
+from stillroom.networks.taps import Network
+from stillroom.networks.torch_network import build_torch
 from stillroom.networks.unet import UNet
 from stillroom.networks.weights import load_encoder_weights, load_weights
 
 __all__ = ["NETWORKS", "Network", "build_network", "load_encoder_weights", "load_weights"]
-
-Network = SmpNetwork | UNet
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.+-]{1,80}")
 _LARGEST = 1 << 16  # of every number in a description
@@ -18,14 +18,17 @@ _LARGEST = 1 << 16  # of every number in a description
 NETWORKS: dict[str, type[Network]] = {"smp": SmpNetwork, "unet": UNet}
 
 
-def build_network(architecture: dict[str, Any]) -> Network:
+def build_network(architecture: dict[str, Any], code: str | None = None) -> Network:
     """Build a network with random weights.
 
     `architecture` is `{"name": "smp", "arch", "encoder", "classes", "mean", "std",
     "decoder_channels"}` or `{"name": "unet", "width", "depth", "classes", "mean", "std"}`.
-    UserError for an unknown name or a wrong field.
+    That of a `TorchNetwork` names a function of the user's, which is called only where `code` names
+    it (again). UserError for an unknown name or a wrong field.
     """
     name = architecture.get("name")
+    if name == "torch":
+        return build_torch(architecture, code)
     if not isinstance(name, str) or name not in NETWORKS:
         raise UserError("no such network", found=name, wanted="one of " + ", ".join(NETWORKS))
     found = {field: value for field, value in architecture.items() if field != "name"}

@@ -38,13 +38,17 @@ def read_run(run: Path) -> dict[str, Any]:
     return about
 
 
-def load_run(run: Path) -> tuple[Network, dict[str, Any]]:
-    """Return a run's student with its weights, and `student.json`; errors as `read_run`."""
+def load_run(run: Path, code: str | None = None) -> tuple[Network, dict[str, Any]]:
+    """Return a run's student with its weights, and `student.json`; errors as `read_run`.
+
+    `code` names the function that builds a network of the user's own, path/to/file.py:function.
+    """
     about, path = read_run(run), run / WEIGHTS
     num_stored = sum(value.numel() for value in map_tensors(path, _MAX_BYTES).values())
     try:
-        _check_size(about["network"], num_stored)
-        network = build_network(about["network"])
+        if code is None:
+            _check_size(about["network"], num_stored)
+        network = build_network(about["network"], code)
     except StillroomError:
         raise
     except Exception as error:  # torch and smp refuse impossible sizes, each in its own way

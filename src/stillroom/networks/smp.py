@@ -7,17 +7,34 @@ The weights of one do not fit the other.
 """
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from stillroom.errors import UserError
-from stillroom.networks.normalise import Normalise
-from stillroom.networks.taps import require_size, require_taps
+from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise, Triple
+from stillroom.networks.taps import Network, describe, kept_outputs, require_size, require_taps
 
 
-class SmpNetwork(nn.Module):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmpFields:
+    """What describes an smp network: of a teacher, of a student, in `student.json`."""
+
+    arch: str = "unet"  # smp's name of the architecture
+    encoder: str  # smp's exact name of the encoder: timm-x and tu-x are different networks
+    classes: int = 1  # channels of the logits; 1 for a binary task
+    mean: Triple = IMAGENET_MEAN  # of RGB in [0, 1], as the encoder's weights were trained
+    std: Triple = IMAGENET_STD  # of RGB in [0, 1], as the encoder's weights were trained
+    decoder_channels: tuple[int, ...] | None = None  # from coarse to fine; none: smp's default
+
+    def architecture(self) -> dict[str, Any]:
+        """Return the network's plain JSON description, without weights."""
+        return describe("smp", SmpFields, self)
+
+
+class SmpNetwork(Network):
     """smp's encoder, decoder and segmentation head; parameters have smp's own names.
 
     Taps: `encoder.N` is the encoder's N-th feature (`encoder.0` the normalised picture, `encoder.3`
@@ -48,10 +65,6 @@ class SmpNetwork(nn.Module):
             pretrained = _pretrained_encoder(encoder, encoder_weights)
             self.encoder.load_state_dict(pretrained.state_dict())
 
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
-        """Return logits; height and width must be multiples of `stride` (UserError)."""
-        return self.forward_taps(image, ())[0]
-
     def forward_taps(
         self, image: Float[Tensor, "b 3 h w"], taps: tuple[str, ...]
     ) -> tuple[Float[Tensor, "b k h w"], dict[str, Float[Tensor, "b _ _ _"]]]:
@@ -60,27 +73,10 @@ class SmpNetwork(nn.Module):
         require_size(image, self.stride)
         features = self.encoder(self.normalise(image))
         named = {f"encoder.{level}": feature for level, feature in enumerate(features)}
-        x = self._decode(features, taps, named)
-        return self.segmentation_head(x), {tap: named[tap] for tap in taps}
-
-    def _decode(
-        self, features: list[Tensor], taps: tuple[str, ...], named: dict[str, Tensor]
-    ) -> Tensor:
-        """Run the decoder; hooks that live for this call only put tapped outputs into `named`."""
         blocks = self._decoder_blocks()
-
-        def keeper(tap: str) -> Any:
-            def keep(module: nn.Module, args: Any, output: Tensor) -> None:
-                named[tap] = output
-
-            return keep
-
-        hooks = [blocks[tap].register_forward_hook(keeper(tap)) for tap in set(taps) & set(blocks)]
-        try:
-            return self.decoder(features)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with kept_outputs({tap: blocks[tap] for tap in taps if tap in blocks}, named):
+            x = self.decoder(features)
+        return self.segmentation_head(x), {tap: named[tap] for tap in taps}
 
     def _decoder_blocks(self) -> dict[str, nn.Module]:
         blocks = getattr(self.decoder, "blocks", nn.ModuleList())

@@ -1,10 +1,55 @@
 """What every network here has in common: taps with names, and a smallest step in picture size."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from stillroom.errors import UserError
+from stillroom.networks.normalise import Normalise
+
+
+class Network(nn.Module):
+    """A network with its own normalisation; `taps` names what `forward_taps` can return."""
+
+    normalise: Normalise
+    stride: int  # height and width of a picture are multiples of this, px
+    taps: tuple[str, ...]
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
+        """Return logits; height and width must be multiples of `stride` (UserError)."""
+        return self.forward_taps(image, ())[0]
+
+    def forward_taps(
+        self, image: Float[Tensor, "b 3 h w"], taps: tuple[str, ...]
+    ) -> tuple[Float[Tensor, "b k h w"], dict[str, Float[Tensor, "b _ _ _"]]]:
+        """Return logits and the named features; an unknown tap is a UserError."""
+        raise NotImplementedError
+
+
+def describe(name: str, kind: type, values: Any) -> dict[str, Any]:
+    """Return a network's plain JSON description: `name`, and the fields of the class `kind`."""
+    found = {f.name: getattr(values, f.name) for f in fields(kind)}
+    return {"name": name} | {n: list(v) if isinstance(v, tuple) else v for n, v in found.items()}
+
+
+@contextmanager
+def kept_outputs(modules: Mapping[str, nn.Module], outputs: dict[str, Any]) -> Iterator[None]:
+    """Put what modules return into `outputs`, by name, through hooks that live for this block."""
+
+    def keep(name: str) -> Any:
+        return lambda module, args, output: outputs.update({name: output})
+
+    hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def require_taps(wanted: tuple[str, ...], legal: tuple[str, ...]) -> None:

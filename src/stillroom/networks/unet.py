@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from stillroom.errors import UserError
 from stillroom.networks.normalise import Normalise
-from stillroom.networks.taps import require_size, require_taps
+from stillroom.networks.taps import Network, require_size, require_taps
 
 _MAX_DEPTH = 16  # a picture of 65,536 pixels a side is then one
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """`depth` halvings, `width` channels at full size, twice as many at each halving.
 
     Taps: `encoder.N` has stride 2**N, N from 0 to `depth`; `decoder.N` has stride 2**(depth - 1 -
@@ -46,10 +46,6 @@ class UNet(nn.Module):
         self.taps = tuple(f"encoder.{level}" for level in range(depth + 1)) + tuple(
             f"decoder.{block}" for block in range(depth)
         )
-
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
-        """Return logits; height and width must be multiples of `stride` (UserError)."""
-        return self.forward_taps(image, ())[0]
 
     def forward_taps(
         self, image: Float[Tensor, "b 3 h w"], taps: tuple[str, ...]

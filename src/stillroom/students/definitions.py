@@ -1,40 +1,49 @@
 """The students that a recipe can name: plain values that know how to build their network."""
 
 import logging
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from stillroom.networks.build import Network, build_network, load_encoder_weights
-from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD
-from stillroom.networks.smp import SmpNetwork, prefetch
+from stillroom.networks.normalise import Triple
+from stillroom.networks.smp import SmpFields, SmpNetwork, prefetch
+from stillroom.networks.taps import describe
+from stillroom.networks.torch_network import TorchFields
+from stillroom.user_code import load_function
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SmpStudent:
-    """Any network of segmentation_models_pytorch."""
+@runtime_checkable
+class Student(Protocol):
+    """What is trained; a frozen dataclass, so that its fields are flags of the command line."""
 
-    arch: str = "unet"  # smp's name of the architecture
-    encoder: str = "tu-mobilenetv2_035"  # smp's name of the encoder; timm- and tu- are not the same
-    classes: int = 1  # channels of the logits; 1 for a binary task
-    weights: str | None = None  # of the encoder: a timm file, "imagenet" (download), or none
-    mean: tuple[float, float, float] = IMAGENET_MEAN  # that the encoder expects, RGB in [0, 1]
-    std: tuple[float, float, float] = IMAGENET_STD  # that the encoder expects
-    decoder_channels: tuple[int, ...] | None = None  # from coarse to fine; none: smp's default
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def classes(self) -> int:
+        """Channels of the logits; 1 for a binary task."""
+        ...
 
     def architecture(self) -> dict[str, Any]:
-        """Return the network's plain JSON description, without weights."""
-        channels = self.decoder_channels
-        return {
-            "name": "smp",
-            "arch": self.arch,
-            "encoder": self.encoder,
-            "classes": self.classes,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "decoder_channels": None if channels is None else list(channels),
-        }
+        """Return the network's plain JSON description, for `build_network`."""
+        ...
+
+    def prefetch(self) -> None:
+        """Download what is needed; called on one rank before the others build."""
+        ...
+
+    def build(self) -> Network:
+        """Return the network with its first weights."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmpStudent(SmpFields):
+    """Any network of segmentation_models_pytorch."""
+
+    encoder: str = "tu-mobilenetv2_035"  # smp's exact name: timm-x and tu-x are different networks
+    weights: str | None = None  # of the encoder: a timm file, "imagenet" (download), or none
 
     def prefetch(self) -> None:
         """Download the encoder's weights, where wanted; on one rank before the others build."""
@@ -44,15 +53,8 @@ class SmpStudent:
     def build(self) -> Network:
         """Return the network; UserError when its encoder's weights do not fit or cannot be had."""
         if self.weights == "imagenet":
-            return SmpNetwork(
-                self.arch,
-                self.encoder,
-                self.classes,
-                self.mean,
-                self.std,
-                self.decoder_channels,
-                encoder_weights="imagenet",
-            )
+            own = {field.name: getattr(self, field.name) for field in fields(SmpFields)}
+            return SmpNetwork(**own, encoder_weights="imagenet")
         network = build_network(self.architecture())
         if self.weights is not None:
             assert isinstance(network, SmpNetwork)
@@ -68,19 +70,12 @@ class UNetStudent:
     width: int = 8  # channels at full size, doubled at each halving
     depth: int = 3  # halvings; pictures must be multiples of 2**depth
     classes: int = 1  # channels of the logits; 1 for a binary task
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of RGB in [0, 1]
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: Triple = (0.5, 0.5, 0.5)  # of RGB in [0, 1]
+    std: Triple = (0.5, 0.5, 0.5)  # of RGB in [0, 1]
 
     def architecture(self) -> dict[str, Any]:
         """Return the network's plain JSON description."""
-        return {
-            "name": "unet",
-            "width": self.width,
-            "depth": self.depth,
-            "classes": self.classes,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
+        return describe("unet", UNetStudent, self)
 
     def prefetch(self) -> None:
         """Download nothing: this network starts from random weights."""
@@ -90,4 +85,14 @@ class UNetStudent:
         return build_network(self.architecture())
 
 
-Student = SmpStudent | UNetStudent
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchStudent(TorchFields):
+    """Any `nn.Module` of your own; later commands build it again when `--code` names it."""
+
+    def prefetch(self) -> None:
+        """Call the factory once, so that what it downloads is there before the others build."""
+        load_function(self.factory)()
+
+    def build(self) -> Network:
+        """Return the network as the factory makes it; UserError where it is not as described."""
+        return build_network(self.architecture(), code=self.factory)

@@ -8,22 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stillroom.errors import UserError
-from stillroom.losses import (
-    CrossEntropy,
-    FeatureCosine,
-    FeatureMSE,
-    LogitMSE,
-    SoftKL,
-    Term,
-)
+from stillroom.losses.needs import Shape, Term, describe_shape, require_channels
 from stillroom.networks.build import Network
 from stillroom.networks.taps import require_taps
 from stillroom.students.definitions import Student
 from stillroom.types import TargetSpec
-
-Shape = tuple[int, int, int]
-
-_PROBE = 8  # strides on a side: smp's PAN halves its coarsest feature three times
 
 
 class Projection(nn.Sequential):
@@ -50,8 +39,11 @@ class Projection(nn.Sequential):
 class Distiller(nn.Module):
     """A student and its projections, named `tap>target`; what is exported is `student`."""
 
-    def __init__(self, student: Network, projections: dict[str, Projection]) -> None:
+    def __init__(
+        self, student: Network, projections: dict[str, Projection], size: tuple[int, int]
+    ) -> None:
         super().__init__()
+        self.size = size  # (h, w) of pictures, px
         self.student = student
         self.outputs = tuple(projections)  # names of the projected features
         self.projections = nn.ModuleDict(
@@ -85,24 +77,24 @@ def build_distiller(
     projections: dict[str, Projection] = {}
     hidden: dict[str, int | None] = {}
     for term in terms:
-        spec = _spec_of(term, specs)
-        if isinstance(term, FeatureMSE | FeatureCosine):
-            assert spec is not None
-            require_taps((term.tap,), network.taps)
-            _require_grid(term, spec, features)
-            if hidden.setdefault(term.output, term.hidden) != term.hidden:
-                raise UserError(
-                    f"two terms share the projection {term.output} but not its hidden channels",
-                    found=f"{hidden[term.output]} and {term.hidden}",
-                    fix="give both terms the same hidden",
-                )
-            if term.output not in projections:
-                c_in, c_out = features[term.tap][0], spec.shape[0]
-                projections[term.output] = Projection(c_in, term.hidden, c_out)
-        else:
-            _require_logits(term, spec, logits)
-    _freeze_unreached(network, terms)
-    return Distiller(network, projections)
+        needs, spec = term.needs, _spec_of(term, specs)
+        if needs.tap is None:
+            require_channels(term, spec, logits)
+            continue
+        assert spec is not None
+        require_taps((needs.tap,), network.taps)
+        _require_grid(needs.tap, spec, features)
+        if hidden.setdefault(needs.output, needs.hidden) != needs.hidden:
+            raise UserError(
+                f"two terms share the projection {needs.output} but not its hidden channels",
+                found=f"{hidden[needs.output]} and {needs.hidden}",
+                fix="give both terms the same hidden",
+            )
+        if needs.output not in projections:
+            c_in, c_out = features[needs.tap][0], spec.shape[0]
+            projections[needs.output] = Projection(c_in, needs.hidden, c_out)
+    _freeze_unreached(network, size, terms)
+    return Distiller(network, projections, size)
 
 
 def upstream_parameters(distiller: Distiller, tap: str) -> int:
@@ -113,26 +105,27 @@ def upstream_parameters(distiller: Distiller, tap: str) -> int:
     tap.
     """
     require_taps((tap,), distiller.student.taps)
-    reached = _reached_from(distiller.student, (tap,), with_logits=False)
+    reached = _reached_from(distiller.student, distiller.size, (tap,), with_logits=False)
     return sum(parameter.numel() for parameter in reached)
 
 
-def _freeze_unreached(network: Network, terms: tuple[Term, ...]) -> None:
+def _freeze_unreached(network: Network, size: tuple[int, int], terms: tuple[Term, ...]) -> None:
     """Ask for no gradient of the parameters that no term's output depends on."""
-    taps = tuple(dict.fromkeys(_tap(t.output) for t in terms if t.output != "logits"))
-    with_logits = not terms or any(term.output == "logits" for term in terms)
-    reached = {id(parameter) for parameter in _reached_from(network, taps, with_logits)}
+    taps = tuple(dict.fromkeys(term.needs.tap for term in terms if term.needs.tap))
+    with_logits = not terms or any(term.needs.tap is None for term in terms)
+    reached = {id(parameter) for parameter in _reached_from(network, size, taps, with_logits)}
     for parameter in network.parameters():
         parameter.requires_grad_(id(parameter) in reached)
 
 
-def _reached_from(network: Network, taps: tuple[str, ...], with_logits: bool) -> list[nn.Parameter]:
+def _reached_from(
+    network: Network, size: tuple[int, int], taps: tuple[str, ...], with_logits: bool
+) -> list[nn.Parameter]:
     """Return the trainable parameters that taps (and logits) depend on; nothing is changed."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     if not parameters:
         return []
-    side = _PROBE * network.stride
-    image = torch.full((1, 3, side, side), 0.5, device=parameters[0].device)
+    image = torch.full((1, 3, *size), 0.5, device=parameters[0].device)
     with _evaluating(network), torch.enable_grad():
         logits, features = network.forward_taps(image, taps)
         values = [*features.values(), *([logits] if with_logits else [])]
@@ -177,52 +170,26 @@ def _shape(value: Tensor) -> Shape:
 
 
 def _spec_of(term: Term, specs: dict[str, TargetSpec]) -> TargetSpec | None:
-    if term.target is None:
-        return None
-    if term.target not in specs:
+    target = term.needs.target
+    if target is not None and target not in specs:
         raise UserError(
             f"the term {term.label} needs a target that is not there",
             found="targets " + (", ".join(specs) or "none"),
-            wanted=term.target,
+            wanted=target,
             fix="name one of these targets in the term, or let a teacher of the recipe make it",
         )
-    return specs[term.target]
+    return None if target is None else specs[target]
 
 
-def _require_grid(
-    term: FeatureMSE | FeatureCosine, spec: TargetSpec, features: dict[str, Shape]
-) -> None:
+def _require_grid(tap: str, spec: TargetSpec, features: dict[str, Shape]) -> None:
     """Refuse a tap whose cells are not those of the target."""
-    found = features[term.tap]
+    found = features[tap]
     if found[1:] == spec.shape[1:]:
         return
     fitting = [tap for tap, shape in features.items() if shape[1:] == spec.shape[1:]]
     raise UserError(
-        f"the tap {term.tap} and the target {spec.name} have different grids",
-        found=f"{term.tap} is {_axes(found)}",
-        wanted=f"{spec.name} is {_axes(spec.shape)}",
+        f"the tap {tap} and the target {spec.name} have different grids",
+        found=f"{tap} is {describe_shape(found)}",
+        wanted=f"{spec.name} is {describe_shape(spec.shape)}",
         fix="taps with this grid: " + (", ".join(fitting) or "none; cache the target at this size"),
     )
-
-
-def _require_logits(term: Term, spec: TargetSpec | None, logits: Shape) -> None:
-    """Refuse a term on logits that the student's logits do not fit."""
-    wanted: str | None = None
-    if isinstance(term, SoftKL | LogitMSE):
-        assert spec is not None
-        if spec.kind != "logits" or spec.shape != logits:
-            wanted = f"{spec.kind} {spec.name} are {_axes(spec.shape)}"
-    elif isinstance(term, CrossEntropy) and logits[0] == 1:
-        wanted = "two channels or more; for one channel use BinaryCrossEntropy"
-    elif isinstance(term, CrossEntropy) and len(term.class_weights) not in (0, logits[0]):
-        wanted = f"{len(term.class_weights)} channels, one per class weight"
-    if wanted is not None:
-        raise UserError(
-            f"the term {term.label} does not fit the student's logits",
-            found=f"the student's logits are {_axes(logits)}",
-            wanted=wanted,
-        )
-
-
-def _axes(shape: Shape) -> str:
-    return f"{shape[0]} channels on {shape[1]} x {shape[2]} cells"

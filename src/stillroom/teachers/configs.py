@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from stillroom.errors import UserError
 from stillroom.jsonfile import file_sha256
 from stillroom.networks.finished_run import DESCRIPTION, WEIGHTS, read_run
+from stillroom.networks.normalise import Triple
+from stillroom.networks.smp import SmpFields
 from stillroom.teachers.external_data import external_files
 from stillroom.types import Kind
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from stillroom.teachers.onnx import BuiltOnnxTeacher
     from stillroom.teachers.torch import BuiltTorchTeacher
 
-Triple = tuple[float, float, float]
 Taps = tuple[tuple[str, str], ...]  # (target, tap) pairs
 
 _TARGET = re.compile(r"[a-z][a-z0-9_]*")
@@ -93,36 +94,16 @@ class OnnxTeacher:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SmpTeacher:
+class SmpTeacher(SmpFields):
     """An smp network with weights from a file; its logits and any of its taps are targets."""
 
     target: str  # the name under which the logits are cached
     path: str  # weights: safetensors or a torch file, bare or in state_dict/model_state_dict
-    arch: str = "unet"  # any smp architecture
-    encoder: str  # the exact smp encoder name: timm-x and tu-x are different networks
-    classes: int = 1  # channels of the logits
-    mean: Triple = (0.485, 0.456, 0.406)  # of RGB in [0, 1], as the weights were trained
-    std: Triple = (0.229, 0.224, 0.225)  # of RGB in [0, 1], as the weights were trained
-    decoder_channels: tuple[int, ...] | None = None  # None = smp's own
     taps: Taps = ()  # (target, tap) pairs, e.g. ("feature", "encoder.3")
 
     def __post_init__(self) -> None:
         _check_taps(self.target, self.taps)
         _check_normalisation(self.mean, self.std)
-
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """Return the network as `networks.build.build_network` takes it."""
-        channels = self.decoder_channels
-        return {
-            "name": "smp",
-            "arch": self.arch,
-            "encoder": self.encoder,
-            "classes": self.classes,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "decoder_channels": None if channels is None else list(channels),
-        }
 
     @property
     def targets(self) -> dict[str, Kind]:
@@ -137,7 +118,7 @@ class SmpTeacher:
         identity: dict[str, Any] = {
             "class": "SmpTeacher",
             "targets": _tensors(self.target, self.taps),
-            "architecture": self.architecture,
+            "architecture": self.architecture(),
             "precision": "float32",
         }
         if with_files:
@@ -157,6 +138,8 @@ class RunTeacher:
 
     target: str  # the name under which the logits are cached
     path: str  # the run's folder, runs/NAME
+    # path/to/file.py:function that builds its network, where that is code of your own
+    code: str | None = None
     taps: Taps = ()  # (target, tap) pairs, e.g. ("feature", "encoder.3")
 
     def __post_init__(self) -> None:

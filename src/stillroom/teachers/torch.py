@@ -75,12 +75,12 @@ class BuiltTorchTeacher:
 def build_smp(config: SmpTeacher, device: str) -> BuiltTorchTeacher:
     """Return an smp network with its weights; nothing is downloaded."""
     weights = existing(config.path)
-    network = build_network(config.architecture)
+    network = build_network(config.architecture())
     load_weights(network, weights)
     return BuiltTorchTeacher(network, config.target, config.taps, device)
 
 
 def build_run(config: RunTeacher, device: str) -> BuiltTorchTeacher:
     """Return the student of a finished run as a teacher."""
-    network, _ = load_run(finished(config.path))
+    network, _ = load_run(finished(config.path), config.code)
     return BuiltTorchTeacher(network, config.target, config.taps, device)

@@ -36,8 +36,8 @@ class Trained:
         return sum(parameter.numel() for parameter in self.network.parameters())
 
 
-def load_student(run: Path) -> Trained:
-    """Load the student of a finished run (or of its `best/`).
+def load_student(run: Path, code: str | None = None) -> Trained:
+    """Load the student of a finished run (or of its `best/`); `code` as in `load_run`.
 
     Raises UserError where the run is not finished, DamageError where the weights are not those of
     student.json.
@@ -48,7 +48,7 @@ def load_student(run: Path) -> Trained:
             found=f"no {WEIGHTS} with {DESCRIPTION}",
             fix=f"finish it with --run.resume, or use {run / 'best'}",
         )
-    network, about = load_run(run)
+    network, about = load_run(run, code)
     _check(about, run)
     return Trained(run=run, network=network.eval(), about=about)
 
