@@ -23,20 +23,21 @@ def match_cache(
     geometry: Sequence[int] | None,
     teachers: dict[str, dict[str, Any]],
     body: str = "zarr",
+    rebuild: str = "python tools/cache_teacher.py RECIPE",
 ) -> Cache:
     """Return the one cache of these pictures that holds every target of these teachers.
 
     Codecs are the cache's own affair. `geometry` is (h, w) in pixels, or None for any; `teachers`
     has, per needed target, the items of its teacher's identity that must be equal. `body` decides
     between caches that differ in nothing else. Raises UserError where none fits (with the nearest
-    one's differences) or several do.
+    one's differences, and `rebuild` as its fix) or several do.
     """
     caches = find_caches(root)
     if not caches:
         raise UserError(
             f"there is no cache in {root}",
             wanted=f"one with {', '.join(sorted(teachers))}",
-            fix="python tools/cache_teacher.py RECIPE",
+            fix=rebuild,
         )
     misfits = [(_misfit(cache, pictures_digest, geometry, teachers), cache) for cache in caches]
     fitting = _of_body([cache for misfit, cache in misfits if not misfit], body)
@@ -54,7 +55,7 @@ def match_cache(
             f"none of the {len(caches)} caches in {root} fits; the nearest is {nearest.path}",
             found=found,
             wanted=wanted,
-            fix="python tools/cache_teacher.py RECIPE",
+            fix=rebuild,
         )
     return fitting[0]
 

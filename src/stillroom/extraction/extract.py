@@ -32,7 +32,7 @@ from stillroom.jsonfile import digest
 from stillroom.os_errors import explain_os_errors
 from stillroom.pictures.dataset import Picture, PictureShard, open_pictures
 from stillroom.pictures.loader import image_tensor, read_ahead
-from stillroom.recipe import Recipe, check
+from stillroom.recipe import Recipe, check, check_targets
 from stillroom.signals import raise_if_stopped, stop_on_signals
 from stillroom.types import Kind, Row, RowStatistics, ShardId, TargetSpec, View
 
@@ -74,8 +74,14 @@ def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Even
         for config, built in zip(recipe.teachers, teachers, strict=True)
         for spec in probe(config, built, pictures.geometry, recipe.codec, process.device)
     ]
+    check_targets(recipe, {spec.name: spec for spec in specs})
     raise_if_stopped(stop, "nothing was begun")
-    cache = _claim(recipe, compose(recipe, pictures, specs))
+    attentive = tuple(_Attentive(built, stop) for built in teachers)
+    identity, quality = compose(recipe, pictures, specs), None
+    cache = _existing(recipe, identity)
+    if cache is None:  # a teacher that the gate refuses leaves nothing behind
+        quality = _gate(recipe, attentive, pictures, process)
+        cache = claim_cache(Path(recipe.run.cache), recipe.name, identity)
     if not cache.is_fitted:
         cache.publish_fitted({})
     process.print(f"cache {cache.path}: {_describe(specs)}")
@@ -84,8 +90,8 @@ def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Even
     if missing := cache.missing():
         raise_if_stopped(stop, "no shard was begun")
         _warn_of_size(recipe, cache, process)
-        attentive = tuple(_Attentive(built, stop) for built in teachers)
-        quality = _gate(recipe, attentive, pictures, process)
+        if quality is None:
+            quality = _gate(recipe, attentive, pictures, process)
         raise_if_stopped(stop, "no shard was begun")
         job = _Job(
             recipe=recipe,
@@ -123,14 +129,11 @@ class _Attentive:
         setattr(self._built, name, value)
 
 
-def _claim(recipe: Recipe, identity: dict[str, Any]) -> Cache:
-    """Open the cache of this identity wherever it lies under run.cache, or make it."""
-    root = Path(recipe.run.cache)
+def _existing(recipe: Recipe, identity: dict[str, Any]) -> Cache | None:
+    """Open the cache of this identity wherever it lies under run.cache."""
     wanted = digest(identity)
-    for cache in find_caches(root):
-        if cache.fingerprint == wanted:
-            return cache
-    return claim_cache(root, recipe.name, identity)
+    caches = (c for c in find_caches(Path(recipe.run.cache)) if c.fingerprint == wanted)
+    return next(caches, None)
 
 
 def _gate(

@@ -8,20 +8,27 @@ import torch
 from stillroom.metrics import predict
 from stillroom.pictures.draw import blend, grid
 from stillroom.training.context import TrainContext
-from stillroom.training.stream import collate, to_batch
-from stillroom.training.validate import teacher_target
-from stillroom.types import IGNORE
+from stillroom.training.stream import RowDataset, collate, to_batch
+from stillroom.types import IGNORE, Batch
 
 _PICTURES = 4
 
 
+def teacher_target(batch: Batch, classes: int) -> str | None:
+    """Return the name of the first target that is a map of the student's classes on the picture's
+    grid.
+    """
+    for name, target in batch.targets.items():
+        if target.shape[1] == classes and target.shape[2:] == batch.image.shape[2:]:
+            return name
+    return None
+
+
 @torch.no_grad()
-def draw_grid(context: TrainContext, path: Path) -> None:
+def draw_grid(context: TrainContext, dataset: RowDataset, path: Path) -> None:
     """Write a PNG of a few validation pictures as the bare student sees them now; leaves it in
     evaluation mode.
     """
-    dataset = context.validation
-    assert dataset is not None
     rows = range(0, len(dataset), max(1, len(dataset) // _PICTURES))[:_PICTURES]
     host = collate([dataset.read(row) for row in rows], pin=False)
     batch = to_batch(host, context.accelerator.device, context.cache)
