@@ -233,7 +233,7 @@ def test_stage_1_killed_at_ten_moments_and_finished_by_two_loses_nothing(flags, 
 
 
 def test_a_cache_of_other_pictures_is_refused_with_the_command_that_makes_it(flags, tmp_path):
-    write_shapes(tmp_path / "s", 8, 32, first_seed=5000)
+    write_shapes(tmp_path / "s", 12, 32, first_seed=5000)
     source = f"folders:{tmp_path / 's' / 'images'},{tmp_path / 's' / 'masks'}"
     make_shards(source, out=tmp_path / "shards", size=(32, 32), format="png", classes="4")
     words = [*flags[2:], "--data.shards", tmp_path / "shards", "--run.out", tmp_path / "runs"]

@@ -12,14 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import stillroom.training.evaluation as evaluation
 import stillroom.training.loop as loop
+import stillroom.training.validate as validate
 from stillroom.errors import DamageError, FailureError, Stopped
 from stillroom.jsonfile import read_json
 from stillroom.losses import CrossEntropy
 from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import AdamW, Augment, Recipe
-from stillroom.training.context import TrainContext
 from stillroom.training.log import read_metrics
 from stillroom.using.student import load_student
 
@@ -47,7 +46,7 @@ def test_a_run_without_validation_keeps_its_last_student(make_tiny, tiny_recipe,
     run = loop.train(recipe)
     assert read_json(run / "student.json")["step"] == 2
     assert load_student(run).about["score"]["miou"] is None
-    assert "done" in capsys.readouterr().out
+    assert "the last student, no score (no validation split)" in capsys.readouterr().out
 
 
 def test_a_class_that_is_nowhere_in_the_validation_split_ends_no_run(
@@ -79,7 +78,7 @@ def test_an_error_gives_threads_and_handlers_back(tiny_recipe, monkeypatch):
         assert signal.getsignal(signal.SIGTERM) is not handler
         raise FailureError("broken")
 
-    monkeypatch.setattr(loop, "_update", broken)
+    monkeypatch.setattr(loop, "learning_rate", broken)
     with pytest.raises(FailureError) as kept:  # the traceback stays, as in a notebook
         loop.train(plain(tiny_recipe))
     assert names_of_threads() <= before
@@ -93,7 +92,7 @@ def test_an_error_in_validation_gives_threads_back(tiny_recipe, monkeypatch):
     def broken(*_, **__):
         raise FailureError("broken")
 
-    monkeypatch.setattr(evaluation, "validate", lambda *a, **k: (next(iter(a[2])), broken())[1])
+    monkeypatch.setattr(validate, "validate", lambda *a, **k: (next(iter(a[2])), broken())[1])
     with pytest.raises(FailureError) as kept:
         loop.train(plain(tiny_recipe))
     assert names_of_threads() <= before
@@ -104,15 +103,15 @@ def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(tiny_recip
     recipe = plain(tiny_recipe, epochs=3, augment=Augment(photometric=0.2))
     recipe = replace(recipe, run=replace(recipe.run, log_every=2))
     straight = loop.train(replace(recipe, run=replace(recipe.run, name="straight")))
-    update, calls = loop._update, []
+    rate, calls = loop.learning_rate, []
 
-    def signalled(context, step, frozen):
+    def signalled(config, step, steps):
         calls.append(step)
         if step == 4:
             os.kill(os.getpid(), signal.SIGUSR1)  # SIGTERM: test_end_to_end
-        return update(context, step, frozen)
+        return rate(config, step, steps)
 
-    monkeypatch.setattr(loop, "_update", signalled)
+    monkeypatch.setattr(loop, "learning_rate", signalled)
     with pytest.raises(Stopped, match="saved at step 6 of 9") as stopped:
         loop.train(recipe)
     assert stopped.value.exit_code == 75
@@ -126,18 +125,6 @@ def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(tiny_recip
     assert all(torch.equal(one[name], two[name]) for name in one)
     for a, b in zip(read_metrics(straight), read_metrics(run), strict=True):
         assert {**a, "rows_per_s": 0} == {**b, "rows_per_s": 0}
-
-
-def test_a_binary_task_without_foreground_is_summed_up(tiny_world):
-    pictures = open_pictures(tiny_world / "shards")
-    pictures.classes = ("ground", "person")
-    context = TrainContext.__new__(TrainContext)
-    object.__setattr__(context, "pictures", pictures)
-    assert evaluation._summary(context, {"miou": 1.0, "iou": [1.0, None]}) == "mIoU 1.0000"
-    found = {"miou": 0.75, "iou": [1.0, 0.5], "teacher_iou": [1.0, 0.25]}
-    assert evaluation._summary(context, found).endswith(
-        "person IoU 0.5000, teacher person IoU 0.2500"
-    )
 
 
 def test_a_substituted_row_is_counted_in_the_receipt(tiny_world, tiny_recipe, tmp_path, capsys):

@@ -86,8 +86,7 @@ def _run_steps(
         totals = torch.zeros(len(terms), device=device)
         for micro, batch in zip(micros, batches, strict=True):
             seed_forward(recipe.seed, step, micro)
-            is_last = micro == micros[-1]
-            with nullcontext() if is_last else accelerator.no_sync(context.model):
+            with nullcontext() if micro == micros[-1] else accelerator.no_sync(context.model):
                 sums = term_totals(terms, context.model(batch.image), batch, progress)
                 accelerator.backward((factors * sums).sum())
             totals += sums.detach()
@@ -99,16 +98,14 @@ def _run_steps(
             for _, parameter in frozen_parameters(distiller, recipe.freeze):
                 parameter.grad = None
         if recipe.optimizer.clip:
-            trained = [p for p in distiller.parameters() if p.grad is not None]
-            accelerator.clip_grad_norm_(trained, recipe.optimizer.clip)
+            accelerator.clip_grad_norm_(distiller.parameters(), recipe.optimizer.clip)
         optimizer.step()
         optimizer.zero_grad()
         average_buffers(distiller, schedule.world)
         step += 1
 
         meter.add(totals, counts)
-        ends_epoch = step % context.epoch_steps == 0
-        due = (ends_epoch and (epoch + 1) % recipe.run.evaluate_every == 0) or step == context.steps
+        due = step % (context.epoch_steps * recipe.run.evaluate_every) == 0 or step == context.steps
         told_to_stop = False
         if due or step % recipe.run.log_every == 0:
             figures = meter.figures(step) | {"lr": rate}
