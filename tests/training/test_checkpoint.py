@@ -127,6 +127,15 @@ def test_a_state_without_moments_is_restored_too(tmp_path):
     assert equal(new.go(2), Training().load(tmp_path).go(2))
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, is_durable):
+    assert is_durable(Training().go(1).save(tmp_path))
+
+
+def test_the_best_student_is_on_the_disk_before_it_has_its_name(tmp_path, is_durable):
+    save_best(tmp_path, Training().model, {})
+    assert is_durable(tmp_path / "best")
+
+
 def test_killed_at_any_act_there_is_a_whole_checkpoint(tmp_path):
     one, two = Training().go(1), Training().go(2)
     for moment in range(1, 100):

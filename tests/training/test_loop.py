@@ -1,9 +1,12 @@
 """A run comes to its end, or ends early without leaving anything half done or behind."""
 
+import errno
 import gc
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import stillroom.training.checkpoint as checkpoint
 import stillroom.training.loop as loop
 import stillroom.training.validate as validate
-from stillroom.errors import DamageError, FailureError, Stopped
+from stillroom.errors import DamageError, FailureError, Stopped, UserError
 from stillroom.jsonfile import read_json
 from stillroom.losses import CrossEntropy
 from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import AdamW, Augment, Recipe
+from stillroom.training.context import TrainContext
 from stillroom.training.log import read_metrics
 from stillroom.using.student import load_student
 
@@ -125,6 +130,58 @@ def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(tiny_recip
     assert all(torch.equal(one[name], two[name]) for name in one)
     for a, b in zip(read_metrics(straight), read_metrics(run), strict=True):
         assert {**a, "rows_per_s": 0} == {**b, "rows_per_s": 0}
+
+
+def test_a_full_disk_ends_a_run_in_one_paragraph_and_a_resume_goes_on(tiny_recipe, monkeypatch):
+    recipe, write = plain(tiny_recipe), checkpoint.write_bytes
+
+    def full(path: Path, data: bytes) -> bool:
+        if "step-000006" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_bytes", full)
+    with pytest.raises(FailureError, match=r"disk of .* is full(.|\n)*--run\.out(.|\n)*resume"):
+        loop.train(recipe)
+    monkeypatch.undo()
+    loop.train(replace(recipe, run=replace(recipe.run, resume=True)))
+
+
+@pytest.mark.parametrize("flag", ["resume", "overwrite"])
+def test_a_run_that_another_process_trains_is_not_touched(tiny_recipe, flag):
+    recipe = plain(tiny_recipe)
+    run = loop.train(recipe)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    lock = f"import fcntl; f = open({str(run / 'lock')!r}); fcntl.flock(f, fcntl.LOCK_EX)"
+    command = [sys.executable, "-c", f"{lock}; print(flush=True); input()"]
+    pipe = subprocess.PIPE
+    again = replace(recipe, run=replace(recipe.run, **{flag: True}))
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UserError, match=r"another process is training(.|\n)*--run\.name"):
+            loop.train(again)
+        other.kill()  # the lock dies with its process
+    before.pop(run / "lock")
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    loop.train(again)
+
+
+def test_of_two_runs_that_found_the_name_free_the_second_to_come_is_refused(
+    tiny_recipe, monkeypatch
+):
+    recipe = plain(tiny_recipe, epochs=1)
+    prepare = loop.prepare
+
+    def prepare_late(recipe: Recipe) -> TrainContext:
+        context = prepare(recipe)
+        monkeypatch.setattr(loop, "prepare", prepare)
+        loop.train(recipe)  # another process, meanwhile
+        return context
+
+    monkeypatch.setattr(loop, "prepare", prepare_late)
+    with pytest.raises(UserError, match="exists"):
+        loop.train(recipe)
 
 
 def test_a_substituted_row_is_counted_in_the_receipt(tiny_world, tiny_recipe, tmp_path, capsys):

@@ -7,6 +7,7 @@ import torch
 
 from stillroom.metrics import predict
 from stillroom.pictures.draw import blend, grid
+from stillroom.pictures.labels import palette_of
 from stillroom.training.context import TrainContext
 from stillroom.training.stream import RowDataset, collate, to_batch
 from stillroom.types import IGNORE, Batch
@@ -42,7 +43,7 @@ def draw_grid(context: TrainContext, dataset: RowDataset, path: Path) -> None:
     if (masks["truth"] == IGNORE).all():
         del masks["truth"]
     names = [name for name in ("truth", "teacher", "student") if name in masks]
-    palette = context.pictures.palette
+    palette = context.pictures.palette or palette_of(max(2, context.recipe.student.classes))
     images = host.image.numpy()
     tiles = [
         [image, *(blend(image, masks[name][i].astype(np.int64), palette) for name in names)]
