@@ -1,8 +1,9 @@
 """Shapes and types are checked at run time in every test; shared pictures are optional."""
 
 import importlib.util
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,6 +48,41 @@ def tiny_world(make_tiny, tmp_path_factory) -> Path:
 def tiny_recipe(make_tiny, tiny_world, tmp_path) -> Any:
     """The recipe `tiny` over that world; its runs go to `tmp_path / "runs"`."""
     return make_tiny.tiny_recipe(tiny_world, tmp_path / "runs")
+
+
+@pytest.fixture
+def flushed(monkeypatch) -> list[int | str]:
+    """What is made durable and what gets its name, in order: the inode of each fsync, the new path
+    of each rename.
+    """
+    seen: list[int | str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def flushing(descriptor: int) -> None:
+        fsync(descriptor)
+        seen.append(os.fstat(descriptor).st_ino)
+
+    def renaming(old: Any, new: Any) -> None:
+        rename(old, new)
+        seen.append(os.fspath(new))
+
+    monkeypatch.setattr(os, "fsync", flushing)
+    monkeypatch.setattr(os, "rename", renaming)
+    return seen
+
+
+@pytest.fixture
+def is_durable(flushed) -> Callable[[Path], bool]:
+    """Whether every file and folder below a folder was flushed before the folder got its name, and
+    the folder above it afterwards.
+    """
+
+    def is_durable(folder: Path) -> bool:
+        moment = flushed.index(str(folder))
+        inodes = {path.stat().st_ino for path in (folder, *folder.rglob("*"))}
+        return inodes <= {*flushed[:moment]} and folder.parent.stat().st_ino in flushed[moment:]
+
+    return is_durable
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A whole small world for tests: pictures, a teacher of random weights, what it said, a recipe.
 
-24 + 8 letterboxed pictures of 32 x 32 px in shards of 8, the `tiny` recipe over them in steps of
+24 + 8 letterboxed pictures of 32 x 48 px in shards of 8, the `tiny` recipe over them in steps of
 two micro-batches of four. Of the first micro-batch of the first step nearly every pixel is void.
 """
 
@@ -22,7 +22,7 @@ from stillroom.training.checkpoint import save_student
 from stillroom.training.order import Order
 from stillroom.types import IGNORE
 
-TRAIN, VAL, SIZE, MICRO = 24, 8, 32, 4
+TRAIN, VAL, HEIGHT, WIDTH, MICRO = 24, 8, 32, 48, 4
 
 
 def make_world(folder: Path) -> Path:
@@ -54,20 +54,18 @@ def tiny_recipe(world: Path, out: Path) -> Recipe:
 def make_pictures(
     folder: Path, train: int = TRAIN, val: int = VAL, classes: tuple[str, ...] = CLASSES
 ) -> None:
-    """Write and pack pictures of 24 x 32 px, letterboxed to 32 x 32."""
+    """Write and pack pictures of 24 x 48 px, letterboxed to 32 x 48 (height x width)."""
     void = {Order(rows=train, seed=0).at(position)[1] for position in range(MICRO)}
     sources = {"train": range(train), "val": range(1000, 1000 + val)}
     for split, seeds in sources.items():
         for name in ("images", "masks"):
             (folder / split / name).mkdir(parents=True)
         for number, seed in enumerate(seeds):
-            image, mask = draw_shapes(seed, SIZE)
+            image, mask = draw_shapes(seed, WIDTH)
             if split == "train" and number in void:
-                mask[1:] = IGNORE
+                mask[13:] = IGNORE
             for name, array in (("images", image), ("masks", mask)):
-                Image.fromarray(array[: 3 * SIZE // 4]).save(
-                    folder / split / name / f"{seed:06}.png"
-                )
+                Image.fromarray(array[12:36]).save(folder / split / name / f"{seed:06}.png")
     (folder / "classes.txt").write_text("\n".join(classes))
     texts = {s: f"folders:{folder / s / 'images'},{folder / s / 'masks'}" for s in sources}
     make_shards(
@@ -75,7 +73,7 @@ def make_pictures(
         out=folder / "shards",
         val=texts["val"] if val else None,
         val_share=None if val else 0.0,
-        size=(SIZE, SIZE),
+        size=(HEIGHT, WIDTH),
         fit="letterbox",
         format="png",
         shard_rows=8,

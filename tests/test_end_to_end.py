@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import stillroom.training.loop as loop
 from stillroom.cache.folder import Cache, open_cache
 from stillroom.cli import recipe_from
 from stillroom.errors import DamageError, UserError
@@ -233,7 +234,7 @@ def test_stage_1_killed_at_ten_moments_and_finished_by_two_loses_nothing(flags, 
 
 
 def test_a_cache_of_other_pictures_is_refused_with_the_command_that_makes_it(flags, tmp_path):
-    write_shapes(tmp_path / "s", 8, 32, first_seed=5000)
+    write_shapes(tmp_path / "s", 12, 32, first_seed=5000)
     source = f"folders:{tmp_path / 's' / 'images'},{tmp_path / 's' / 'masks'}"
     make_shards(source, out=tmp_path / "shards", size=(32, 32), format="png", classes="4")
     words = [*flags[2:], "--data.shards", tmp_path / "shards", "--run.out", tmp_path / "runs"]
@@ -258,12 +259,60 @@ def test_a_cache_of_other_pictures_is_refused_with_the_command_that_makes_it(fla
         (["--data.shards", "nowhere"], "nowhere"),
         (["--run.cache", "nowhere"], "nowhere"),
         (["--run.resume"], "no run"),
+        (["--batch", "40"], "--batch 40, 32 training pictures"),
+        (["--batch", "100000"], "--batch 100000, 32 training pictures"),
+        (["--run.name", "../evil"], "the name of one folder"),
+        (["--run.name", ".."], "the name of one folder"),
+        (["--teachers.0.path", "nowhere"], r"nowhere(.|\n)*--run\.recorded-teachers"),
+        (["--optimizer.lr", "nan"], "no such --optimizer.lr"),
+        (["--optimizer.lr", "-1"], "no such --optimizer.lr"),
+        (["--optimizer.lr", "inf"], "no such --optimizer.lr"),
+        (["--optimizer.weight-decay", "nan"], "no such --optimizer.weight-decay"),
+        (["--optimizer.warmup", "1.5"], "no such --optimizer.warmup"),
+        (["--optimizer.final", "-0.1"], "no such --optimizer.final"),
+        (["--optimizer.clip", "nan"], "no such --optimizer.clip"),
+        (["--augment.photometric", "1"], "no such --augment.photometric"),
+        (["--run.out", "/dev/null/runs"], r"/dev/null cannot be a folder(.|\n)*--run\.out"),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_work(flags, tmp_path, words, expected):
+def test_what_cannot_work_is_refused_before_any_work(flags, tmp_path, monkeypatch, words, expected):
+    monkeypatch.setattr(loop, "_run_steps", lambda *_: pytest.fail("it began"))
     with pytest.raises(UserError, match=expected):
-        stage_2("tiny", *flags, "--run.out", tmp_path, *words)
+        stage_2("tiny", *flags, "--run.out", tmp_path / "runs", *words)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_of_other_channels_is_refused_before_anything_is_cached(flags, tmp_path):
+    words = [*flags, "--run.cache", tmp_path / "cache", "--student.classes", 1]
+    words += ["--terms.0.weight", 0, "--terms.1.weight", 0]
+    with pytest.raises(UserError, match=r"4 of the target 'shapes'(.|\n)*--student\.classes"):
+        stage_1(*words)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_teacher_that_the_gate_refuses_leaves_no_cache_behind(flags, tmp_path):
+    words = [*flags, "--run.cache", tmp_path / "cache", "--gate-floor", 1.0]
+    with pytest.raises(UserError, match="failed the quality gate"):
+        stage_1(*words)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_pictures_without_labels_are_distilled_and_terms_that_need_labels_refused(
+    flags, teacher, tmp_path, capsys
+):
+    write_shapes(tmp_path / "s", 20, 32)
+    source, shards = f"unlabelled:{tmp_path / 's' / 'images'}", tmp_path / "shards"
+    make_shards(source, out=shards, val_share=0.3, size=(32, 32), format="png")
+    words = [*flags, "--data.shards", shards, "--run.out", tmp_path / "runs"]
+    words += ["--run.cache", tmp_path / "cache"]
+    with pytest.raises(UserError, match=r"ce, dice need labels(.|\n)*weight 0"):
+        stage_1(*words)
+    words += ["--terms.0.weight", 0, "--terms.1.weight", 0, "--epochs", 1]
+    assert stage_1(*words).is_complete
+    run = stage_2("tiny", *words)
+    assert "agreement" in capsys.readouterr().out
+    score = read_json(run / "student.json")["score"]
+    assert score["miou"] is None and 0 <= score["agreement"] <= 1
 
 
 def test_a_mistake_is_one_paragraph_and_exit_status_2(flags, tmp_path):

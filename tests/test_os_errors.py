@@ -61,6 +61,14 @@ def test_any_other_refusal_is_a_failure_with_the_systems_own_words(tmp_path):
     assert os.strerror(errno.EIO) in str(error)
 
 
+def test_another_place_is_named_by_its_own_flag(tmp_path):
+    with (
+        pytest.raises(FailureError, match=r"name another place with --run\.out, then again"),
+        explain_os_errors("it ended", tmp_path, "--run.out", "then again"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_what_is_no_refusal_passes_unchanged(tmp_path):
     with pytest.raises(UserError, match=r"^mine$"), explain_os_errors("it ended", tmp_path):
         raise UserError("mine")

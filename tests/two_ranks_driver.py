@@ -24,7 +24,7 @@ from stillroom.errors import Stopped, UserError
 from stillroom.recipe import Recipe
 from stillroom.students.distiller import Distiller, build_distiller
 from stillroom.training.context import TrainContext
-from stillroom.training.step import forward_backward
+from stillroom.training.step import local_counts, term_totals
 
 _spec = importlib.util.spec_from_file_location("make", Path(__file__).with_name("make_tiny.py"))
 assert _spec is not None and _spec.loader is not None
@@ -36,11 +36,13 @@ def main(world: Path, out: Path) -> None:
     """Write `first_step.safetensors` and what is said of steps of one micro-batch."""
     recipe = make.tiny_recipe(world, out / "runs")
     refused = refusal(replace(recipe, micro_batch=8, run=replace(recipe.run, name="refused")))
-    listener = Listener(out)
+    first = FirstStep(out)
     with (
         patch.object(prepare, "build_distiller", with_dropout),
-        patch.object(loop, "forward_backward", listener.forward_backward),
-        patch.object(loop, "_update", listener.instead_of_a_step),
+        patch.object(loop, "prepare", first.prepare),
+        patch.object(loop, "local_counts", first.local_counts),
+        patch.object(loop, "term_totals", first.term_totals),
+        patch.object(loop, "learning_rate", first.instead_of_a_step),
         suppress(Stopped),
     ):
         loop.train(recipe)
@@ -73,20 +75,32 @@ def with_dropout(*words: object) -> Distiller:
     return distiller
 
 
-class Listener:
+class FirstStep:
     """Writes what the first step has, instead of stepping."""
+
+    context: TrainContext
 
     def __init__(self, out: Path) -> None:
         self.out = out
         self.found: dict[str, Tensor] = {}
 
-    def forward_backward(self, model, terms, batches, counts, **more):
-        totals = forward_backward(model, terms, batches, counts, **more)
-        self.found["counts"], self.found["totals"] = counts.clone(), totals.double()
+    def prepare(self, recipe: Recipe) -> TrainContext:
+        self.context = prepare.prepare(recipe)
+        return self.context
+
+    def local_counts(self, terms, batches, device):
+        counts = self.found["counts"] = local_counts(terms, batches, device)  # reduced in place
         self.found["first"] = torch.stack([term.count(batches[0]) for term in terms])
+        self.found["totals"] = torch.zeros_like(counts)
+        return counts
+
+    def term_totals(self, *words):
+        totals = term_totals(*words)
+        self.found["totals"] += totals.detach()
         return totals
 
-    def instead_of_a_step(self, context: TrainContext, *_: object) -> float:
+    def instead_of_a_step(self, *_: object) -> float:
+        context = self.context
         context.reduce(self.found["totals"])
         for name, parameter in context.distiller.named_parameters():
             if parameter.grad is not None:

@@ -73,13 +73,30 @@ def recipe_from(words: Sequence[str] | None = None) -> Recipe:
         print(f"usage: {Path(sys.argv[0]).name} RECIPE [flags]   (RECIPE --help lists the flags)")
         print(f"recipes: {', '.join(RECIPES)}, or path/to/file.py:function")
         sys.exit(0 if words else 2)
-    return tyro.cli(
+    default = named_recipe(words[0])
+    recipe = tyro.cli(
         tyro.conf.AvoidSubcommands[Recipe],
-        default=named_recipe(words[0]),
+        default=default,
         args=words[1:],
         prog=f"{Path(sys.argv[0]).name} {words[0]}",
         registry=_registry(),
     )
+    _require_named_files(default, recipe)
+    return recipe
+
+
+def _require_named_files(default: Recipe, recipe: Recipe) -> None:
+    """Raise UserError for a teacher's file that the command line names and that is not there."""
+    if recipe.run.recorded_teachers:
+        return
+    for number, (before, teacher) in enumerate(zip(default.teachers, recipe.teachers, strict=True)):
+        for name in ("path", "folder", "weights"):
+            path = getattr(teacher, name, None)
+            if path not in (None, getattr(before, name, None)) and not Path(path).exists():
+                raise UserError(
+                    f"--teachers.{number}.{name} {path} is not there",
+                    fix="name the file; --run.recorded-teachers where stage 2 runs without it",
+                )
 
 
 def _registry() -> ConstructorRegistry:

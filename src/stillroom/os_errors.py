@@ -1,4 +1,4 @@
-"""What to say when the operating system refuses stage 1 something: space, a folder, a file."""
+"""What to say when the operating system refuses us something: space, a folder, a file."""
 
 import errno
 import os
@@ -18,12 +18,17 @@ _NO_FILES = {errno.EMFILE, errno.ENFILE}
 
 
 @contextmanager
-def explain_os_errors(what: str, cache: Path) -> Iterator[None]:
-    """Within, an OSError becomes one of ours that begins with `what`; `cache` is where we write."""
+def explain_os_errors(
+    what: str, root: Path, flag: str = "--run.cache", again: str = _AGAIN
+) -> Iterator[None]:
+    """Within, an OSError becomes one of ours that begins with `what`.
+
+    `root` is where we write, `flag` names it, `again` says what to do once it is mended.
+    """
     try:
         yield
     except OSError as error:
-        raise _explained(error, what, cache) from error
+        raise _explained(error, what, root, flag, again) from error
 
 
 def free_bytes(path: Path) -> int:
@@ -38,35 +43,35 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _explained(error: OSError, what: str, cache: Path) -> StillroomError:
-    place = _existing(Path(error.filename2 or error.filename or cache))
-    reason, whole, root = error.strerror or str(error), place.absolute(), cache.absolute()
-    is_of_cache = whole == root or root in whole.parents or whole in root.parents
-    elsewhere = " or name another place with --run.cache" if is_of_cache else ""
+def _explained(error: OSError, what: str, root: Path, flag: str, again: str) -> StillroomError:
+    place = _existing(Path(error.filename2 or error.filename or root))
+    reason, whole, top = error.strerror or str(error), place.absolute(), root.absolute()
+    is_ours = whole == top or top in whole.parents or whole in top.parents
+    elsewhere = f" or name another place with {flag}" if is_ours else ""
     if error.errno in _FULL:
         return FailureError(
-            f"{what}: the disk of {cache} is full",
-            found=f"{reason} ({free_bytes(cache) / 1e6:.1f} MB free)",
-            fix=f"make room there or name another place with --run.cache, {_AGAIN}",
+            f"{what}: the disk of {root} is full",
+            found=f"{reason} ({free_bytes(root) / 1e6:.1f} MB free)",
+            fix=f"make room there or name another place with {flag}, {again}",
         )
     if error.errno in _FORBIDDEN:
         return UserError(
             f"{what}: {place} may not be read or written",
             found=reason,
             wanted="permission for this user",
-            fix=f"change its permissions{elsewhere}, {_AGAIN}",
+            fix=f"change its permissions{elsewhere}, {again}",
         )
     if error.errno in _NO_FOLDER:
         return UserError(
             f"{what}: {place} cannot be a folder",
             found=reason,
-            fix="name another place with --run.cache",
+            fix=f"name another place with {flag}",
         )
     if error.errno in _NO_FILES:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return FailureError(
             f"{what}: no further file can be opened",
             found=f"{reason} (process {os.getpid()} may have {limit} open)",
-            fix=f"raise the limit (ulimit -n {max(4096, 2 * limit)}), {_AGAIN}",
+            fix=f"raise the limit (ulimit -n {max(4096, 2 * limit)}), {again}",
         )
-    return FailureError(what, found=error, fix=f"see to {place}, {_AGAIN}")
+    return FailureError(what, found=error, fix=f"see to {place}, {again}")

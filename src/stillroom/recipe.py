@@ -2,6 +2,7 @@
 real work begins.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from stillroom.pictures.dataset import PictureSet, PictureShard
 from stillroom.pictures.rows import Views, WholePicture, rows_of
 from stillroom.students.definitions import Student
 from stillroom.teachers.configs import Teacher
-from stillroom.types import Row
+from stillroom.types import Row, TargetSpec
 
 _WHOLE = WholePicture()
 
@@ -61,6 +62,8 @@ class Run:
     out: str = "runs"  # folder of runs
     name: str | None = None  # name of the run's folder; None = the recipe's name
     cache: str = "cache"  # folder of caches, or one of them
+    # stage 2 does not look at the teachers' files, but takes the cache's word for them
+    recorded_teachers: bool = False
     resume: bool = False  # go on with the run of that name from its newest checkpoint
     overwrite: bool = False  # delete the run of that name first
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = CUDA where there is one
@@ -151,7 +154,42 @@ def check(recipe: Recipe, pictures: PictureSet | None = None) -> None:
         _check_pictures(recipe, pictures)
 
 
+def check_targets(recipe: Recipe, specs: Mapping[str, TargetSpec]) -> None:
+    """Raise UserError where targets, as their teachers make them, do not fit the recipe's terms."""
+    for term in recipe.terms:
+        needs = term.needs
+        if needs.target is None or needs.tap is not None:
+            continue
+        found, wanted = specs[needs.target].shape[0], recipe.student.classes
+        if found != wanted:
+            raise UserError(
+                f"the term {term.label} compares logits of different channels",
+                found=f"{found} of the target {needs.target!r}",
+                wanted=f"{wanted}, as --student.classes says",
+                fix="another --student.classes, or another teacher",
+            )
+
+
 def _check_numbers(recipe: Recipe) -> None:
+    adamw, light = recipe.optimizer, recipe.augment.photometric
+    for flag, value, is_legal, wanted in (
+        ("optimizer.lr", adamw.lr, 0 < adamw.lr < math.inf, "above 0"),
+        ("optimizer.weight-decay", adamw.weight_decay, 0 <= adamw.weight_decay < math.inf, ">= 0"),
+        ("optimizer.warmup", adamw.warmup, 0 <= adamw.warmup <= 1, "0 to 1"),
+        ("optimizer.final", adamw.final, 0 <= adamw.final <= 1, "0 to 1"),
+        ("optimizer.clip", adamw.clip, 0 <= adamw.clip < math.inf, ">= 0"),
+        ("augment.photometric", light, 0 <= light < 1, "0 to below 1"),
+        ("gate-floor", recipe.gate_floor, 0 <= recipe.gate_floor <= 1, "0 to 1"),
+    ):
+        if not is_legal:
+            raise UserError(f"no such --{flag}", found=value, wanted=wanted)
+    for name in (recipe.name, recipe.run_name):
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise UserError(
+                "a run's name is the name of one folder",
+                found=repr(name),
+                wanted="no slash; where runs lie says --run.out",
+            )
     if recipe.micro_batch < 1 or recipe.batch < 1 or recipe.batch % recipe.micro_batch:
         raise UserError(
             "the batch is not a whole number of micro-batches",
@@ -191,7 +229,13 @@ def _check_term(term: Term, kinds: Mapping[str, str]) -> None:
 
 def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
     classes, known = max(2, recipe.student.classes), len(pictures.classes)
-    labelled = any(term.needs.target is None and term.weight for term in recipe.terms)
+    labelled = [t.label for t in recipe.terms if t.needs.target is None and t.weight]
+    if labelled and not known:
+        raise UserError(
+            f"the terms {', '.join(labelled)} need labels, which {pictures.path} does not have",
+            fix="pack labelled pictures, or leave the terms out (weight 0): what only compares with"
+            " a teacher needs no labels",
+        )
     if labelled and classes != known:
         raise UserError(
             "the student's classes are not those of the pictures",

@@ -32,6 +32,11 @@ def test_every_row_is_read_as_it_was_written(cache: Cache, make):
                     assert tuple(columns[name][i] for name in COLUMNS) == figures
 
 
+def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path: Path, make, is_durable):
+    cache = make.cache(tmp_path)
+    assert all(is_durable(make.folder(cache, shard_id)) for shard_id in cache.shard_ids())
+
+
 def test_only_wanted_parts_are_read_and_into_given_arrays(cache: Cache, make):
     reader = cache.reader(TRAIN)
     out = {"mask.value": np.empty((1, 4, 5), np.float16)}

@@ -25,7 +25,7 @@ from stillroom.extraction.process import ProcessContext
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.loader import image_tensor
 from stillroom.recipe import Recipe
-from stillroom.types import ShardId
+from stillroom.types import ShardId, View
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHARDS = (*(ShardId("train", number) for number in range(3)), ShardId("val", 0))
@@ -92,6 +92,8 @@ def test_every_row_is_what_the_teacher_says_of_the_picture_of_that_key(recipe):
     teacher = recipe.teachers[0].build("cpu")
     stored, pictures = rows(cache), open_pictures(Path(recipe.data.shards))
     assert len(stored) == 32
+    with cache.reader(SHARDS[0]) as reader:
+        assert {row.view for row in reader.rows} == {View(x0=0, y0=0, x1=48, y1=32)}
     for shard in pictures.shard_ids():
         opened = pictures.open(shard)
         for i, key in enumerate(opened.keys):
@@ -150,7 +152,7 @@ def test_one_value_that_is_not_finite_shows_in_its_rows_figures(bad):
 
 
 def test_a_shard_that_is_too_large_is_told_with_the_rows_that_fit(recipe, capsys):
-    row_bytes = 2 * (4 * 32 * 32 + 16 * 8 * 8)
+    row_bytes = 2 * (4 * 32 * 48 + 16 * 8 * 12)
     small = replace(recipe, run=replace(recipe.run, shard_limit_gb=(3.5 * row_bytes) / 1e9))
     cache_teacher(small, ProcessContext())
     assert "--shard-rows 3 " in capsys.readouterr().out

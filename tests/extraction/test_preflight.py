@@ -14,7 +14,7 @@ from stillroom.extraction.process import ProcessContext
 from stillroom.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ROW_BYTES = 2 * (4 * 32 * 32 + 16 * 8 * 8)  # uncompressed
+ROW_BYTES = 2 * (4 * 32 * 48 + 16 * 8 * 12)  # uncompressed
 
 
 @pytest.fixture

@@ -45,6 +45,13 @@ def test_each_change_is_that_of_pillow(factors: tuple, enhance: type) -> None:
     assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
+def test_brightness_scales_what_contrast_has_made() -> None:
+    picture = _picture()
+    grey = (picture.reshape(-1, 3).mean(0) * [0.299, 0.587, 0.114]).sum()
+    found = photometric(picture, 0.9, _Drawn(0.6, 0.5, 1))
+    assert np.abs(found - 0.6 * (grey + 0.5 * (picture - grey))).max() <= 0.51
+
+
 def test_contrast_moves_pixels_away_from_the_mean_grey() -> None:
     picture = _picture()
     mean = (picture.reshape(-1, 3).mean(0) * [0.299, 0.587, 0.114]).sum()

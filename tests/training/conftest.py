@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
     """Leave out the drawings of an evaluation."""
-    import stillroom.training.evaluation as evaluation
+    import stillroom.training.validate as validate
 
-    monkeypatch.setattr(evaluation, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(evaluation, "draw_grid", lambda *_: None)
+    monkeypatch.setattr(validate, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(validate, "draw_grid", lambda *_: None)

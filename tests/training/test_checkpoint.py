@@ -91,10 +91,10 @@ def survive(work: Callable[[], object], moment: int) -> bool:
 
             return either
 
-        def half(tensors, path):
-            path.write_bytes(b"half a file")
+        def half(path, data):
+            path.write_bytes(data[: len(data) // 2])
 
-        checkpoint.save_file = killing(checkpoint.save_file, half)
+        checkpoint.write_bytes = killing(checkpoint.write_bytes, half)
         for owner, name in (
             (os, "fsync"),
             (shutil, "rmtree"),
@@ -125,6 +125,15 @@ def test_a_state_without_moments_is_restored_too(tmp_path):
     new = Training()
     new.save(tmp_path)
     assert equal(new.go(2), Training().load(tmp_path).go(2))
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, is_durable):
+    assert is_durable(Training().go(1).save(tmp_path))
+
+
+def test_the_best_student_is_on_the_disk_before_it_has_its_name(tmp_path, is_durable):
+    save_best(tmp_path, Training().model, {})
+    assert is_durable(tmp_path / "best")
 
 
 def test_killed_at_any_act_there_is_a_whole_checkpoint(tmp_path):

@@ -1,9 +1,12 @@
 """A run comes to its end, or ends early without leaving anything half done or behind."""
 
+import errno
 import gc
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import stillroom.training.evaluation as evaluation
+import stillroom.training.checkpoint as checkpoint
 import stillroom.training.loop as loop
-from stillroom.errors import DamageError, FailureError, Stopped
+import stillroom.training.validate as validate
+from stillroom.errors import DamageError, FailureError, Stopped, UserError
 from stillroom.jsonfile import read_json
 from stillroom.losses import CrossEntropy
 from stillroom.pictures.dataset import open_pictures
@@ -47,7 +51,7 @@ def test_a_run_without_validation_keeps_its_last_student(make_tiny, tiny_recipe,
     run = loop.train(recipe)
     assert read_json(run / "student.json")["step"] == 2
     assert load_student(run).about["score"]["miou"] is None
-    assert "done" in capsys.readouterr().out
+    assert "the last student, no score (no validation split)" in capsys.readouterr().out
 
 
 def test_a_class_that_is_nowhere_in_the_validation_split_ends_no_run(
@@ -79,7 +83,7 @@ def test_an_error_gives_threads_and_handlers_back(tiny_recipe, monkeypatch):
         assert signal.getsignal(signal.SIGTERM) is not handler
         raise FailureError("broken")
 
-    monkeypatch.setattr(loop, "_update", broken)
+    monkeypatch.setattr(loop, "learning_rate", broken)
     with pytest.raises(FailureError) as kept:  # the traceback stays, as in a notebook
         loop.train(plain(tiny_recipe))
     assert names_of_threads() <= before
@@ -93,7 +97,7 @@ def test_an_error_in_validation_gives_threads_back(tiny_recipe, monkeypatch):
     def broken(*_, **__):
         raise FailureError("broken")
 
-    monkeypatch.setattr(evaluation, "validate", lambda *a, **k: (next(iter(a[2])), broken())[1])
+    monkeypatch.setattr(validate, "validate", lambda *a, **k: (next(iter(a[2])), broken())[1])
     with pytest.raises(FailureError) as kept:
         loop.train(plain(tiny_recipe))
     assert names_of_threads() <= before
@@ -104,15 +108,15 @@ def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(tiny_recip
     recipe = plain(tiny_recipe, epochs=3, augment=Augment(photometric=0.2))
     recipe = replace(recipe, run=replace(recipe.run, log_every=2))
     straight = loop.train(replace(recipe, run=replace(recipe.run, name="straight")))
-    update, calls = loop._update, []
+    rate, calls = loop.learning_rate, []
 
-    def signalled(context, step, frozen):
+    def signalled(config, step, steps):
         calls.append(step)
         if step == 4:
             os.kill(os.getpid(), signal.SIGUSR1)  # SIGTERM: test_end_to_end
-        return update(context, step, frozen)
+        return rate(config, step, steps)
 
-    monkeypatch.setattr(loop, "_update", signalled)
+    monkeypatch.setattr(loop, "learning_rate", signalled)
     with pytest.raises(Stopped, match="saved at step 6 of 9") as stopped:
         loop.train(recipe)
     assert stopped.value.exit_code == 75
@@ -128,16 +132,56 @@ def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(tiny_recip
         assert {**a, "rows_per_s": 0} == {**b, "rows_per_s": 0}
 
 
-def test_a_binary_task_without_foreground_is_summed_up(tiny_world):
-    pictures = open_pictures(tiny_world / "shards")
-    pictures.classes = ("ground", "person")
-    context = TrainContext.__new__(TrainContext)
-    object.__setattr__(context, "pictures", pictures)
-    assert evaluation._summary(context, {"miou": 1.0, "iou": [1.0, None]}) == "mIoU 1.0000"
-    found = {"miou": 0.75, "iou": [1.0, 0.5], "teacher_iou": [1.0, 0.25]}
-    assert evaluation._summary(context, found).endswith(
-        "person IoU 0.5000, teacher person IoU 0.2500"
-    )
+def test_a_full_disk_ends_a_run_in_one_paragraph_and_a_resume_goes_on(tiny_recipe, monkeypatch):
+    recipe, write = plain(tiny_recipe), checkpoint.write_bytes
+
+    def full(path: Path, data: bytes) -> bool:
+        if "step-000006" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_bytes", full)
+    with pytest.raises(FailureError, match=r"disk of .* is full(.|\n)*--run\.out(.|\n)*resume"):
+        loop.train(recipe)
+    monkeypatch.undo()
+    loop.train(replace(recipe, run=replace(recipe.run, resume=True)))
+
+
+@pytest.mark.parametrize("flag", ["resume", "overwrite"])
+def test_a_run_that_another_process_trains_is_not_touched(tiny_recipe, flag):
+    recipe = plain(tiny_recipe)
+    run = loop.train(recipe)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    lock = f"import fcntl; f = open({str(run / 'lock')!r}); fcntl.flock(f, fcntl.LOCK_EX)"
+    command = [sys.executable, "-c", f"{lock}; print(flush=True); input()"]
+    pipe = subprocess.PIPE
+    again = replace(recipe, run=replace(recipe.run, **{flag: True}))
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UserError, match=r"another process is training(.|\n)*--run\.name"):
+            loop.train(again)
+        other.kill()  # the lock dies with its process
+    before.pop(run / "lock")
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    loop.train(again)
+
+
+def test_of_two_runs_that_found_the_name_free_the_second_to_come_is_refused(
+    tiny_recipe, monkeypatch
+):
+    recipe = plain(tiny_recipe, epochs=1)
+    prepare = loop.prepare
+
+    def prepare_late(recipe: Recipe) -> TrainContext:
+        context = prepare(recipe)
+        monkeypatch.setattr(loop, "prepare", prepare)
+        loop.train(recipe)  # another process, meanwhile
+        return context
+
+    monkeypatch.setattr(loop, "prepare", prepare_late)
+    with pytest.raises(UserError, match="exists"):
+        loop.train(recipe)
 
 
 def test_a_substituted_row_is_counted_in_the_receipt(tiny_world, tiny_recipe, tmp_path, capsys):

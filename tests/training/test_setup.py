@@ -82,7 +82,6 @@ def test_one_seed_gives_one_start_and_another_seed_another(tiny_recipe):
 def test_frozen_parts_keep_still_for_their_epochs_and_move_afterwards(tiny_recipe):
     recipe = kept(replace(tiny_recipe, freeze=("encoder",), freeze_epochs=1))
     start = {n: t.clone() for n, t in prepare(recipe).distiller.student.state_dict().items()}
-    shutil.rmtree(Path(recipe.run.out))
     run = train(recipe)
     first, last = student(run, 3), student(run, 6)
     encoder = {name for name in start if name.startswith("encoder.")}
@@ -113,7 +112,6 @@ def test_frozen_for_good_asks_for_no_gradient_and_keeps_still(tiny_recipe):
     encoder = dict(context.distiller.student.encoder.named_parameters())
     assert not any(p.requires_grad for p in encoder.values())
     start = {n: t.clone() for n, t in context.distiller.student.state_dict().items()}
-    shutil.rmtree(Path(recipe.run.out))
     after = student(train(recipe), 3)
     assert not {name for name in moved(start, after) if name.startswith("encoder.")}
     assert moved(start, after)
@@ -138,13 +136,17 @@ def test_averaging_leaves_constants_and_frozen_statistics_alone(monkeypatch):
     assert network.mean == torch.tensor(0.1)
 
 
-def test_without_the_teacher_s_files_the_recorded_identity_is_taken(tiny_recipe, capsys):
+def test_without_the_teacher_s_files_the_recorded_identity_is_taken_and_said_so(
+    tiny_recipe, capsys
+):
     gone = replace(tiny_recipe.teachers[0], path="nowhere")
     pictures = open_pictures(Path(tiny_recipe.data.shards))
-    cache = find_cache(replace(tiny_recipe, teachers=(gone,)), pictures, True)
-    assert cache is not None
-    assert cache.path == find_caches(Path(tiny_recipe.run.cache))[0].path
-    assert "the recorded identity is taken" in capsys.readouterr().out
+    recipe = replace(tiny_recipe, teachers=(gone,))
+    for asked in (recipe, kept(recipe, recorded_teachers=True)):
+        cache = find_cache(asked, pictures, True)
+        assert cache is not None
+        assert cache.path == find_caches(Path(tiny_recipe.run.cache))[0].path
+        assert "the recorded identity is taken" in capsys.readouterr().out
 
 
 def test_another_teacher_of_that_name_is_refused_with_the_command(make_tiny, tiny_recipe, tmp_path):
@@ -163,8 +165,9 @@ def test_another_teacher_of_that_name_is_refused_with_the_command(make_tiny, tin
 
 def test_the_same_cache_in_the_other_body_stops_no_resume(tiny_recipe, tmp_path):
     shutil.copytree(tiny_recipe.run.cache, tmp_path / "cache")
-    recipe = kept(tiny_recipe, cache=str(tmp_path / "cache"))
+    recipe = kept(replace(tiny_recipe, epochs=1), cache=str(tmp_path / "cache"))
     first = prepare(recipe)
+    train(recipe)
     cache_teacher(replace(recipe, body="tar"), ProcessContext())
     assert len(find_caches(tmp_path / "cache")) == 2
     resumed = kept(recipe, resume=True)

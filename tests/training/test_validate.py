@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from stillroom.losses import CrossEntropy, Dice, LogitMSE
-from stillroom.training.validate import figures, selection_score, teacher_target, validate
+from stillroom.training.show import teacher_target
+from stillroom.training.validate import figures, selection_score, summary, validate
 from stillroom.types import Batch
 
 TERMS = (CrossEntropy(), Dice(), LogitMSE(target="said"))
@@ -130,7 +131,15 @@ def test_the_score_is_miou_then_agreement_then_nothing():
     assert selection_score({"miou": 0.4, "agreement": 0.9}) == 0.4
     assert selection_score({"miou": 0.0, "agreement": 0.9}) == 0.0
     assert selection_score({"miou": None, "agreement": 0.9}) == 0.9
-    assert selection_score({"miou": None, "agreement": None}) == selection_score({}) == 0.0
+    assert selection_score({"miou": None, "agreement": None}) is selection_score({}) is None
+
+
+def test_of_a_binary_task_the_foreground_is_summed_up_too():
+    names = ("ground", "person")
+    assert summary({"miou": 1.0, "iou": [1.0, None]}, names) == "mIoU 1.0000"
+    found = {"miou": 0.75, "iou": [1.0, 0.5], "teacher_iou": [1.0, 0.25]}
+    assert summary(found, names).endswith("person IoU 0.5000, teacher person IoU 0.2500")
+    assert "person" not in summary(found, (*names, "bird"))
 
 
 def test_the_teacher_is_compared_where_it_speaks_of_the_same_classes_and_pixels():

@@ -25,20 +25,22 @@ def match_cache(
     *,
     views: dict[str, Any] | None = None,
     body: str = "zarr",
+    rebuild: str = "python tools/cache_teacher.py RECIPE",
 ) -> Cache:
     """Return the one cache of these pictures and views with every target of these teachers.
 
     Codecs are the cache's own affair. `geometry` is (h, w) in pixels and `views` as identity.json
     has them, or None for any; `teachers` has, per needed target, the items of its teacher's
     identity that must be equal. `body` decides between caches that differ in nothing else. Raises
-    UserError where none fits (with the nearest one's differences) or several do.
+    UserError where none fits (with the nearest one's differences, and `rebuild` as its fix) or
+    several do.
     """
     caches = find_caches(root)
     if not caches:
         raise UserError(
             f"there is no cache in {root}",
             wanted=f"one with {', '.join(sorted(teachers))}",
-            fix="python tools/cache_teacher.py RECIPE",
+            fix=rebuild,
         )
     wanted: dict[str, Any] = {"pictures digest": pictures_digest}
     if views is not None:
@@ -61,7 +63,7 @@ def match_cache(
             f"none of the {len(caches)} caches in {root} fits; the nearest is {nearest.path}",
             found=sides[0],
             wanted=sides[1],
-            fix="python tools/cache_teacher.py RECIPE",
+            fix=rebuild,
         )
     return fitting[0]
 

@@ -38,7 +38,7 @@ from stillroom.extraction.process import ProcessContext
 from stillroom.jsonfile import digest
 from stillroom.os_errors import explain_os_errors
 from stillroom.pictures.dataset import PictureSet, open_pictures
-from stillroom.recipe import Recipe, check
+from stillroom.recipe import Recipe, check, check_targets
 from stillroom.signals import raise_if_stopped, stop_on_signals
 from stillroom.types import Row, ShardId, TargetSpec
 
@@ -98,6 +98,7 @@ def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Even
         for config, built in zip(recipe.teachers, teachers, strict=True)
         for spec in probe(config, built, pictures.geometry, recipe.codec, process.device)
     ]
+    check_targets(recipe, {spec.name: spec for spec in specs})
     raise_if_stopped(stop, "nothing was begun")
     identity = compose(recipe, pictures, specs)
     cache = _existing(recipe, identity)

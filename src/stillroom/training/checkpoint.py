@@ -5,6 +5,7 @@ A folder `checkpoints/step-000400/` is written aside, flushed and renamed; older
 afterwards, never before.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from stillroom.errors import DamageError, UserError
-from stillroom.jsonfile import file_sha256, read_json, sync_folder, write_json
+from stillroom.jsonfile import file_sha256, read_json, sync_folder, write_bytes, write_json
 from stillroom.tensorfile import map_tensors
 
 FORMAT = "stillroom checkpoint 1"
@@ -38,9 +39,8 @@ def save_checkpoint(
     aside = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    _save(aside / _TENSORS[0], model.state_dict())
-    _save(aside / _TENSORS[1], _optimizer_tensors(optimizer))
-    hashes = {name: file_sha256(aside / name) for name in _TENSORS}
+    tensors = zip(_TENSORS, (model.state_dict(), _optimizer_tensors(optimizer)), strict=True)
+    hashes = {name: _save(aside / name, values) for name, values in tensors}
     write_json(aside / "state.json", {"format": FORMAT, "files": hashes, **state})
     replace_folder(aside, folder)
     earlier = [old for old in _folders(run) if _step_of(old) <= state["step"]]
@@ -134,20 +134,13 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def save_student(
-    folder: Path, student: nn.Module, about: dict[str, Any], sync: bool = True
-) -> None:
+def save_student(folder: Path, student: nn.Module, about: dict[str, Any]) -> None:
     """Write `student.safetensors` and `student.json`, which names the weights' sha256, into a fresh
     folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / ".student.safetensors.tmp"
-    _save(aside, student.state_dict())
-    sha256 = file_sha256(aside)
-    aside.replace(folder / "student.safetensors")
+    sha256 = _save(folder / "student.safetensors", student.state_dict())
     write_json(folder / "student.json", {**about, "weights_sha256": sha256})
-    if sync:
-        sync_folder(folder)
 
 
 def save_best(run: Path, student: nn.Module, about: dict[str, Any]) -> None:
@@ -173,7 +166,6 @@ def replace_folder(aside: Path, folder: Path) -> None:
 
     A kill between the two renames leaves neither: `clear_leftovers` puts the older one back.
     """
-    sync_folder(aside)
     if folder.exists():
         old = folder.parent / f".{folder.name}.{os.getpid()}.old"
         shutil.rmtree(old, ignore_errors=True)
@@ -185,10 +177,11 @@ def replace_folder(aside: Path, folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+def _save(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write a safetensors file, durable; return its sha256 (hex)."""
+    data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    write_bytes(path, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

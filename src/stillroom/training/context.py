@@ -10,12 +10,16 @@ from torch import Tensor
 
 from stillroom.cache.folder import Cache
 from stillroom.errors import FailureError
-from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet
 from stillroom.recipe import Recipe
 from stillroom.students.distiller import Distiller
 from stillroom.training.order import MicroBatchSchedule, Order
 from stillroom.training.stream import RowDataset
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """Return where a recipe's run lies."""
+    return Path(recipe.run.out) / recipe.run_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +28,6 @@ class TrainContext:
 
     recipe: Recipe
     accelerator: Accelerator
-    folder: Path
     pictures: PictureSet
     cache: Cache | None
     dataset: RowDataset
@@ -42,9 +45,9 @@ class TrainContext:
         return self.recipe.epochs * self.epoch_steps
 
     @property
-    def terms(self) -> tuple[Term, ...]:
-        """The recipe's terms."""
-        return self.recipe.terms
+    def folder(self) -> Path:
+        """The run's folder."""
+        return run_folder(self.recipe)
 
     @property
     def is_first(self) -> bool:

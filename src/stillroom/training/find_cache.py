@@ -13,33 +13,26 @@ from stillroom.teachers.configs import MissingTeacherError
 def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | None:
     """Return the one cache that holds every target the terms need, or None where they need none.
 
-    Teacher files need not be present here: then what the cache recorded of them is taken, and said
-    so. Raises UserError.
+    The teachers' files need not be here: then, and always with `run.recorded_teachers`, a cache that
+    recorded such a teacher is taken at its word, and said so. Raises UserError.
     """
-    wanted = recipe.wanted_targets()
+    wanted, recorded = recipe.wanted_targets(), recipe.run.recorded_teachers
     if not wanted:
         return None
     assert pictures.geometry is not None
     try:
-        teachers, known = teacher_identities(recipe, with_files=True), True
+        teachers = teacher_identities(recipe, with_files=not recorded)
     except MissingTeacherError:
-        teachers, known = teacher_identities(recipe, with_files=False), False
-    try:
-        cache = match_cache(
-            Path(recipe.run.cache),
-            pictures.digest,
-            pictures.geometry,
-            {name: teachers[name] for name in wanted},
-            views=views_identity(recipe),
-            body=recipe.body,
-        )
-    except UserError as error:
-        raise UserError(
-            error.what,
-            found=error.found,
-            wanted=error.wanted,
-            fix=_rebuild(recipe, recipe.body) if "RECIPE" in (error.fix or "RECIPE") else error.fix,
-        ) from None
+        teachers, recorded = teacher_identities(recipe, with_files=False), True
+    cache = match_cache(
+        Path(recipe.run.cache),
+        pictures.digest,
+        pictures.geometry,
+        {name: teachers[name] for name in wanted},
+        views=views_identity(recipe),
+        body=recipe.body,
+        rebuild=_rebuild(recipe, recipe.body),
+    )
     if missing := cache.missing():
         raise UserError(
             f"the cache {cache.path} is not complete",
@@ -47,7 +40,7 @@ def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | N
             fix=f"{_rebuild(recipe, cache.identity['body'])}: it goes on where it stopped",
         )
     if verbose:
-        note = "" if known else " (teacher files are not here: the recorded identity is taken)"
+        note = " (teachers' files are not looked at: the recorded identity is taken)" * recorded
         print(f"cache: {cache.path}{note}", flush=True)
     return cache
 

@@ -11,11 +11,11 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from stillroom.errors import FailureError, Stopped
 from stillroom.jsonfile import read_json, write_bytes, write_json
 from stillroom.losses import epoch_progress
+from stillroom.os_errors import explain_os_errors
 from stillroom.recipe import Recipe
 from stillroom.signals import stop_on_signals
 from stillroom.training.checkpoint import (
@@ -25,41 +25,38 @@ from stillroom.training.checkpoint import (
     save_checkpoint,
 )
 from stillroom.training.context import TrainContext
-from stillroom.training.evaluation import evaluate
 from stillroom.training.log import Log
 from stillroom.training.meter import TermMeter, step_line
 from stillroom.training.optimizer import learning_rate
-from stillroom.training.parameters import average_buffers, frozen_parameters
+from stillroom.training.parameters import average_buffers, frozen_parameters, is_frozen, set_mode
 from stillroom.training.receipt import describe, receipt
+from stillroom.training.run_folder import claim_run
 from stillroom.training.setup import prepare
-from stillroom.training.step import forward_backward, local_counts, seed_forward
-from stillroom.training.stream import (
-    HostBatch,
-    to_batch,
-    training_batches,
-)
-from stillroom.training.validate import selection_score
-from stillroom.types import Batch
+from stillroom.training.step import local_counts, loss_factors, seed_forward, term_totals
+from stillroom.training.stream import HostBatch, to_batch, training_batches
+from stillroom.training.validate import evaluate, selection_score
 
 
 def train(recipe: Recipe) -> Path:
     """Train a student and return the run's folder.
 
     Raises UserError before any work for what cannot work, DamageError for a row that cannot be
-    read, FailureError for a loss that is not finite, Stopped after a checkpoint when a signal asked
-    to stop.
+    read, FailureError for a loss that is not finite or where disk or system fails, Stopped after a
+    checkpoint when a signal asked to stop.
     """
-    context = prepare(recipe)
-    began = time.perf_counter()
-    step, best = _restore(context)
-    context.print(describe(context))
-    with (
-        stop_on_signals() as stop,
-        Log(context.folder, step) if context.is_first else nullcontext() as log,
-        closing(_stream(context, step)) as stream,
-    ):
-        _run_steps(context, stream, log, stop, step, best)
-    _finish(context, time.perf_counter() - began)
+    again = "then run the same command again, with --run.resume where there is a checkpoint"
+    with explain_os_errors("training cannot go on", Path(recipe.run.out), "--run.out", again):
+        context = prepare(recipe)
+        began = time.perf_counter()
+        with claim_run(context), stop_on_signals() as stop:
+            step, best = _restore(context)
+            context.print(describe(context))
+            with (
+                Log(context.folder, step) if context.is_first else nullcontext() as log,
+                closing(_stream(context, step)) as stream,
+            ):
+                _run_steps(context, stream, log, stop, step, best)
+            _finish(context, time.perf_counter() - began)
     return context.folder
 
 
@@ -72,25 +69,43 @@ def _run_steps(
     best: float,
 ) -> None:
     """Run the optimiser steps from `step` to the last."""
-    recipe = context.recipe
+    recipe, accelerator, schedule = context.recipe, context.accelerator, context.schedule
+    distiller, optimizer, terms = context.distiller, context.optimizer, recipe.terms
+    device, micros = accelerator.device, schedule.micro_batches()
     meter = TermMeter(context)
-    mode_of = -1
     while step < context.steps:
         epoch = step // context.epoch_steps
-        frozen = _is_frozen(recipe, epoch)
-        if mode_of != epoch:
-            _set_mode(context, frozen)
-            mode_of = epoch
+        set_mode(context.model, distiller, recipe, epoch)
 
-        batches, counts = _next_step(context, stream)
-        totals = _forward_backward(context, step, epoch, batches, counts)
-        rate = _update(context, step, frozen)
-        average_buffers(context.distiller, context.schedule.world)
+        # A row that cannot be read raises DamageError here; the launcher stops the other ranks.
+        batches = [to_batch(next(stream), device, context.cache) for _ in micros]
+        counts = context.reduce(local_counts(terms, batches, device))
+
+        factors = loss_factors(terms, counts, schedule.world)
+        progress = epoch_progress(epoch, recipe.epochs)
+        totals = torch.zeros(len(terms), device=device)
+        for micro, batch in zip(micros, batches, strict=True):
+            seed_forward(recipe.seed, step, micro)
+            with nullcontext() if micro == micros[-1] else accelerator.no_sync(context.model):
+                sums = term_totals(terms, context.model(batch.image), batch, progress)
+                accelerator.backward((factors * sums).sum())
+            totals += sums.detach()
+
+        rate = learning_rate(recipe.optimizer, step, context.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if is_frozen(recipe, epoch):
+            for _, parameter in frozen_parameters(distiller, recipe.freeze):
+                parameter.grad = None
+        if recipe.optimizer.clip:
+            accelerator.clip_grad_norm_(distiller.parameters(), recipe.optimizer.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        average_buffers(distiller, schedule.world)
         step += 1
 
         meter.add(totals, counts)
-        ends_epoch = step % context.epoch_steps == 0
-        due = (ends_epoch and (epoch + 1) % recipe.run.evaluate_every == 0) or step == context.steps
+        due = step % (context.epoch_steps * recipe.run.evaluate_every) == 0 or step == context.steps
         told_to_stop = False
         if due or step % recipe.run.log_every == 0:
             figures = meter.figures(step) | {"lr": rate}
@@ -98,13 +113,9 @@ def _run_steps(
                 log.write("train", step, epoch, figures)
                 context.print(step_line(context, step, figures))
             told_to_stop = context.any(stop.is_set()) and step < context.steps
-
         if due or told_to_stop:
             _require_finite(context, step)
-        if due:
-            best = evaluate(context, log, step, epoch, best)
-            mode_of = -1
-        if due or told_to_stop:
+            best = evaluate(context, log, step, epoch, best) if due else best
             _save(context, step, best)
         if told_to_stop:
             (context.folder / "requeue").touch()
@@ -141,70 +152,6 @@ def _stream(context: TrainContext, step: int) -> Generator[HostBatch, None, None
     )
 
 
-def _next_step(context: TrainContext, stream: Iterator[HostBatch]) -> tuple[list[Batch], Tensor]:
-    """Read all of this rank's micro-batches of a step; return them and each term's global count,
-    (terms,).
-
-    A row that cannot be read raises DamageError here; the launcher then stops the other ranks.
-    """
-    device = context.accelerator.device
-    batches = [
-        to_batch(next(stream), device, context.cache) for _ in context.schedule.micro_batches()
-    ]
-    return batches, context.reduce(local_counts(context.terms, batches, device))
-
-
-def _forward_backward(
-    context: TrainContext, step: int, epoch: int, batches: list[Batch], counts: Tensor
-) -> Tensor:
-    """Run this rank's micro-batches of a step; return the local totals, (terms,)."""
-    micros, seed = context.schedule.micro_batches(), context.recipe.seed
-    return forward_backward(
-        context.model,
-        context.terms,
-        batches,
-        counts,
-        progress=epoch_progress(epoch, context.recipe.epochs),
-        world=context.schedule.world,
-        seed_micro=lambda i: seed_forward(seed, step, micros[i]),
-        backward=context.accelerator.backward,
-        no_sync=lambda: context.accelerator.no_sync(context.model),
-    )
-
-
-def _update(context: TrainContext, step: int, frozen: bool) -> float:
-    """Clip and step; return the learning rate."""
-    recipe, optimizer = context.recipe, context.optimizer
-    rate = learning_rate(recipe.optimizer, step, context.steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    if frozen:
-        for _, parameter in frozen_parameters(context.distiller, recipe.freeze):
-            parameter.grad = None
-    if recipe.optimizer.clip:
-        trained = [p for p in context.distiller.parameters() if p.grad is not None]
-        context.accelerator.clip_grad_norm_(trained, recipe.optimizer.clip)
-    optimizer.step()
-    optimizer.zero_grad()
-    return rate
-
-
-def _is_frozen(recipe: Recipe, epoch: int) -> bool:
-    """Return whether the parts named in `freeze` keep still in this epoch."""
-    epochs = recipe.epochs if recipe.freeze_epochs is None else recipe.freeze_epochs
-    return bool(recipe.freeze) and epoch < epochs
-
-
-def _set_mode(context: TrainContext, frozen: bool) -> None:
-    """Put the network into training mode, frozen parts and their BatchNorm into evaluation mode."""
-    context.model.train()
-    if not frozen:
-        return
-    for name, module in context.distiller.student.named_modules():
-        if any(f".{part}." in f".{name}." for part in context.recipe.freeze):
-            module.eval()
-
-
 def _require_finite(context: TrainContext, step: int) -> None:
     """Raise FailureError, on every rank, rather than evaluate and save what is not finite."""
     for name, tensor in context.distiller.state_dict().items():
@@ -237,19 +184,20 @@ def _save(context: TrainContext, step: int, best: float) -> None:
 
 def _finish(context: TrainContext, seconds: float) -> None:
     """Put the best student at the run's top, and the receipt."""
-    substituted = int(
-        context.reduce(
-            torch.tensor(float(context.dataset.substituted), device=context.accelerator.device)
-        )
-    )
+    substituted = torch.tensor(context.dataset.substituted, device=context.accelerator.device)
+    num_substituted = int(context.reduce(substituted))
     if not context.is_first:
         return
     (context.folder / "requeue").unlink(missing_ok=True)
     best = context.folder / "best"
     for name in ("student.safetensors", "student.json"):
         write_bytes(context.folder / name, (best / name).read_bytes())
-    write_json(context.folder / "receipt.json", receipt(context, seconds, substituted))
-    if substituted:
-        print(f"{substituted} damaged rows were left out; the rows after them took their places")
-    best_score = selection_score(read_json(best / "student.json")["score"])
-    print(f"done: {context.folder}, best {best_score:.4f}")
+    write_json(context.folder / "receipt.json", receipt(context, seconds, num_substituted))
+    if num_substituted:
+        print(
+            f"{num_substituted} damaged rows were left out; the rows after them took their places"
+        )
+    score = selection_score(read_json(best / "student.json")["score"])
+    why = "no validation split" if context.validation is None else "no labels to validate with"
+    known = f"the last student, no score ({why})" if score is None else f"best {score:.4f}"
+    print(f"done: {context.folder}, {known}")

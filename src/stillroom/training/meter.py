@@ -15,8 +15,8 @@ class TermMeter:
     """Sums and counts of the terms since the last line of the log, kept on the device."""
 
     def __init__(self, context: TrainContext) -> None:
-        self._session = context
-        self._names = labels(context.terms)
+        self._context = context
+        self._names = labels(context.recipe.terms)
         self._began = time.perf_counter()
         self._steps = 0
         self._totals: Tensor | float = 0.0
@@ -33,19 +33,18 @@ class TermMeter:
         where one is not finite.
         """
         assert isinstance(self._totals, Tensor) and isinstance(self._counts, Tensor)
-        means = (self._session.reduce(self._totals) / self._counts).tolist()
+        means = (self._context.reduce(self._totals) / self._counts).tolist()
         seen = (self._counts > 0).tolist()
         found: dict[str, Any] = {}
         loss = 0.0
-        for term, name, mean, there in zip(
-            self._session.terms, self._names, means, seen, strict=True
-        ):
+        terms = self._context.recipe.terms
+        for term, name, mean, there in zip(terms, self._names, means, seen, strict=True):
             found[f"term_{name}"] = mean if there else None
             loss += term.weight * mean if there else 0.0
             if there and not math.isfinite(mean):
                 raise FailureError(f"the term {name} is not finite at step {step}", found=mean)
         seconds = time.perf_counter() - self._began
-        rows = self._steps * self._session.recipe.batch
+        rows = self._steps * self._context.recipe.batch
         self._totals, self._counts, self._steps = 0.0, 0.0, 0
         self._began = time.perf_counter()
         return {"loss": loss, **found, "rows_per_s": round(rows / seconds, 2)}

@@ -1,11 +1,27 @@
-"""Which parameters are frozen, and which buffers the ranks share."""
+"""Which parameters are frozen and when, and which buffers the ranks share."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stillroom.errors import UserError
+from stillroom.recipe import Recipe
 from stillroom.students.distiller import Distiller
+
+
+def is_frozen(recipe: Recipe, epoch: int) -> bool:
+    """Return whether the parts named in `freeze` keep still in this epoch."""
+    epochs = recipe.epochs if recipe.freeze_epochs is None else recipe.freeze_epochs
+    return bool(recipe.freeze) and epoch < epochs
+
+
+def set_mode(model: nn.Module, distiller: Distiller, recipe: Recipe, epoch: int) -> None:
+    """Put the network into training mode, frozen parts and their BatchNorm into evaluation mode."""
+    model.train()
+    if is_frozen(recipe, epoch):
+        for name, module in distiller.student.named_modules():
+            if any(f".{part}." in f".{name}." for part in recipe.freeze):
+                module.eval()
 
 
 def frozen_parameters(distiller: Distiller, parts: tuple[str, ...]) -> list[tuple[str, Tensor]]:

@@ -21,18 +21,19 @@ from stillroom.training.find_cache import find_cache
 from stillroom.training.optimizer import make_optimizer
 from stillroom.training.order import MicroBatchSchedule, Order, legal_worlds
 from stillroom.training.parameters import frozen_parameters
-from stillroom.training.run_folder import make_run_folder, require_free
+from stillroom.training.run_folder import require_free
 from stillroom.training.step import seed_forward
 from stillroom.training.stream import RowDataset
 
 
 def prepare(recipe: Recipe) -> TrainContext:
-    """Check a recipe against pictures, cache and devices and build all that the loop needs; raises
-    UserError.
+    """Check a recipe against pictures, cache and devices and build all that the loop needs; writes
+    nothing. Raises UserError.
     """
     pictures = open_pictures(Path(recipe.data.shards))
     check(recipe, pictures)
     assert pictures.geometry is not None
+    num_rows = _num_training_rows(recipe, pictures)
     require_free(recipe)
     accelerator = _accelerator(recipe)
     schedule = _schedule(recipe, accelerator)
@@ -44,22 +45,31 @@ def prepare(recipe: Recipe) -> TrainContext:
     if isinstance(model, DistributedDataParallel):
         # As an argument it would warn from torch 2.13 on, and its successor is unknown before.
         model.broadcast_buffers = False
-    count = sum(shard.rows for shard in pictures.shards if shard.split == "train")
     return TrainContext(
         recipe=recipe,
         accelerator=accelerator,
-        folder=make_run_folder(recipe, accelerator),
         pictures=pictures,
         cache=cache,
         dataset=dataset,
         validation=validation,
         order=Order(rows=len(dataset), seed=recipe.seed),
         schedule=schedule,
-        epoch_steps=max(1, count // recipe.batch),
+        epoch_steps=num_rows // recipe.batch,
         distiller=distiller,
         model=model,
         optimizer=wrapped,
     )
+
+
+def _num_training_rows(recipe: Recipe, pictures: PictureSet) -> int:
+    rows = sum(shard.rows for shard in pictures.shards if shard.split == "train")
+    if recipe.batch > rows:
+        raise UserError(
+            "one step takes more pictures than there are",
+            found=f"--batch {recipe.batch}, {rows} training pictures in {pictures.path}",
+            fix="a smaller --batch (and --micro-batch), or more pictures",
+        )
+    return rows
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:

@@ -7,21 +7,29 @@ import torch
 
 from stillroom.metrics import predict
 from stillroom.pictures.draw import blend, grid
+from stillroom.pictures.labels import palette_of
 from stillroom.training.context import TrainContext
-from stillroom.training.stream import collate, to_batch
-from stillroom.training.validate import teacher_target
-from stillroom.types import IGNORE
+from stillroom.training.stream import RowDataset, collate, to_batch
+from stillroom.types import IGNORE, Batch
 
 _PICTURES = 4
 
 
+def teacher_target(batch: Batch, classes: int) -> str | None:
+    """Return the name of the first target that is a map of the student's classes on the picture's
+    grid.
+    """
+    for name, target in batch.targets.items():
+        if target.shape[1] == classes and target.shape[2:] == batch.image.shape[2:]:
+            return name
+    return None
+
+
 @torch.no_grad()
-def draw_grid(context: TrainContext, path: Path) -> None:
+def draw_grid(context: TrainContext, dataset: RowDataset, path: Path) -> None:
     """Write a PNG of a few validation pictures as the bare student sees them now; leaves it in
     evaluation mode.
     """
-    dataset = context.validation
-    assert dataset is not None
     rows = range(0, len(dataset), max(1, len(dataset) // _PICTURES))[:_PICTURES]
     host = collate([dataset.read(row) for row in rows], pin=False)
     batch = to_batch(host, context.accelerator.device, context.cache)
@@ -35,7 +43,7 @@ def draw_grid(context: TrainContext, path: Path) -> None:
     if (masks["truth"] == IGNORE).all():
         del masks["truth"]
     names = [name for name in ("truth", "teacher", "student") if name in masks]
-    palette = context.pictures.palette
+    palette = context.pictures.palette or palette_of(max(2, context.recipe.student.classes))
     images = host.image.numpy()
     tiles = [
         [image, *(blend(image, masks[name][i].astype(np.int64), palette) for name in names)]

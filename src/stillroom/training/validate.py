@@ -1,27 +1,71 @@
-"""Validation from the cached split: the student's data-set mIoU, the teacher's, their agreement; no
-teacher runs.
+"""Validation from the cached split, no teacher runs: the student's data-set mIoU, the teacher's,
+their agreement; curves, a picture grid, and the best student kept.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from stillroom.losses import Term
 from stillroom.metrics import confusion, iou, miou, predict
-from stillroom.training.step import totals
+from stillroom.training.checkpoint import save_best
+from stillroom.training.context import TrainContext
+from stillroom.training.log import Log, draw_curves
+from stillroom.training.receipt import about_student
+from stillroom.training.show import draw_grid, teacher_target
+from stillroom.training.step import labels, term_totals
+from stillroom.training.stream import RowDataset, to_batch, validation_batches
 from stillroom.types import Batch
 
 
-def teacher_target(batch: Batch, classes: int) -> str | None:
-    """Return the name of the first target that is a map of the student's classes on the picture's
-    grid.
+def evaluate(context: TrainContext, log: Log | None, step: int, epoch: int, best: float) -> float:
+    """Evaluate, write figures and pictures, keep the best student, or the last where there is no
+    score; return the best score so far.
     """
-    for name, target in batch.targets.items():
-        if target.shape[1] == classes and target.shape[2:] == batch.image.shape[2:]:
-            return name
-    return None
+    dataset = context.validation
+    found = {} if dataset is None else _validate(context, dataset)
+    score = selection_score(found)
+    if log is not None:
+        log.write("val", step, epoch, found)
+        draw_curves(log.lines, context.folder / "curves.png")
+        if dataset is not None:
+            draw_grid(context, dataset, context.folder / "pictures" / f"step-{step:06d}.png")
+        if score is None or score > best:
+            about = about_student(context, step, found)
+            save_best(context.folder, context.distiller.student, about)
+        print(f"epoch {epoch + 1}: {summary(found, context.pictures.classes)}", flush=True)
+    context.accelerator.wait_for_everyone()
+    return best if score is None else max(best, score)
+
+
+def _validate(context: TrainContext, dataset: RowDataset) -> dict[str, Any]:
+    """Return the figures of a split over all ranks, each term's mean among them."""
+    context.distiller.eval()
+    device = context.accelerator.device
+    stream = validation_batches(
+        dataset,
+        context.recipe.micro_batch,
+        context.schedule.rank,
+        context.schedule.world,
+        workers=context.recipe.run.workers,
+        pin=device.type == "cuda",
+    )
+    with closing(stream) as hosts:
+        found = validate(
+            context.distiller,
+            context.recipe.terms,
+            (to_batch(host, device, context.cache) for host in hosts),
+            context.recipe.student.classes,
+            device=device,
+            reduce=context.reduce,
+            autocast=lambda: context.accelerator.autocast(),
+        )
+    names = [f"term_{name}" for name in labels(context.recipe.terms)]
+    return found | dict(zip(names, found.pop("terms"), strict=True))
 
 
 @torch.no_grad()
@@ -54,17 +98,15 @@ def validate(
             teacher = predict(batch.targets[name])
             tables[1] += confusion(teacher, inside_mask, k)
             tables[2] += confusion(student, torch.where(batch.inside, teacher, 255), k)
-        sums[0] += totals(terms, outputs, batch, 1.0)
+        sums[0] += term_totals(terms, outputs, batch, 1.0)
         sums[1] += torch.stack([term.count(batch) for term in terms])
     tables, sums = reduce(tables).cpu(), reduce(sums).cpu()
     return figures(tables) | {"terms": (sums[0] / sums[1]).tolist()}
 
 
-def figures(tables: Tensor) -> dict[str, Any]:
-    """Return mIoU, IoUs and agreement of three confusion matrices: student, teacher, student
-    against teacher.
-
-    `tables` is (3 k k) counts, truth by prediction; what was not seen is left out.
+def figures(tables: Int[Tensor, "3 k k"]) -> dict[str, Any]:
+    """Return mIoU, IoUs and agreement of three confusion matrices (counts, truth by prediction):
+    student, teacher, student against teacher; what was not seen is left out.
     """
     found: dict[str, Any] = {}
     if tables[0].sum():
@@ -76,10 +118,23 @@ def figures(tables: Tensor) -> dict[str, Any]:
     return found
 
 
-def selection_score(found: dict[str, Any]) -> float:
-    """Return what `best` means: mIoU where there are labels, otherwise agreement."""
+def selection_score(found: dict[str, Any]) -> float | None:
+    """Return what `best` means: mIoU where there are labels, else agreement, else None."""
     known = [found[name] for name in ("miou", "agreement") if found.get(name) is not None]
-    return known[0] if known else 0.0
+    return known[0] if known else None
+
+
+def summary(found: dict[str, Any], classes: Sequence[str]) -> str:
+    """Return an evaluation in a line; of a binary task the foreground's IoU too."""
+    names = {"miou": "mIoU", "teacher_miou": "teacher mIoU", "agreement": "agreement"}
+    known = [f"{label} {found[name]:.4f}" for name, label in names.items() if name in found]
+    if len(classes) == 2:
+        known += [
+            f"{owner}{classes[1]} IoU {found[name][1]:.4f}"
+            for name, owner in (("iou", ""), ("teacher_iou", "teacher "))
+            if found.get(name) and found[name][1] is not None
+        ]
+    return ", ".join(known) or "no score"
 
 
 def _known(values: Tensor) -> list[float | None]:
