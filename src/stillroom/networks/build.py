@@ -1,83 +1,64 @@
 """A network from its plain JSON description, as `student.json` and identities record it."""
 
-import re
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from stillroom.errors import UserError
+from stillroom.jsonfile import Declared
 from stillroom.networks.smp import SmpNetwork
 from stillroom.networks.unet import UNet
 from stillroom.networks.weights import load_encoder_weights, load_weights
 
-__all__ = ["NETWORKS", "Network", "build_network", "load_encoder_weights", "load_weights"]
+__all__ = [
+    "Network",
+    "SmpDescription",
+    "UNetDescription",
+    "build_network",
+    "load_encoder_weights",
+    "load_weights",
+]
 
 Network = SmpNetwork | UNet
 
-_PLAIN = re.compile(r"[A-Za-z0-9_.+-]{1,80}")
-_LARGEST = 1 << 16  # of every number in a description
+# timm takes `hf-hub:USER/NAME` for a name too, and fetches it
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.+-]{1,80}\Z")]
+_Classes = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+_Width = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+_Depth = Annotated[int, msgspec.Meta(ge=1, le=16)]
+_Level = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
+_Three = tuple[_Level, _Level, _Level]
 
-NETWORKS: dict[str, type[Network]] = {"smp": SmpNetwork, "unet": UNet}
+
+class SmpDescription(Declared, frozen=True, tag_field="name", tag="smp"):
+    """A network of smp, without weights."""
+
+    arch: _Name
+    encoder: _Name
+    classes: _Classes
+    mean: _Three
+    std: _Three
+    decoder_channels: Annotated[tuple[_Width, ...], msgspec.Meta(max_length=8)] | None
+
+
+class UNetDescription(Declared, frozen=True, tag_field="name", tag="unet"):
+    """The small U-Net of our own, without weights."""
+
+    width: _Width
+    depth: _Depth
+    classes: _Classes
+    mean: _Three
+    std: _Three
 
 
 def build_network(architecture: dict[str, Any]) -> Network:
-    """Build a network with random weights.
+    """Build a network with random weights from the members of a description above.
 
-    `architecture` is `{"name": "smp", "arch", "encoder", "classes", "mean", "std",
-    "decoder_channels"}` or `{"name": "unet", "width", "depth", "classes", "mean", "std"}`.
-    UserError for an unknown name or a wrong field.
+    Raises UserError for an unknown name or a wrong member.
     """
-    name = architecture.get("name")
-    if not isinstance(name, str) or name not in NETWORKS:
-        raise UserError("no such network", found=name, wanted="one of " + ", ".join(NETWORKS))
-    found = {field: value for field, value in architecture.items() if field != "name"}
-    readers = _FIELDS[name]
-    if set(found) != set(readers):
-        raise UserError(
-            f"the description of this {name} network has the wrong fields",
-            found=", ".join(sorted(found)),
-            wanted=", ".join(sorted(readers)),
-        )
-    return NETWORKS[name](**{field: readers[field](field, found[field]) for field in readers})
-
-
-def _text(field: str, value: Any) -> str:
-    # timm takes `hf-hub:USER/NAME` for a name too, and fetches it
-    is_plain = isinstance(value, str) and _PLAIN.fullmatch(value) is not None
-    return value if is_plain else _refuse(field, value, "a plain name: letters, digits, _ . + -")
-
-
-def _number(field: str, value: Any) -> int:
-    is_count = type(value) is int and 0 < value <= _LARGEST
-    return value if is_count else _refuse(field, value, f"a whole number from 1 to {_LARGEST}")
-
-
-def _three(field: str, value: Any) -> tuple[float, ...]:
-    is_list = isinstance(value, list | tuple) and len(value) == 3
-    if is_list and all(type(v) in (int, float) and abs(v) <= _LARGEST for v in value):
-        return tuple(float(v) for v in value)
-    return _refuse(field, value, "three numbers")
-
-
-def _numbers(field: str, value: Any) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list | tuple):
-        return _refuse(field, value, "a list of whole numbers, or null")
-    return tuple(_number(field, v) for v in value)
-
-
-def _refuse(field: str, value: Any, wanted: str) -> Any:
-    raise UserError(f"{field} of a network's description is wrong", found=value, wanted=wanted)
-
-
-# What each description holds besides its name, and how a JSON value becomes an argument.
-_FIELDS: dict[str, dict[str, Any]] = {
-    "smp": {
-        "arch": _text,
-        "encoder": _text,
-        "classes": _number,
-        "mean": _three,
-        "std": _three,
-        "decoder_channels": _numbers,
-    },
-    "unet": {"width": _number, "depth": _number, "classes": _number, "mean": _three, "std": _three},
-}
+    try:
+        description = msgspec.convert(architecture, SmpDescription | UNetDescription)
+    except msgspec.ValidationError as error:
+        raise UserError("a network's description is wrong", found=error) from None
+    network = SmpNetwork if isinstance(description, SmpDescription) else UNet
+    return network(**msgspec.structs.asdict(description))

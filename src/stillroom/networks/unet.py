@@ -7,11 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stillroom.errors import UserError
 from stillroom.networks.normalise import Normalise
 from stillroom.networks.taps import require_size, require_taps
-
-_MAX_DEPTH = 16  # a picture of 65,536 pixels a side is then one
 
 
 class UNet(nn.Module):
@@ -25,12 +22,6 @@ class UNet(nn.Module):
         self, width: int, depth: int, classes: int, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
         super().__init__()
-        if min(width, depth, classes) < 1 or depth > _MAX_DEPTH:
-            raise UserError(
-                "no such U-Net",
-                found=f"width {width}, depth {depth}, classes {classes}",
-                wanted=f"all three at least 1, depth at most {_MAX_DEPTH}",
-            )
         channels = [width * 2**level for level in range(depth + 1)]
         self.normalise = Normalise(mean, std)
         self.encoder = nn.ModuleList(
