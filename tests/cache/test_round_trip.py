@@ -29,7 +29,7 @@ def test_every_row_is_read_as_it_was_written(cache: Cache, make):
                     assert np.array_equal(read[name], value)
                 for target, figures in make.statistics(said).items():
                     columns = reader.statistics[target]
-                    assert tuple(columns[name][i] for name in COLUMNS) == figures
+                    assert tuple(getattr(columns, name)[i] for name in COLUMNS) == figures
 
 
 def test_only_wanted_parts_are_read_and_into_given_arrays(cache: Cache, make):

@@ -8,26 +8,29 @@ The weights of one do not fit the other.
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from stillroom.errors import UserError
-from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise, Triple
-from stillroom.networks.taps import Network, describe, kept_outputs, require_size, require_taps
+from stillroom.networks.description import Classes, Name, Triple, Width, describe
+from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from stillroom.networks.taps import Network, kept_outputs, require_size, require_taps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmpFields:
     """What describes an smp network: of a teacher, of a student, in `student.json`."""
 
-    arch: str = "unet"  # smp's name of the architecture
-    encoder: str  # smp's exact name of the encoder: timm-x and tu-x are different networks
-    classes: int = 1  # channels of the logits; 1 for a binary task
+    arch: Name = "unet"  # smp's name of the architecture
+    encoder: Name  # smp's exact name of the encoder: timm-x and tu-x are different networks
+    classes: Classes = 1  # channels of the logits; 1 for a binary task
     mean: Triple = IMAGENET_MEAN  # of RGB in [0, 1], as the encoder's weights were trained
     std: Triple = IMAGENET_STD  # of RGB in [0, 1], as the encoder's weights were trained
-    decoder_channels: tuple[int, ...] | None = None  # from coarse to fine; none: smp's default
+    # from coarse to fine; none: smp's default
+    decoder_channels: Annotated[tuple[Width, ...], msgspec.Meta(max_length=8)] | None = None
 
     def architecture(self) -> dict[str, Any]:
         """Return the network's plain JSON description, without weights."""

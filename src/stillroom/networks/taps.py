@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -29,12 +28,6 @@ class Network(nn.Module):
     ) -> tuple[Float[Tensor, "b k h w"], dict[str, Float[Tensor, "b _ _ _"]]]:
         """Return logits and the named features; an unknown tap is a UserError."""
         raise NotImplementedError
-
-
-def describe(name: str, kind: type, values: Any) -> dict[str, Any]:
-    """Return a network's plain JSON description: `name`, and the fields of the class `kind`."""
-    found = {f.name: getattr(values, f.name) for f in fields(kind)}
-    return {"name": name} | {n: list(v) if isinstance(v, tuple) else v for n, v in found.items()}
 
 
 @contextmanager

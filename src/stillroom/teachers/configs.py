@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.errors import UserError
 from stillroom.jsonfile import file_sha256
+from stillroom.networks.description import Triple
 from stillroom.networks.finished_run import DESCRIPTION, WEIGHTS, read_run
-from stillroom.networks.normalise import Triple
 from stillroom.networks.smp import SmpFields
 from stillroom.teachers.external_data import external_files
 from stillroom.types import Kind

@@ -75,5 +75,5 @@ def build_smp(config: SmpTeacher, device: str) -> BuiltTorchTeacher:
 
 def build_run(config: RunTeacher, device: str) -> BuiltTorchTeacher:
     """Return the student of a finished run as a teacher."""
-    network, _ = load_run(finished(config.path), config.code)
+    network, _ = load_run(finished(config.path), code=config.code)
     return BuiltTorchTeacher(network, config.target, config.taps, device)
