@@ -34,7 +34,7 @@ def test_importing_and_identifying_loads_nothing_heavy():
         "print(sorted(m[19:] for m in sys.modules if m.startswith('stillroom.teachers.')))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[]", "['configs', 'external_data']"]
+    assert done.stdout.splitlines() == ["[]", "['configs', 'files']"]
 
 
 def sha256(path: Path) -> str:

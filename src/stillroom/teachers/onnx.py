@@ -8,8 +8,9 @@ from torch.nn import functional
 
 from stillroom.errors import FailureError, UserError
 from stillroom.networks.normalise import Normalise
-from stillroom.teachers.configs import OnnxTeacher, existing
+from stillroom.teachers.configs import OnnxTeacher
 from stillroom.teachers.devices import device_name, open_device
+from stillroom.teachers.files import existing
 from stillroom.teachers.onnx_file import embed, load_graph
 from stillroom.teachers.onnx_graph import (
     choose_tensor,

@@ -8,9 +8,10 @@ from stillroom.networks.build import Network, build_network, load_weights
 from stillroom.networks.finished_run import load_run
 from stillroom.networks.normalise import Normalise
 from stillroom.networks.taps import require_taps
-from stillroom.teachers.configs import RunTeacher, SmpTeacher, Taps, existing, finished
+from stillroom.teachers.configs import RunTeacher, SmpTeacher, Taps
 from stillroom.teachers.damage import damage_of, network_weights
 from stillroom.teachers.devices import device_name, open_device
+from stillroom.teachers.files import existing, finished
 
 
 class BuiltTorchTeacher:
