@@ -1,5 +1,7 @@
 """Runs an ONNX teacher: picture, preprocessing, network, and its answer as logits or features."""
 
+from collections.abc import Sequence
+
 import onnx
 import torch
 from jaxtyping import Float
@@ -9,7 +11,7 @@ from torch.nn import functional
 from stillroom.errors import FailureError, UserError
 from stillroom.networks.normalise import Normalise
 from stillroom.teachers.configs import OnnxTeacher
-from stillroom.teachers.devices import device_name, open_device
+from stillroom.teachers.devices import open_device
 from stillroom.teachers.files import existing
 from stillroom.teachers.onnx_file import embed, load_graph
 from stillroom.teachers.onnx_graph import (
@@ -21,6 +23,7 @@ from stillroom.teachers.onnx_graph import (
 )
 from stillroom.teachers.onnx_session import RUN_ERRORS, OnnxSession
 from stillroom.teachers.onnx_weights import graph_damage
+from stillroom.types import Row
 
 EPSILON = (
     2.0**-20
@@ -29,12 +32,10 @@ _PROBE = (256, 256)  # picture size that a network without one is probed at, px
 
 
 class BuiltOnnxTeacher:
-    """An ONNX teacher on one device, called with RGB pictures in [0, 1].
+    """An ONNX network as a `BuiltTeacher`.
 
-    `preprocessing` normalises and may be replaced. `input_size` is the (h, w) that the network
-    sees, None where it is the picture's. `batch` is the number of rows that the network takes at
-    once, None where any number will do. `damage` says what is wrong with the weights, empty =
-    nothing.
+    `input_size` is the (h, w) that the network sees, None where it is the picture's. `batch` is the
+    number of rows that the network takes at once, None where any number will do.
     """
 
     def __init__(self, config: OnnxTeacher, device: str) -> None:
@@ -55,13 +56,17 @@ class BuiltOnnxTeacher:
         self._rows = self.batch or 0  # rows per run; 0 = as they come
         self._seen: set[tuple[int, int]] = set()
         self.preprocessing = Normalise(config.mean, config.std, config.scale, config.channels)
-        self.device_name = device_name(self.device)
         self.provider = self._session.provider
 
     @torch.inference_mode()
     def __call__(
-        self, image: Float[Tensor, "b 3 h w"], boxes: Float[Tensor, "b 4"] | None = None
-    ) -> dict[str, Float[Tensor, "b c y x"]]:
+        self,
+        image: Float[Tensor, "b 3 h w"],
+        *,
+        rows: Sequence[Row] = (),
+        preprocessing: Normalise | None = None,
+        boxes: Float[Tensor, "b 4"] | None = None,
+    ) -> dict[str, Float[Tensor, "b _ _ _"]]:
         """Return the target: logits at the picture's size, features on their own grid.
 
         Raises UserError where the network cannot take a picture of this size or does not say what
@@ -72,7 +77,8 @@ class BuiltOnnxTeacher:
         if self._fixed not in (None, size):
             raise _wrong_size(self._fixed, size)
         image = _resize(image.to(self.device, torch.float32), size)
-        answer = self._run_rows(self.preprocessing.to(self.device)(image))
+        normalise = (preprocessing or self.preprocessing).to(self.device)
+        answer = self._run_rows(normalise(image))
         if self._config.kind == "features":
             return {self._config.target: answer}
         if self._config.kind == "probabilities":
