@@ -95,12 +95,8 @@ def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Even
             quality=quality,
             stop=stop,
         )
-        if recipe.run.preflight and (
-            line := require_space(
-                cache, pictures, missing, lambda batch: run_teachers(job, batch)[1]
-            )
-        ):
-            process.print(line)
+        if recipe.run.preflight:
+            require_space(cache, missing, lambda: _first_batch(job, pictures.open(missing[0])))
         _make_shards(job, pictures, missing)
     cache.finalize()
     return cache
@@ -218,6 +214,11 @@ def _batches(source: PictureShard, recipe: Recipe) -> Generator[list[Picture], N
                 batch = []
     if batch:
         yield batch
+
+
+def _first_batch(job: _Job, source: PictureShard) -> dict[str, np.ndarray]:
+    with source, closing(_batches(source, job.recipe)) as batches:
+        return run_teachers(job, next(batches))[1]
 
 
 Encoded = tuple[list[Row], dict[str, np.ndarray], dict[str, list[RowStatistics]]]
