@@ -186,8 +186,9 @@ def rerun(
 
 
 def _tolerance(cache: Cache, target: str) -> tuple[float, float]:
-    teacher = cache.identity["targets"][target]["teacher"]
-    return LOG_ODDS if teacher.get("kind") == "probabilities" else PLAIN
+    entry = cache.identity["targets"][target]
+    were_probabilities = entry["teacher"].get("kind") == "probabilities"
+    return LOG_ODDS if were_probabilities and entry["kind"] == "logits" else PLAIN
 
 
 def _images(

@@ -32,7 +32,7 @@ _TARGET = re.compile(r"[a-z][a-z0-9_]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxTeacher:
-    """Any ONNX detector or segmenter; one of its tensors becomes one target.
+    """Any ONNX detector or segmenter; one of its tensors becomes one target, others may be more.
 
     Preprocessing, in this order: RGB in [0, 1], resized to `size`, channels reordered, times
     `scale`, minus `mean`, divided by `std`. `mean` and `std` are in scaled units and in the
@@ -49,9 +49,10 @@ class OnnxTeacher:
     scale: float = 1.0  # what RGB in [0, 1] is multiplied by first
     mean: Triple = (0.0, 0.0, 0.0)  # subtracted after scaling, scaled units, network's order
     std: Triple = (1.0, 1.0, 1.0)  # divided by last, scaled units, network's order
+    tensors: Taps = ()  # more (target, tensor) pairs of the same pass, kept as features
 
     def __post_init__(self) -> None:
-        _check_target(self.target)
+        _check_taps(self.target, self.tensors)
         _check_normalisation(self.mean, self.std)
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise UserError("a teacher's scale must be positive", found=self.scale, wanted="> 0")
@@ -61,7 +62,8 @@ class OnnxTeacher:
     @property
     def targets(self) -> dict[str, Kind]:
         """Return the kind of each target as it is stored."""
-        return {self.target: "features" if self.kind == "features" else "logits"}
+        kind: Kind = "features" if self.kind == "features" else "logits"
+        return {**_kinds(self.target, self.tensors), self.target: kind}
 
     def identity(self, with_files: bool = True, recorded: Recorded = None) -> dict[str, Any]:
         """Return what makes this teacher's words its own; `with_files` adds the files' sha256.
@@ -73,7 +75,7 @@ class OnnxTeacher:
         """
         identity: dict[str, Any] = {
             "class": "OnnxTeacher",
-            "targets": {self.target: self.tensor},
+            "targets": {self.target: self.tensor, **dict(self.tensors)},
             "kind": self.kind,
             "preprocessing": {
                 "size": None if self.size is None else list(self.size),
