@@ -89,7 +89,7 @@ def test_a_place_outside_the_folder_is_refused(external, tmp_path, place):
 def test_external_data_that_is_not_there_is_missing(external):
     move(external, "no")
     for act in (teacher(external).identity, lambda: teacher(external).build("cpu")):
-        with pytest.raises(MissingTeacherError, match="no does not exist"):
+        with pytest.raises(MissingTeacherError, match="net/no, which holds weights"):
             act()
 
 

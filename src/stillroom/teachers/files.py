@@ -47,8 +47,13 @@ def file_inside(folder: Path, name: str) -> Path:
         trouble = "a path with .."
     elif any((folder / part).is_symlink() for part in (posix, *posix.parents)[:-1]):
         trouble = "a link"
+    elif not (folder / posix).is_file():
+        raise MissingTeacherError(
+            f"the file {folder / posix}, which holds weights of the network, does not exist",
+            fix="copy it from where the network came from, to the same place beside it",
+        )
     else:
-        return existing(str(folder / posix))
+        return folder / posix
     raise UserError(
         "the network keeps weights in a place that is refused",
         found=f"{name!r:.200}: {trouble}",
