@@ -74,6 +74,11 @@ class Cache:
     def __repr__(self) -> str:
         return f"Cache({str(self.path)!r})"
 
+    @property
+    def teachers(self) -> list[dict[str, Any]]:
+        """What was recorded of the teacher of each target."""
+        return [entry["teacher"] for entry in self.identity["targets"].values()]
+
     # what must be there
 
     @cached_property

@@ -9,7 +9,7 @@ from stillroom.cache.folder import make_identity
 from stillroom.errors import UserError
 from stillroom.pictures.dataset import PictureSet
 from stillroom.recipe import Recipe, teacher_identities
-from stillroom.teachers.configs import Teacher
+from stillroom.teachers.protocol import BuiltTeacher, TeacherConfig
 from stillroom.types import TargetSpec
 
 
@@ -23,7 +23,11 @@ def pictures_identity(pictures: PictureSet) -> dict[str, Any]:
 
 
 def probe(
-    config: Teacher, built: Any, size: tuple[int, int], codecs: dict[str, str], device: str
+    config: TeacherConfig,
+    built: BuiltTeacher,
+    size: tuple[int, int],
+    codecs: dict[str, str],
+    device: str,
 ) -> tuple[TargetSpec, ...]:
     """Run a teacher on one grey picture of `size` (h, w) and return what it makes."""
     answers = built(torch.full((1, 3, *size), 0.5, device=device))

@@ -30,10 +30,11 @@ from stillroom.extraction.preflight import require_space
 from stillroom.extraction.process import ProcessContext
 from stillroom.jsonfile import digest
 from stillroom.os_errors import explain_os_errors
-from stillroom.pictures.dataset import Picture, PictureShard, open_pictures
+from stillroom.pictures.dataset import Picture, PictureSet, PictureShard, open_pictures
 from stillroom.pictures.loader import image_tensor, read_ahead
 from stillroom.recipe import Recipe, check
 from stillroom.signals import raise_if_stopped, stop_on_signals
+from stillroom.teachers.protocol import BuiltTeacher
 from stillroom.types import Kind, Row, RowStatistics, ShardId, TargetSpec, View
 
 
@@ -43,7 +44,7 @@ class _Job:
 
     recipe: Recipe
     cache: Cache
-    teachers: tuple[Any, ...]
+    teachers: tuple[BuiltTeacher, ...]
     process: ProcessContext
     quality: dict[str, Any]
     stop: threading.Event
@@ -84,8 +85,7 @@ def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Even
     if missing := cache.missing():
         raise_if_stopped(stop, "no shard was begun")
         _warn_of_size(recipe, cache, process)
-        attentive = tuple(_Attentive(built, stop) for built in teachers)
-        quality = _gate(recipe, attentive, pictures, process)
+        quality = _gate(recipe, teachers, pictures, process, stop)
         raise_if_stopped(stop, "no shard was begun")
         job = _Job(
             recipe=recipe,
@@ -95,32 +95,11 @@ def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Even
             quality=quality,
             stop=stop,
         )
-        if recipe.run.preflight and (
-            line := require_space(
-                cache, pictures, missing, lambda batch: run_teachers(job, batch)[1]
-            )
-        ):
-            process.print(line)
+        if recipe.run.preflight:
+            require_space(cache, missing, lambda: _first_batch(job, pictures.open(missing[0])))
         _make_shards(job, pictures, missing)
     cache.finalize()
     return cache
-
-
-class _Attentive:
-    """A built teacher that looks for a signal before each answer: the gate may ask for minutes."""
-
-    def __init__(self, built: Any, stop: threading.Event) -> None:
-        vars(self).update(_built=built, _stop=stop)
-
-    def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        raise_if_stopped(self._stop, "no shard was begun")
-        return self._built(image)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._built, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._built, name, value)
 
 
 def _claim(recipe: Recipe, identity: dict[str, Any]) -> Cache:
@@ -134,7 +113,11 @@ def _claim(recipe: Recipe, identity: dict[str, Any]) -> Cache:
 
 
 def _gate(
-    recipe: Recipe, teachers: tuple[Any, ...], pictures: Any, process: ProcessContext
+    recipe: Recipe,
+    teachers: tuple[BuiltTeacher, ...],
+    pictures: PictureSet,
+    process: ProcessContext,
+    stop: threading.Event,
 ) -> dict[str, Any]:
     """Judge every teacher on this rank's own device; returns figures per target.
 
@@ -147,9 +130,9 @@ def _gate(
     where = f" on {process.device_name}, rank {process.rank} of {process.world}" * (
         process.world > 1
     )
+    samples, classes = gate_pictures(pictures), len(pictures.classes)
     for config, built in zip(recipe.teachers, teachers, strict=True):
-        rounds = gate_pictures(pictures)
-        for verdict in judge(config, built, rounds, len(pictures.classes), recipe.gate_floor):
+        for verdict in judge(config, built, samples, classes, recipe.gate_floor, stop):
             figures = ", ".join(f"{name} {value:.4g}" for name, value in verdict.figures.items())
             process.print(f"quality gate, {verdict.target}: {figures}")
             if verdict.note:
@@ -233,6 +216,11 @@ def _batches(source: PictureShard, recipe: Recipe) -> Generator[list[Picture], N
         yield batch
 
 
+def _first_batch(job: _Job, source: PictureShard) -> dict[str, np.ndarray]:
+    with source, closing(_batches(source, job.recipe)) as batches:
+        return run_teachers(job, next(batches))[1]
+
+
 Encoded = tuple[list[Row], dict[str, np.ndarray], dict[str, list[RowStatistics]]]
 
 
@@ -246,7 +234,7 @@ def run_teachers(job: _Job, batch: list[Picture]) -> Encoded:
     parts: dict[str, np.ndarray] = {}
     statistics: dict[str, list[RowStatistics]] = {}
     for built in job.teachers:
-        for name, answer in built(image).items():
+        for name, answer in built(image, rows=rows).items():
             statistics[name] = _statistics(answer, job.cache.specs[name].kind)
             codec: Codec = job.cache.codecs[name]
             encoded = codec.encode(answer, job.cache.fitted.get(name, {}))

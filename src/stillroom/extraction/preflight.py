@@ -1,8 +1,8 @@
 """Before the first shard: will what is missing fit on the disk?
 
-Where even the uncompressed rows fit, nothing is run. Otherwise the teachers see a few pictures, and
-their compressed rows say what all of them will take. The prediction is for this file system as a
-whole: quotas are not seen, and whoever else writes there is not either.
+Where even the uncompressed rows fit, nothing is run. Otherwise one batch is answered, and as it
+compresses, so will the rest, near enough to refuse what hours later would fill the disk. Quotas,
+and whoever else writes there, are not seen.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,65 +13,34 @@ from stillroom.cache.folder import Cache
 from stillroom.cache.frames import encode_frame
 from stillroom.errors import UserError
 from stillroom.os_errors import free_bytes
-from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.types import ShardId
 
-NUM_SAMPLES = 4  # pictures, from as many shards
-_SHARE = 0.05  # of the estimate, kept for rows that compress worse than the samples
+_SPARE = 1.05  # for rows that compress worse
 _PART_BYTES = 850  # of a row of one part: its columns in shard.json, and what a tar puts around it
-_SHARD_BYTES = 1 << 16  # metadata, names and half-filled blocks of one shard
-
-Answer = Callable[[list[Picture]], dict[str, np.ndarray]]
 
 
 def require_space(
-    cache: Cache, pictures: PictureSet, missing: Sequence[ShardId], answer: Answer
-) -> str | None:
-    """Return a line that says what will be needed, or None where there is room for anything.
+    cache: Cache, missing: Sequence[ShardId], first_batch: Callable[[], dict[str, np.ndarray]]
+) -> None:
+    """Raise UserError where the missing shards will not fit.
 
-    `answer` gives the encoded parts (b ...) of a batch. Raises UserError where the missing shards
-    will not fit.
+    `first_batch` gives the encoded parts (b ...) of some of their rows.
     """
-    free = free_bytes(cache.path)
-    raw_bytes = float(sum(part.num_bytes for part in cache.parts))
-    if _needed_bytes(cache, missing, raw_bytes) <= free:
-        return None
-    samples = _samples(pictures, missing)
-    row_bytes = sum(_row_bytes(answer([picture])) for picture in samples) / len(samples)
-    needed = _needed_bytes(cache, missing, row_bytes)
-    rows = sum(map(cache.shard_rows, missing))
-    estimate = (
-        f"{_megabytes(needed)}: {rows} missing rows of {_megabytes(row_bytes)}"
-        f" (as {len(samples)} pictures compress), {_SHARE:.0%} and one shard to spare"
-    )
-    if needed > free:
+    free, num_rows = free_bytes(cache.path), sum(map(cache.shard_rows, missing))
+    if num_rows * sum(part.num_bytes for part in cache.parts) <= free:
+        return
+    columns = first_batch().values()
+    frames = [encode_frame(np.ascontiguousarray(row), 1) for column in columns for row in column]
+    row_bytes = _PART_BYTES * len(columns) + sum(map(len, frames)) * len(columns) / len(frames)
+    if num_rows * row_bytes * _SPARE > free:
         raise UserError(
             f"the cache will not fit on the disk of {cache.path}",
             found=f"{_megabytes(free)} free",
-            wanted=estimate,
+            wanted=f"{_megabytes(num_rows * row_bytes * _SPARE)}: {num_rows} missing rows of"
+            f" {_megabytes(row_bytes)} (as the first batch compresses), {_SPARE - 1:.0%} to spare",
             fix="make room, name another place with --run.cache, choose a smaller --codec, or begin"
             " all the same with --run.no-preflight",
         )
-    return f"disk: {_megabytes(free)} free; needed are {estimate}"
-
-
-def _needed_bytes(cache: Cache, missing: Sequence[ShardId], row_bytes: float) -> float:
-    """Return what the missing shards take; one more, which two processes may make at once."""
-    rows = list(map(cache.shard_rows, missing))
-    total = (sum(rows) + max(rows)) * (row_bytes + _PART_BYTES * len(cache.parts))
-    return total * (1 + _SHARE) + (len(rows) + 1) * _SHARD_BYTES
-
-
-def _samples(pictures: PictureSet, missing: Sequence[ShardId]) -> list[Picture]:
-    """Return the first pictures of shards at even distances."""
-    step = max(1, len(missing) // NUM_SAMPLES)
-    return [pictures.open(shard).read(0, labels=False) for shard in missing[::step][:NUM_SAMPLES]]
-
-
-def _row_bytes(parts: dict[str, np.ndarray]) -> int:
-    """Return the bytes of all rows, each compressed as a writer does it."""
-    rows = (np.ascontiguousarray(row) for part in parts.values() for row in part)
-    return sum(len(encode_frame(row, 1)) for row in rows)
 
 
 def _megabytes(count: int | float) -> str:

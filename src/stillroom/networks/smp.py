@@ -69,12 +69,19 @@ class SmpNetwork(Network):
             self.encoder.load_state_dict(pretrained.state_dict())
 
     def forward_taps(
-        self, image: Float[Tensor, "b 3 h w"], taps: tuple[str, ...]
+        self,
+        image: Float[Tensor, "b 3 h w"],
+        taps: tuple[str, ...],
+        normalise: Normalise | None = None,
     ) -> tuple[Float[Tensor, "b k h w"], dict[str, Float[Tensor, "b _ _ _"]]]:
-        """Return logits and the named features; an unknown tap is a UserError."""
+        """Return logits and the named features; an unknown tap is a UserError.
+
+        `normalise` replaces the network's own.
+        """
         require_taps(taps, self.taps)
         require_size(image, self.stride)
-        features = self.encoder(self.normalise(image))
+        normalised = (normalise or self.normalise)(image)
+        features = self.encoder(normalised)
         named = {f"encoder.{level}": feature for level, feature in enumerate(features)}
         blocks = self._decoder_blocks()
         with kept_outputs({tap: blocks[tap] for tap in taps if tap in blocks}, named):

@@ -24,9 +24,15 @@ class Network(nn.Module):
         return self.forward_taps(image, ())[0]
 
     def forward_taps(
-        self, image: Float[Tensor, "b 3 h w"], taps: tuple[str, ...]
+        self,
+        image: Float[Tensor, "b 3 h w"],
+        taps: tuple[str, ...],
+        normalise: Normalise | None = None,
     ) -> tuple[Float[Tensor, "b k h w"], dict[str, Float[Tensor, "b _ _ _"]]]:
-        """Return logits and the named features; an unknown tap is a UserError."""
+        """Return logits and the named features; an unknown tap is a UserError.
+
+        `normalise` replaces the network's own.
+        """
         raise NotImplementedError
 
 

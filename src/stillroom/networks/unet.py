@@ -58,12 +58,19 @@ class UNet(Network):
         )
 
     def forward_taps(
-        self, image: Float[Tensor, "b 3 h w"], taps: tuple[str, ...]
+        self,
+        image: Float[Tensor, "b 3 h w"],
+        taps: tuple[str, ...],
+        normalise: Normalise | None = None,
     ) -> tuple[Float[Tensor, "b k h w"], dict[str, Float[Tensor, "b _ _ _"]]]:
-        """Return logits and the named features; an unknown tap is a UserError."""
+        """Return logits and the named features; an unknown tap is a UserError.
+
+        `normalise` replaces the network's own.
+        """
         require_taps(taps, self.taps)
         require_size(image, self.stride)
-        features = [self.encoder[0](self.normalise(image))]
+        normalised = (normalise or self.normalise)(image)
+        features = [self.encoder[0](normalised)]
         for block in list(self.encoder)[1:]:
             features.append(block(nn.functional.max_pool2d(features[-1], 2)))
         named = {f"encoder.{level}": feature for level, feature in enumerate(features)}

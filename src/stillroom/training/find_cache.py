@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stillroom.cache.find import match_cache
+from stillroom.cache.find import find_caches, match_cache
 from stillroom.cache.folder import Cache
 from stillroom.errors import UserError
 from stillroom.pictures.dataset import PictureSet
@@ -20,8 +20,9 @@ def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | N
     if not wanted:
         return None
     assert pictures.geometry is not None
+    recorded = [r for cache in find_caches(Path(recipe.run.cache)) for r in cache.teachers]
     try:
-        teachers, known = teacher_identities(recipe, with_files=True), True
+        teachers, known = teacher_identities(recipe, True, recorded), True
     except MissingTeacherError:
         teachers, known = teacher_identities(recipe, with_files=False), False
     try:
