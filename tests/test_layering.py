@@ -27,7 +27,8 @@ ALLOWED = {
     "cache": BASE | {"codecs"},
     "losses": BASE,
     "students": BASE | {"networks", "losses"},
-    "recipe": BASE | {"codecs", "losses", "pictures", "students", "teachers.configs"},
+    "recipe": BASE
+    | {"codecs", "losses", "pictures", "students", "teachers.configs", "teachers.protocol"},
     "extraction": BASE
     | {"pictures", "teachers", "codecs", "cache", "metrics", "recipe", "networks.normalise"},
     "checking": BASE

@@ -17,8 +17,6 @@ def broken(path: Path) -> Iterator[tuple[str, onnx.ModelProto]]:
     for name, change in (
         ("NaN in one weight", lambda values: _with(values, 0, np.nan)),
         ("NaN layer", lambda values: np.full_like(values, np.nan)),
-        ("a quarter of a layer's filters zero", lambda values: _zeroed(values, 4)),
-        ("half of a layer's filters zero", lambda values: _zeroed(values, 2)),
     ):
         yield name, edited(_load(path), {middle}, change)
     last = _last(_load(path))
@@ -115,10 +113,4 @@ def _channels(model: onnx.ModelProto, conv: onnx.NodeProto) -> int:
 def _with(values: np.ndarray, place: int, value: float) -> np.ndarray:
     values = values.copy()
     values.flat[place] = value
-    return values
-
-
-def _zeroed(values: np.ndarray, share: int) -> np.ndarray:
-    values = values.copy()
-    values[: max(1, len(values) // share)] = 0
     return values

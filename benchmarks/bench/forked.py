@@ -39,7 +39,7 @@ class NumpyTeacher(RunTeacher):
     so that two such teachers can differ.
     """
 
-    def identity(self, with_files: bool = True) -> dict[str, Any]:
+    def identity(self, with_files: bool = True, recorded: Any = None) -> dict[str, Any]:
         targets = {self.target: "logits", **dict(self.taps)}
         return {"class": "NumpyTeacher", "targets": targets, "path": self.path}
 
@@ -54,7 +54,7 @@ class _Built:
     def __init__(self, logits: str, features: str) -> None:
         self._names, self.preprocessing = (logits, features), Normalise((0.0,) * 3, (1.0,) * 3)
 
-    def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    def __call__(self, image: torch.Tensor, **options: Any) -> dict[str, torch.Tensor]:
         pixels = image.numpy()
         logits = np.concatenate([pixels, pixels.max(1, keepdims=True)], 1) * 8 - 4
         cells = np.repeat(pixels[:, :, ::4, ::4], 6, 1)[:, :16]

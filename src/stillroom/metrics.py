@@ -45,8 +45,3 @@ def iou(confusion: Int[Tensor, "k k"]) -> Float[Tensor, "k"]:
 def miou(confusion: Int[Tensor, "k k"]) -> Float[Tensor, ""]:
     """Return the mean over the classes that are in truth or prediction; nan for none at all."""
     return iou(confusion).nanmean()
-
-
-def agreement(counts: Int[Tensor, "k k"]) -> Float[Tensor, ""]:
-    """Return the share of pixels on the diagonal, where two networks agree; nan for none at all."""
-    return counts.diagonal().sum().double() / counts.sum()

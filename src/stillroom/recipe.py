@@ -13,7 +13,8 @@ from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet, PictureShard
 from stillroom.pictures.rows import Views, WholePicture, rows_of
 from stillroom.students.definitions import Student
-from stillroom.teachers.configs import Teacher
+from stillroom.teachers.configs import Recorded
+from stillroom.teachers.protocol import TeacherConfig
 from stillroom.types import Row, TargetSpec
 
 _WHOLE = WholePicture()
@@ -84,7 +85,7 @@ class Recipe:
 
     name: str  # names the cache and, unless --run.name is given, the run
     data: Data
-    teachers: tuple[Teacher, ...] = ()  # the frozen networks that stage 1 runs
+    teachers: tuple[TeacherConfig, ...] = ()  # the frozen networks that stage 1 runs
     views: Views = _WHOLE  # how often and how each training picture is looked at
     codec: dict[str, str] = field(default_factory=dict)  # how each target is kept, by its name
     body: Literal["zarr", "tar"] = "zarr"  # the files that hold the rows; both are read alike
@@ -250,15 +251,18 @@ def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
         )
 
 
-def teacher_identities(recipe: Recipe, with_files: bool) -> dict[str, dict[str, Any]]:
+def teacher_identities(
+    recipe: Recipe, with_files: bool, recorded: Recorded = None
+) -> dict[str, dict[str, Any]]:
     """Return, per target, what made it: the teacher's identity with this target's own tensor only.
 
     Without files the answer is a subset of the answer with; a cache that holds more targets of a
-    teacher still fits.
+    teacher still fits. `recorded` is what caches say of their teachers (`Cache.teachers`): then no
+    teacher's library is imported.
     """
     found = {}
     for teacher in recipe.teachers:
-        identity = teacher.identity(with_files=with_files)
+        identity = teacher.identity(with_files=with_files, recorded=recorded)
         tensors = identity.pop("targets")
         for name in teacher.targets:
             found[name] = {**identity, "tensor": tensors[name]}

@@ -1,18 +1,20 @@
 """The nouns that every room shares: views, rows, targets and batches."""
 
-import re
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, NamedTuple
 
-import torch
+import msgspec
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stillroom.hashing import keyed_hash
 
 IGNORE = 255  # the mask value that no loss and no metric counts
-KEY = re.compile(r"[A-Za-z0-9_=/-]+")  # what a picture's key may look like
-
+# A picture's key; WebDataset skips folders named __like_this__ without a word.
+_KEY = r"^(?!__[^/]*__/)[A-Za-z0-9_=-]+(/[A-Za-z0-9_=-]+)*\Z"
+Key = Annotated[str, msgspec.Meta(pattern=_KEY, max_length=200)]
+Split = Annotated[str, msgspec.Meta(pattern=r"^(train|val)\Z")]
+ShardNumber = Annotated[int, msgspec.Meta(ge=0, le=999_999)]
 Kind = Literal["logits", "features"]
 
 
@@ -95,18 +97,3 @@ class Batch:
     inside: Bool[Tensor, "b h w"]
     targets: dict[str, Float[Tensor, "b c y x"]] = field(default_factory=dict)
     boxes: Float[Tensor, "b 4"] | None = None
-
-    def to(self, device: torch.device) -> "Batch":
-        """Copy every tensor to a device (without waiting, where the memory is pinned)."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        return replace(
-            self,
-            image=move(self.image),
-            mask=move(self.mask),
-            inside=move(self.inside),
-            targets={name: move(target) for name, target in self.targets.items()},
-            boxes=None if self.boxes is None else move(self.boxes),
-        )

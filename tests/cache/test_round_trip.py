@@ -29,7 +29,7 @@ def test_every_row_is_read_as_it_was_written(cache: Cache, make):
                     assert np.array_equal(read[name], value)
                 for target, figures in make.statistics(said).items():
                     columns = reader.statistics[target]
-                    assert tuple(columns[name][i] for name in COLUMNS) == figures
+                    assert tuple(getattr(columns, name)[i] for name in COLUMNS) == figures
 
 
 def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path: Path, make, is_durable):

@@ -19,16 +19,28 @@ def forge(make, cache: Cache, member: str, column: str, row: int, value: object)
     write_json(path, body)
 
 
-@pytest.mark.parametrize("value", [2**64 - 1, 2**62, 10**30, -1, 7, 1.5, True, None, "0", [0]])
+@pytest.mark.parametrize("value", [2**64 - 1, 2**62, 10**30, -1, 1.5, True, None, "0", [0]])
 @pytest.mark.parametrize("column", ["offset", "size", "crc32c"])
-def test_an_index_entry_outside_the_file_is_refused_at_opening(make, cache: Cache, column, value):
+def test_an_index_entry_that_no_file_can_have_is_refused_at_opening(
+    make, cache: Cache, column, value
+):
     forge(make, cache, "mask.value", column, 2, value)
-    if value == 7 and (column == "crc32c" or (column == "size" and cache.body.suffix == ".wds")):
-        with pytest.raises(DamageError, match="crc32c"):  # a shorter member is inside its block
-            cache.reader(TRAIN).read(2)
-    else:
-        with pytest.raises(DamageError, match=r"part|column"):
-            cache.reader(TRAIN)
+    with pytest.raises(DamageError, match="is not what"):
+        cache.reader(TRAIN)
+
+
+@pytest.mark.parametrize(("column", "value"), [("offset", 10**6), ("size", 10**4)])
+def test_a_frame_outside_its_file_is_refused_at_opening(make, cache: Cache, column, value):
+    forge(make, cache, "mask.value", column, 2, value)
+    with pytest.raises(DamageError, match=r"part mask\.value, row 2"):
+        cache.reader(TRAIN)
+
+
+@pytest.mark.parametrize("column", ["offset", "size", "crc32c"])
+def test_a_frame_in_another_place_is_noticed_when_it_is_read(make, cache: Cache, column):
+    forge(make, cache, "mask.value", column, 2, 7)
+    with pytest.raises(DamageError, match="crc32c"):
+        cache.reader(TRAIN).read(2)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +65,7 @@ def test_rows_that_cannot_be_are_refused_at_opening(make, cache: Cache, column, 
 @pytest.mark.parametrize("key", ["/etc/passwd", "a//b", "a/", "", "a.b", "a\n", "\u00e4"])
 def test_keys_that_are_no_plain_relative_names_are_refused_at_opening(make, cache: Cache, key: str):
     forge(make, cache, "rows", "key", 0, key)
-    with pytest.raises(DamageError, match="row 0 of a column"):
+    with pytest.raises(DamageError, match=r"rows\.key"):
         cache.reader(TRAIN)
 
 
@@ -83,7 +95,7 @@ def test_figures_that_cannot_be_are_refused_at_opening(
     body = read_json(path)
     body["statistics"][target][column][2] = value
     write_json(path, body)
-    with pytest.raises(DamageError, match="row 2 of a column"):
+    with pytest.raises(DamageError, match=r"`\$\.statistics|the confidence of"):
         cache.reader(TRAIN)
 
 
@@ -105,5 +117,5 @@ def test_paths_in_a_record_are_never_followed(make, cache: Cache):
     body = read_json(path)
     body["files"]["../identity.json"] = body["files"].pop(next(iter(body["files"])))
     write_json(path, body)
-    with pytest.raises(DamageError, match="files are"):
+    with pytest.raises(DamageError, match="files "):
         cache.reader(TRAIN)

@@ -19,6 +19,7 @@ from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.process import ProcessContext
 from stillroom.jsonfile import file_sha256, read_json, write_json
 from stillroom.pictures.loader import image_tensor
+from stillroom.teachers.torch import BuiltTorchTeacher
 from stillroom.types import ShardId
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,16 +114,12 @@ def test_a_shard_with_a_wrong_row_is_made_again_and_no_other(swapped, tmp_path):
 def test_when_most_rows_differ_no_shard_is_at_fault_and_nothing_is_moved(
     spoilt, spoilt_recipe, monkeypatch
 ):
-    config = type(spoilt_recipe.teachers[0])
-    build = config.build
+    call = BuiltTorchTeacher.__call__
 
-    def other(self, device):
-        built = build(self, device)
-        return lambda image, **more: {
-            name: value + 1 for name, value in built(image, **more).items()
-        }
+    def other(self, image, **options):
+        return {name: value + 1 for name, value in call(self, image, **options).items()}
 
-    monkeypatch.setattr(config, "build", other)
+    monkeypatch.setattr(BuiltTorchTeacher, "__call__", other)
     found = run_check(spoilt, spoilt_recipe, None, CheckOptions(rerun=8, repair=True))
     assert not found.is_well
     assert "left alone" in found.repaired[0]

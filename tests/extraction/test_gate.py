@@ -1,5 +1,6 @@
 """The quality gate: the right preprocessing passes, every usual wrong one is refused by name."""
 
+import threading
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from stillroom.errors import UserError
+from stillroom.errors import Stopped, UserError
 from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.gate import Verdict, gate_pictures, judge
 from stillroom.extraction.process import ProcessContext
@@ -46,13 +47,15 @@ class Reddish:
     trained: Normalise
     preprocessing: Normalise
     damage: tuple[str, ...] = ()
+    provider: str = "arithmetic"
 
     def __post_init__(self) -> None:
         self.red = 0 if self.trained.channels == "RGB" else 2
         self.half = float(self.trained(torch.full((1, 3, 1, 1), 0.5))[0, self.red])
 
-    def __call__(self, image):
-        return {"said": self.preprocessing(image)[:, [self.red]] - self.half}
+    def __call__(self, image, *, rows=(), preprocessing=None, boxes=None):
+        seen = (preprocessing or self.preprocessing)(image)
+        return {"said": seen[:, [self.red]] - self.half}
 
 
 @dataclass
@@ -60,10 +63,11 @@ class Saying:
     """A teacher that says what a function makes of the picture."""
 
     function: object
-    preprocessing: Normalise
+    preprocessing: Normalise | None
     damage: tuple[str, ...] = ()
+    provider: str = "arithmetic"
 
-    def __call__(self, image):
+    def __call__(self, image, *, rows=(), preprocessing=None, boxes=None):
         return {name: self.function(image) for name in ("said", "inner")}
 
 
@@ -82,7 +86,7 @@ def samples() -> list[Picture]:
 
 
 def judged(built, samples, config=CONFIG, floor=0.0, classes=2) -> Verdict:
-    return judge(config, built, [samples], classes, floor)[0]
+    return judge(config, built, samples, classes, floor)[0]
 
 
 @pytest.mark.parametrize("channels", ["RGB", "BGR"])
@@ -105,9 +109,6 @@ def test_another_usual_normalisation_is_refused_and_the_right_one_named(
     built = Reddish(preprocessing(true, channels), preprocessing(declared, channels))
     (reason,) = judged(built, samples).reasons
     assert reason.startswith(f"{channels} {true} gives mIoU 1.000, the declared")
-    assert built.preprocessing.mean.flatten().tolist() == pytest.approx(
-        preprocessing(declared, channels).mean.flatten().tolist()
-    )  # it is put back
 
 
 @pytest.mark.parametrize(("true", "declared"), [("RGB", "BGR"), ("BGR", "RGB")])
@@ -145,8 +146,8 @@ def test_a_teacher_no_better_than_one_class_everywhere_is_refused_at_any_floor_a
 def test_a_network_saturated_by_its_preprocessing_is_told_the_preprocessing(samples):
     @dataclass
     class Squashed(Reddish):
-        def __call__(self, image):
-            return {"said": super().__call__(image)["said"].clamp(-0.5, 0.5)}
+        def __call__(self, image, **options):
+            return {"said": super().__call__(image, **options)["said"].clamp(-0.5, 0.5)}
 
     samples = [replace(picture, image=np.maximum(picture.image, 1)) for picture in samples]
     verdict = judged(Squashed(preprocessing("in [0, 1]"), preprocessing("in 0..255")), samples)
@@ -177,7 +178,7 @@ def test_features_of_which_many_channels_are_dead_are_refused(samples, dead, ref
         return channels
 
     config = replace(CONFIG, taps=(("inner", "encoder.0"),))
-    verdicts = judge(config, Saying(feature, preprocessing("in [0, 1]")), [samples], 2, 0.0)
+    verdicts = judge(config, Saying(feature, preprocessing("in [0, 1]")), samples, 2, 0.0)
     inner = {verdict.target: verdict for verdict in verdicts}["inner"]
     assert inner.figures["dead_channels"] == dead / 8
     assert [("dead: 75% of the channels" in r) for r in inner.reasons] == [True] * refused
@@ -199,11 +200,29 @@ def test_without_labels_or_with_other_classes_there_is_no_score(samples):
 
 def test_labelled_pictures_of_the_validation_split_are_taken(tiny_world):
     pictures = open_pictures(tiny_world / "shards")
-    (keys,) = ([p.key for p in some] for some in gate_pictures(pictures))
+    keys = [p.key for p in gate_pictures(pictures)]
     assert keys == [f"{n:06}" for n in range(1000, 1008)]
-    assert [len(some) for some in gate_pictures(pictures, wanted=3)] == [3]
-    rounds = [[p.key for p in some] for some in gate_pictures(pictures, size=4)]
-    assert rounds == [keys[::2], keys[1::2]]
+    assert [p.key for p in gate_pictures(pictures, wanted=3)] == [keys[0], keys[2], keys[5]]
+
+
+def test_what_is_no_function_of_pixels_is_scored_and_no_other_preprocessing_is_tried(samples):
+    built = Saying(lambda image: image[:, [0]] - 0.5, None)
+    verdict = judged(built, samples, floor=0.99)
+    assert verdict.reasons == () and verdict.figures["miou"] == 1.0
+    assert "best_other_miou" not in verdict.figures
+
+
+def test_the_gate_stops_between_two_batches_when_it_is_told(samples):
+    stop, asked = threading.Event(), []
+
+    def once(image):
+        asked.append(len(image))
+        stop.set()
+        return image[:, [0]] - 0.5
+
+    with pytest.raises(Stopped, match="no shard was begun"):
+        judge(CONFIG, Saying(once, preprocessing("in [0, 1]")), samples, 2, 0.0, stop)
+    assert asked == [4, 4]  # two targets of one batch
 
 
 @pytest.fixture
@@ -264,8 +283,8 @@ def broken_devices(monkeypatch) -> set[str]:
         def __getattr__(self, name):
             return getattr(self._built, name)
 
-        def __call__(self, image):
-            outputs = self._built(image)
+        def __call__(self, image, **options):
+            outputs = self._built(image, **options)
             return {n: a + a.std() * torch.randn(a.shape) / 10 for n, a in outputs.items()}
 
     def built(self, device):

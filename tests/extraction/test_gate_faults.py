@@ -1,9 +1,8 @@
 """Every usual fault of an ONNX teacher is refused with its cause, and the sound one passes."""
 
-import importlib.util
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import onnx
@@ -17,35 +16,11 @@ from stillroom.pictures.dataset import Picture, PictureSet, open_pictures
 from stillroom.pictures.make import make_shards
 from stillroom.teachers.configs import OnnxTeacher
 
-WITHOUT = "batch statistics without BatchNorm"
-CAUSES = {
-    "NaN in one weight": "not finite",
-    "NaN layer": "not finite",
-    "a quarter of a layer's filters zero": "are dead: all zeros",
-    "half of a layer's filters zero": "are dead: all zeros",
-    "output layer zero": "are dead: all zeros",
-    "random weights": "wrong or random weights",
-    "BatchNorm in training mode": "in training mode",
-    WITHOUT: "depends on the other pictures of the batch",
-}
 HALF = (0.5, 0.5, 0.5)
 
 
-@pytest.fixture(scope="module")
-def broken_onnx() -> ModuleType:
-    """The benchmark's module that breaks networks."""
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "bench" / "broken_onnx.py"
-    spec = importlib.util.spec_from_file_location("broken_onnx", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def save_reddish(path: Path) -> OnnxTeacher:
-    """Write a network that knows foreground exactly, where red is above one half; eight channels
-    wide, so that parts of a layer can be taken away.
-    """
+    """Write a network that knows foreground exactly, where red is above one half."""
     rng = np.random.default_rng(0)
     first, second = rng.normal(0, 0.3, (8, 3, 1, 1)), rng.normal(0, 0.3, (8, 8, 1, 1))
     last = rng.normal(0, 1e-4, (1, 8, 1, 1))
@@ -82,33 +57,70 @@ def samples() -> list[Picture]:
     return found
 
 
-def judged(config: OnnxTeacher, rounds) -> Verdict:
-    return judge(config, config.build("cpu"), rounds, 2, 0.5)[0]
+def judged(config: OnnxTeacher, pictures: Sequence[Picture]) -> Verdict:
+    return judge(config, config.build("cpu"), pictures, 2, 0.5)[0]
 
 
-def test_each_fault_of_a_small_network_is_refused_with_its_cause(samples, broken_onnx, tmp_path):
+def not_a_number(model: onnx.ModelProto) -> None:
+    change(model, "second", lambda values: np.where(values == values.flat[0], np.nan, values))
+
+
+def output_layer_zero(model: onnx.ModelProto) -> None:
+    change(model, "last", np.zeros_like)
+
+
+def random_weights(model: onnx.ModelProto) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("first", "second", "last"):
+        change(model, name, lambda values: rng.normal(0, values.std(), values.shape))
+
+
+def batch_norm_in_training_mode(model: onnx.ModelProto) -> None:
+    values = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "variance": 1.0}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.full(8, v, np.float32), n) for n, v in values.items()
+    )
+    model.graph.node[2].output[0] = "inner"
+    outputs = ["c", "m", "v", "sm", "sv"]  # before opset 14, more than one is training mode
+    norm = helper.make_node("BatchNormalization", ["inner", *values], outputs, name="bn")
+    model.graph.node.insert(3, norm)
+
+
+def statistics_of_the_batch(model: onnx.ModelProto) -> None:
+    model.graph.node[2].output[0] = "inner"
+    mean = helper.make_node("ReduceMean", ["inner"], ["mean"], axes=[0, 2, 3], keepdims=1)
+    model.graph.node.insert(3, mean)
+    model.graph.node.insert(4, helper.make_node("Sub", ["inner", "mean"], ["c"]))
+
+
+def change(model: onnx.ModelProto, name: str, function) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            values = np.asarray(function(numpy_helper.to_array(tensor)), np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, name))
+
+
+@pytest.mark.parametrize(
+    ("fault", "causes"),
+    [
+        (not_a_number, ("weights second are not finite", "values are not finite")),
+        (output_layer_zero, ("dead: the output is the same everywhere",)),
+        (random_weights, ("wrong or random weights",)),
+        # onnxruntime moves the running statistics at every call
+        (batch_norm_in_training_mode, ("1 of 1 BatchNorms are in training mode", "training mode")),
+        (statistics_of_the_batch, ("depends on the other pictures of the batch",)),
+    ],
+)
+def test_each_fault_of_a_network_is_refused_with_its_cause(samples, tmp_path, fault, causes):
     config = save_reddish(tmp_path / "sound.onnx")
-    sound = judged(config, [samples])
+    sound = judged(config, samples)
     assert sound.reasons == () and sound.figures["miou"] == 1
-    seen = set()
-    for fault, model in broken_onnx.broken(Path(config.path)):
-        path = tmp_path / f"{len(seen)}.onnx"
-        onnx.save_model(model, str(path))
-        verdict = judged(replace(config, path=str(path)), [samples])
-        assert CAUSES[fault] in verdict.reasons[0], (fault, verdict)
-        seen.add(fault)
-    assert seen == CAUSES.keys()
-
-
-def test_batch_norm_in_training_mode_shows_in_behaviour_and_in_the_graph(
-    samples, broken_onnx, tmp_path
-):
-    config = save_reddish(tmp_path / "sound.onnx")
-    model = broken_onnx.train_batch_norm(onnx.load(config.path))
+    model = onnx.load(config.path)
+    fault(model)
     onnx.save_model(model, str(tmp_path / "broken.onnx"))
-    reasons = judged(replace(config, path=str(tmp_path / "broken.onnx")), [samples]).reasons
-    assert "1 of 1 BatchNorms are in training mode" in reasons[0]
-    assert "training mode" in reasons[1]  # onnxruntime moves the running statistics at every call
+    reasons = judged(replace(config, path=str(tmp_path / "broken.onnx")), samples).reasons
+    assert all(cause in found for cause, found in zip(causes, reasons, strict=False)), reasons
+    assert len(reasons) >= len(causes)
 
 
 def pack(shared: Path, folder: Path, size: int) -> PictureSet:
@@ -137,7 +149,7 @@ def person(shared: Path, name: str) -> OnnxTeacher:
 @pytest.mark.shared
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("name", "size"), [("prisma", 256), ("deeplab", 256), ("deeplab", 513)])
+@pytest.mark.parametrize(("name", "size"), [("prisma", 256), ("deeplab", 513)])
 def test_a_person_network_passes_with_its_own_preprocessing_and_with_no_other(
     shared, tmp_path, name, size
 ):
@@ -150,21 +162,3 @@ def test_a_person_network_passes_with_its_own_preprocessing_and_with_no_other(
         wrong = replace(config, mean=mean, std=std, scale=other.scale, channels=other.channels)
         (reason,) = judged(wrong, gate_pictures(pictures)).reasons
         assert reason.startswith(f"{right} gives mIoU 0.8"), (label, reason)
-
-
-@pytest.mark.shared
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["prisma", "deeplab"])
-def test_each_fault_of_a_person_network_is_refused_with_its_cause(
-    shared, tmp_path, broken_onnx, name
-):
-    pictures, config = pack(shared, tmp_path, 256), person(shared, name)
-    for number, (fault, model) in enumerate(broken_onnx.broken(Path(config.path))):
-        path = tmp_path / f"{number}.onnx"
-        onnx.save_model(model, str(path))
-        broken = replace(config, path=str(path))
-        if fault == WITHOUT and broken.build("cpu").batch == 1:
-            continue  # asked one picture at a time it does answer for each alone
-        verdict = judged(broken, gate_pictures(pictures, wanted=12))
-        assert any(CAUSES[fault] in reason for reason in verdict.reasons), (fault, verdict)

@@ -1,9 +1,12 @@
 """What needs no label is found by what the teacher does, not by what its flags say."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from stillroom.extraction.health import UNSTEADY, examine, observe, steadiness
@@ -18,8 +21,17 @@ def pictures() -> list[Picture]:
     return [Picture(key=str(i), image=m, mask=None, inside=inside) for i, m in enumerate(images)]
 
 
-def saying(function):
-    return lambda image: {"said": function(image)}
+@dataclass
+class Saying:
+    """A teacher that says what a function makes of the picture."""
+
+    function: Callable[[Tensor], Tensor]
+    preprocessing: None = None
+    damage: tuple[str, ...] = ()
+    provider: str = "arithmetic"
+
+    def __call__(self, image, *, rows=(), preprocessing=None, boxes=None):
+        return {"said": self.function(image)}
 
 
 def norm(**fields) -> nn.BatchNorm2d:
@@ -27,14 +39,14 @@ def norm(**fields) -> nn.BatchNorm2d:
 
 
 def test_a_function_of_the_picture_is_steady(pictures):
-    figures, reasons = steadiness(saying(norm()), pictures)["said"]
+    figures, reasons = steadiness(Saying(norm()), pictures)["said"]
     assert reasons == []
     assert figures["repeat_error"] == 0 and figures["batch_error"] < UNSTEADY / 100
 
 
 @pytest.mark.parametrize("number", [1, 2, 6])
 def test_batch_norm_in_training_mode_is_found_with_any_number_of_pictures(pictures, number):
-    figures, (reason,) = steadiness(saying(norm().train()), pictures[:number])["said"]
+    figures, (reason,) = steadiness(Saying(norm().train()), pictures[:number])["said"]
     assert "BatchNorm in training mode" in reason
     assert figures["batch_error"] > UNSTEADY and figures["repeat_error"] < UNSTEADY
 
@@ -42,13 +54,13 @@ def test_batch_norm_in_training_mode_is_found_with_any_number_of_pictures(pictur
 def test_batch_norm_that_says_it_is_in_evaluation_is_found_all_the_same(pictures):
     layer = norm(track_running_stats=False)
     assert not layer.training
-    _, (reason,) = steadiness(saying(layer), pictures)["said"]
+    _, (reason,) = steadiness(Saying(layer), pictures)["said"]
     assert "depends on the other pictures of the batch" in reason
 
 
 def test_dropout_is_found_and_not_called_batch_norm(pictures):
     torch.manual_seed(0)
-    (reason,) = steadiness(saying(lambda image: functional.dropout(image, 0.1)), pictures)["said"][
+    (reason,) = steadiness(Saying(lambda image: functional.dropout(image, 0.1)), pictures)["said"][
         1
     ]
     assert "Dropout" in reason and "BatchNorm" not in reason
@@ -66,7 +78,7 @@ def test_a_teachers_batch_norm_in_training_mode_is_found_in_logits_and_taps(tiny
 
 
 def examined(pictures, function, kind="features"):
-    return examine(observe(saying(function), pictures)["said"], kind)
+    return examine(observe(Saying(function), pictures)["said"], kind)
 
 
 def test_a_channel_that_is_one_map_for_every_picture_is_dead(pictures):

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from stillroom.extraction.preprocessing import (
+    Comparison,
     Scores,
     at_least,
     calibrated,
@@ -64,16 +65,28 @@ def test_answers_that_mistake_the_classes_are_not_turned_round(labels):
     assert calibrated(scores(-answers(labels, 0.5), labels)).mean() > 0.69
 
 
-def test_the_better_of_two_doors_is_told_from_luck(labels):
-    good, bad, equal = (
-        scores(answers(labels, n, s), labels) for n, s in ((0.6, 1), (1.0, 2), (0.6, 3))
+def test_the_better_of_two_preprocessings_is_told(labels):
+    good, bad = (scores(answers(labels, n, s), labels) for n, s in ((0.6, 1), (1.0, 2)))
+    assert compare(bad, good).is_better and not compare(good, bad).is_better
+    assert not compare(good, good).is_better
+
+
+@pytest.mark.parametrize(
+    ("gained", "wins", "gain", "is_better"),
+    [
+        (0.011, 51, 0.0, True),  # the margin, on most pictures
+        (0.011, 50, 0.0, False),
+        (0.009, 70, 0.06, True),  # less, and on more pictures than luck explains
+        (0.009, 60, 0.06, False),
+        (0.009, 70, 0.04, False),
+        (-0.001, 90, 0.5, False),
+    ],
+)
+def test_better_is_a_margin_or_more_pictures_than_luck_explains(gained, wins, gain, is_better):
+    found = Comparison(
+        miou=0.8 + gained, declared_miou=0.8, wins=wins, num_pictures=100, gain=gain, loss=0.1
     )
-    assert compare(bad, good).is_better and not compare(bad, good).is_worse
-    assert compare(good, bad).is_worse and not compare(good, bad).is_better
-    verdict = compare(good, equal)
-    assert not verdict.is_better and not verdict.is_worse and not verdict.is_better_at_last
-    few = compare(bad.first(4), good.first(4))
-    assert not few.is_better and few.is_better_at_last  # four pictures may be luck
+    assert found.is_better is is_better
 
 
 def test_pictures_without_labels_count_for_nobody(labels):

@@ -53,8 +53,3 @@ def test_an_unknown_tap_lists_the_legal_ones():
     with pytest.raises(UserError, match=r"encoder\.0, encoder\.1, decoder\.0") as caught:
         UNet(4, 1, 2, HALF, HALF).forward_taps(torch.rand(1, 3, 8, 8), ("encoder.7",))
     assert caught.value.found == "encoder.7"
-
-
-def test_an_impossible_network_is_refused():
-    with pytest.raises(UserError, match="no such U-Net"):
-        UNet(4, 0, 2, HALF, HALF)

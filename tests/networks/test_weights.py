@@ -34,7 +34,7 @@ def test_every_form_of_a_file_loads(tmp_path: Path, wrap: str):
         torch.save({"state_dict": {f"model.{name}": v for name, v in state.items()}}, path)
     else:
         torch.save(state if wrap == "bare" else {wrap: state, "epoch": 3}, path)
-    assert load_weights(target, path) == len(state)
+    load_weights(target, path)
     assert all(torch.equal(value, state[name]) for name, value in target.state_dict().items())
 
 

@@ -34,7 +34,7 @@ def test_importing_and_identifying_loads_nothing_heavy():
         "print(sorted(m[19:] for m in sys.modules if m.startswith('stillroom.teachers.')))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[]", "['configs', 'external_data']"]
+    assert done.stdout.splitlines() == ["[]", "['configs', 'files']"]
 
 
 def sha256(path: Path) -> str:
@@ -86,6 +86,7 @@ def test_every_field_that_changes_the_answer_changes_the_identity():
         {"scale": 255.0},
         {"mean": (0.5, 0.5, 0.5)},
         {"std": (0.5, 0.5, 0.5)},
+        {"tensors": (("more", "other"),)},
     ]
     identities = [dataclasses.replace(ONNX, **change).identity(False) for change in changes]
     assert all(identities.count(identity) == 1 for identity in identities)
@@ -115,6 +116,7 @@ def test_targets_have_the_kind_in_which_they_are_stored():
         (ONNX, {"mean": (1.0, float("nan"), 1.0)}),
         (ONNX, {"scale": 0.0}),
         (ONNX, {"size": (0, 32)}),
+        (ONNX, {"tensors": (("detector", "other"),)}),
         (SMP, {"taps": (("person", "encoder.3"),)}),
         (SMP, {"taps": (("x", "encoder.3"), ("x", "encoder.2"))}),
         (RUN, {"taps": (("../x", "encoder.3"),)}),

@@ -42,41 +42,6 @@ def test_one_value_that_is_not_finite_is_named(network, kind, field, bad):
     assert fault == f"1 of {count} values of the weights {name}.{field} are not finite"
 
 
-@pytest.mark.parametrize("kind", [nn.Conv2d, nn.BatchNorm2d])
-def test_filters_of_zeros_are_named(network, kind):
-    name, module = layer(network, kind, 1)
-    count = len(module.weight)
-    module.weight.data[: count // 2] = 0
-    (fault,) = damage_of(network_weights(network))
-    assert fault == f"{count // 2} of {count} filters of {name}.weight are dead: all zeros"
-
-
-@pytest.mark.parametrize(
-    ("module", "filters"), [(nn.ConvTranspose2d(6, 8, 2), 1), (nn.Linear(6, 8), 0)]
-)
-def test_filters_and_inputs_of_zeros_are_told_apart(module, filters):
-    module.weight.data.movedim(filters, 0)[1] = 0
-    assert damage_of(network_weights(module)) == ("1 of 8 filters of weight are dead: all zeros",)
-    module.reset_parameters()
-    module.weight.data.movedim(1 - filters, 0)[:2] = 0
-    assert damage_of(network_weights(module)) == ("2 of 6 inputs of weight are dead: all zeros",)
-
-
-def test_a_network_of_grey_pictures_may_listen_to_one_channel():
-    module = nn.Conv2d(3, 8, 3)
-    module.weight.data[:, 1:] = 0
-    assert damage_of(network_weights(module)) == ()
-
-
-def test_small_filters_and_zero_biases_are_no_damage(network):
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data[0] *= 1e-30
-            if module.bias is not None:
-                module.bias.data.zero_()
-    assert damage_of(network_weights(network)) == ()
-
-
 def test_many_faults_are_counted(network):
     for parameter in network.parameters():
         parameter.data.fill_(torch.nan)
@@ -112,13 +77,6 @@ def test_nan_in_an_onnx_weight_is_named_and_reaches_the_teacher(make_onnx, tmp_p
     built = config.build("cpu")
     assert built.damage == (fault,)
     assert torch.isnan(built(torch.rand(1, 3, 32, 32))["m"]).any()  # for the gate to find
-
-
-@pytest.mark.parametrize(("name", "place"), [("stem_w", np.s_[:2]), ("up_w", np.s_[:, :1])])
-def test_zero_filters_of_an_onnx_layer_are_named(make_onnx, tmp_path, name, place):
-    path = make_onnx.save_segmenter(tmp_path / "sound.onnx", classes=3)
-    (fault,) = graph_damage(broken(path, name, lambda values: values.__setitem__(place, 0)))
-    assert f"filters of {name} are dead: all zeros" in fault
 
 
 def test_what_was_cut_away_is_not_looked_at(make_onnx, tmp_path):

@@ -9,9 +9,7 @@ import onnx
 import pytest
 
 from stillroom.errors import UserError
-from stillroom.teachers import external_data
-from stillroom.teachers.configs import OnnxTeacher
-from stillroom.teachers.external_data import external_files
+from stillroom.teachers.configs import MissingTeacherError, OnnxTeacher
 from stillroom.teachers.onnx_file import embed, load_graph
 
 
@@ -78,13 +76,20 @@ def test_the_identity_hashes_each_external_file(external):
 
 
 @pytest.mark.parametrize(
-    "place", ["/etc/hostname", "../outside.bin", "weights/../../outside.bin", "C:\\w.bin", "", "no"]
+    "place", ["/etc/hostname", "../outside.bin", "weights/../../outside.bin", "C:\\w.bin", ""]
 )
 def test_a_place_outside_the_folder_is_refused(external, tmp_path, place):
     (tmp_path / "outside.bin").write_bytes((external.parent / "weights" / "w.bin").read_bytes())
     move(external, place)
     for act in (lambda: teacher(external).identity(), lambda: teacher(external).build("cpu")):
         with pytest.raises(UserError, match="refused"):
+            act()
+
+
+def test_external_data_that_is_not_there_is_missing(external):
+    move(external, "no")
+    for act in (teacher(external).identity, lambda: teacher(external).build("cpu")):
+        with pytest.raises(MissingTeacherError, match="net/no, which holds weights"):
             act()
 
 
@@ -95,14 +100,15 @@ def test_a_link_is_refused(external, linked):
         place = place / "w.bin"
     place.rename(external.parent / "moved")
     place.symlink_to(external.parent / "moved")
-    with pytest.raises(UserError, match="a link"):
-        external_files(external)
+    for act in (teacher(external).identity, lambda: teacher(external).build("cpu")):
+        with pytest.raises(UserError, match="a link"):
+            act()
 
 
 def test_external_weights_that_are_cut_short_are_refused(external):
     weights = external.parent / "weights" / "w.bin"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(UserError, match="too short"):
+    with pytest.raises(UserError, match="exceeds available data"):
         teacher(external).build("cpu")
 
 
@@ -120,7 +126,16 @@ def test_external_data_of_subgraphs_and_constants_is_seen(external):
         embed(model, external.parent)
     external.write_bytes(model.SerializeToString())
     with pytest.raises(UserError, match=r"\.\."):
-        external_files(external)
+        teacher(external).identity()
+
+
+def test_weights_that_are_not_of_their_shape_are_refused(tmp_path, make_onnx):
+    path = make_onnx.save_segmenter(tmp_path / "a.onnx")
+    model = onnx.load(str(path))
+    model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-4]
+    onnx.save_model(model, str(path))
+    with pytest.raises(UserError, match="weights stem_w are not of their shape 8x3x3x3"):
+        teacher(path).build("cpu")
 
 
 @pytest.mark.parametrize("content", [b"", b"no protobuf at all \xff\xff\xff", b"\x08\x07"])
@@ -133,34 +148,34 @@ def test_a_file_that_is_no_onnx_is_refused(tmp_path, content):
         teacher(path).identity()
 
 
-def test_every_message_of_onnx_that_holds_messages_is_walked():
-    waiting, seen = [("model", onnx.ModelProto.DESCRIPTOR)], set()
-    while waiting:
-        kind, message = waiting.pop()
-        ways = external_data._WAYS[kind]
-        for field in message.fields:
-            inner = field.message_type
-            if inner is None:
-                continue
-            assert (field.number in ways) == any(f.message_type for f in inner.fields), field.name
-            if field.number in ways and inner.full_name not in seen:
-                waiting.append((ways[field.number], inner))
-                seen.add(inner.full_name)
-    assert "onnx.TensorProto" in seen
-    tensor, entry = onnx.TensorProto.DESCRIPTOR, onnx.StringStringEntryProto.DESCRIPTOR
-    number = {f.name: f.number for f in (*tensor.fields, *entry.fields)}
-    found = [number[n] for n in ("external_data", "data_location", "key", "value")]
-    wanted = [external_data._EXTERNAL_DATA, external_data._DATA_LOCATION]
-    assert found == [*wanted, external_data._KEY, external_data._VALUE]
-    assert onnx.TensorProto.EXTERNAL == external_data._EXTERNAL
-
-
-def test_the_identity_of_a_network_imports_no_onnx(external):
+def test_with_what_a_cache_recorded_the_same_identity_is_found_without_onnx(external):
+    recorded = teacher(external).identity()
     code = (
         "import sys; from stillroom.teachers.configs import OnnxTeacher;"
-        f"print(OnnxTeacher(target='t', kind='logits', path={str(external)!r}).identity());"
+        f"teacher = OnnxTeacher(target='t', kind='logits', path={str(external)!r});"
+        f"print(teacher.identity(recorded=[{{}}, {recorded!r}])['external_data_sha256']);"
         "assert not {'onnx', 'onnxruntime'} & sys.modules.keys()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "weights/w.bin" in done.stdout
+    assert done.stdout.strip() == str(recorded["external_data_sha256"])
+
+
+def test_recorded_external_data_is_compared_and_missed(external):
+    recorded = teacher(external).identity()
+    weights = external.parent / "weights" / "w.bin"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + b"?")
+    assert teacher(external).identity(recorded=[recorded]) != recorded
+    weights.unlink()
+    with pytest.raises(MissingTeacherError, match=r"w\.bin"):
+        teacher(external).identity(recorded=[recorded])
+    stranger = recorded | {"external_data_sha256": {"../w.bin": ""}}
+    with pytest.raises(UserError, match=r"\.\."):  # a cache may be anybody's
+        teacher(external).identity(recorded=[stranger])
+
+
+def test_a_network_that_no_cache_knows_has_an_identity_of_its_own(external):
+    identity = teacher(external).identity(recorded=[{"onnx_sha256": "00"}])
+    assert identity["external_data_sha256"] == {}
+    assert identity["onnx_sha256"] == teacher(external).identity()["onnx_sha256"]

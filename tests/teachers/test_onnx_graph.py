@@ -67,7 +67,7 @@ def test_weights_and_inputs_are_no_tensors_to_take(tmp_path, make_onnx):
 
 def test_a_cut_graph_holds_only_what_the_tensor_needs(tmp_path, make_onnx):
     path = make_onnx.save_segmenter(tmp_path / "a.onnx", weights_as_inputs=True)
-    model = cut(load_graph(path), "feature")
+    model = cut(load_graph(path), ["feature"])
     assert [node.op_type for node in model.graph.node] == ["Conv", "Relu"]
     assert [weight.name for weight in model.graph.initializer] == ["stem_w"]
     assert [value.name for value in model.graph.input] == ["image"]
@@ -76,7 +76,7 @@ def test_a_cut_graph_holds_only_what_the_tensor_needs(tmp_path, make_onnx):
 
 def test_what_only_a_subgraph_reads_is_kept(tmp_path, make_onnx, plain):
     path = make_onnx.save_segmenter(tmp_path / "a.onnx", tail="if")
-    model = cut(load_graph(path), "output")
+    model = cut(load_graph(path), ["output"])
     assert {weight.name for weight in model.graph.initializer} == {
         "stem_w",
         "small_w",
@@ -93,7 +93,7 @@ def test_what_only_a_subgraph_reads_is_kept(tmp_path, make_onnx, plain):
 def test_the_given_graph_is_left_as_it_was(tmp_path, make_onnx):
     model = load_graph(make_onnx.save_segmenter(tmp_path / "a.onnx", batch=1, size=(32, 32)))
     before = model.SerializeToString(deterministic=True)
-    follows_the_size(cut(model, "logits"), (32, 32))
+    follows_the_size(cut(model, ["logits"]), (32, 32))
     with_input(model, (None, 3, None, None))
     assert model.SerializeToString(deterministic=True) == before
 
@@ -112,7 +112,7 @@ def test_the_given_graph_is_left_as_it_was(tmp_path, make_onnx):
 )
 def test_a_graph_follows_the_size_when_nothing_depends_on_it(tmp_path, make_onnx, tail, follows):
     path = make_onnx.save_segmenter(tmp_path / "a.onnx", tail=tail, batch=1, size=(32, 32))
-    assert follows_the_size(cut(load_graph(path), "output"), (32, 32)) is follows
+    assert follows_the_size(cut(load_graph(path), ["output"]), (32, 32)) is follows
 
 
 def test_shapes_are_given_for_the_size_that_is_asked(tmp_path, make_onnx):

@@ -19,6 +19,7 @@ from stillroom.extraction.process import ProcessContext
 from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import Recipe
 from stillroom.students.definitions import UNetStudent
+from stillroom.teachers.configs import RunTeacher
 from stillroom.training.checkpoint import save_student
 from stillroom.training.find_cache import find_cache
 from stillroom.training.loop import train
@@ -147,6 +148,19 @@ def test_without_the_teacher_s_files_the_recorded_identity_is_taken_and_said_so(
         assert cache is not None
         assert cache.path == find_caches(Path(tiny_recipe.run.cache))[0].path
         assert "the recorded identity is taken" in capsys.readouterr().out
+
+
+def test_teachers_are_asked_with_what_the_caches_recorded_of_them(tiny_recipe, monkeypatch):
+    identity, asked = RunTeacher.identity, []
+
+    def noting(self, with_files=True, recorded=None):
+        asked.append(recorded)
+        return identity(self, with_files, recorded)
+
+    monkeypatch.setattr(RunTeacher, "identity", noting)
+    cache = find_cache(tiny_recipe, open_pictures(Path(tiny_recipe.data.shards)), False)
+    assert cache is not None and asked == [cache.teachers]
+    assert {entry["tensor"] for entry in cache.teachers} == {"logits", "encoder.2"}
 
 
 def test_another_teacher_of_that_name_is_refused_with_the_command(make_tiny, tiny_recipe, tmp_path):

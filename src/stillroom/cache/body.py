@@ -1,7 +1,7 @@
 """What a body is: the way the rows of one shard lie in files.
 
 `shard.json`, the commit and the reader are the same for all bodies. A second body is one module
-with this interface, and one line in `identity.BODIES`.
+with this interface, and one line in `folder.BODIES`.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from stillroom.jsonfile import Count, Crc32c, Declared, Sha256
 from stillroom.types import Row
 
 
@@ -33,13 +34,19 @@ class Part:
         return math.prod(self.shape) * self.stored.itemsize
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spans:
+class Spans(Declared, frozen=True):
     """Where the frames of one part lie in their file, per row, and their crc32c."""
 
-    offset: list[int]
-    size: list[int]
-    crc32c: list[int]
+    offset: list[Count]
+    size: list[Count]
+    crc32c: list[Crc32c]
+
+
+class StoredFile(Declared, frozen=True):
+    """Size in bytes and sha256 of one file of a shard."""
+
+    size: Count
+    sha256: Sha256
 
 
 @runtime_checkable
@@ -50,8 +57,8 @@ class BodyWriter(Protocol):
         """Append the frame of one part and return its offset in the part's file."""
         ...
 
-    def finish(self) -> dict[str, tuple[int, str]]:
-        """Complete and close all files; return size and sha256 per path relative to the folder."""
+    def finish(self) -> dict[str, StoredFile]:
+        """Complete and close all files; return them per path relative to the folder."""
         ...
 
     def abort(self) -> None:
@@ -75,16 +82,4 @@ class Body(Protocol):
 
     def files(self, parts: tuple[Part, ...]) -> frozenset[str]:
         """The paths of all files but `shard.json`."""
-        ...
-
-    def check_spans(
-        self, parts: tuple[Part, ...], spans: dict[str, Spans], sizes: dict[str, int]
-    ) -> str | None:
-        """Say what is wrong with the spans of each part in files of these sizes, or None."""
-        ...
-
-    def problems(
-        self, folder: Path, parts: tuple[Part, ...], rows: tuple[Row, ...], spans: dict[str, Spans]
-    ) -> list[str]:
-        """Say where what is no frame is not as written (for scrubs); each begins with the file."""
         ...

@@ -40,6 +40,7 @@ from stillroom.jsonfile import (
     encode_json,
     read_bytes,
     read_json,
+    read_json_and_digest,
     sync_folder,
     write_bytes,
     write_json,
@@ -65,9 +66,8 @@ _MAX_CODECS_BYTES = 1 << 26
 class Cache:
     """One cache folder with a checked identity; `open_cache` and `claim_cache` make it."""
 
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
-        self.path, self.identity = path, identity
-        self.fingerprint = fingerprint(identity)
+    def __init__(self, path: Path, identity: dict[str, Any], fingerprint: str) -> None:
+        self.path, self.identity, self.fingerprint = path, identity, fingerprint
         self.specs: dict[str, TargetSpec] = target_specs(identity)
         self.codecs: dict[str, Codec] = {n: parse_codec(s.codec) for n, s in self.specs.items()}
         geometry = identity["geometry"]
@@ -77,6 +77,11 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"Cache({str(self.path)!r})"
+
+    @property
+    def teachers(self) -> list[dict[str, Any]]:
+        """What was recorded of the teacher of each target."""
+        return [entry["teacher"] for entry in self.identity["targets"].values()]
 
     # what must be there
 
@@ -204,7 +209,7 @@ class Cache:
 
     def shard_bytes(self, shard_id: ShardId) -> int:
         """Return the bytes of a published shard's files; raises DamageError if it is bad."""
-        return sum(size for size, _ in self._shard_index(shard_id).files.values())
+        return sum(file.size for file in self._shard_index(shard_id)[0].files.values())
 
     def missing(self) -> tuple[ShardId, ...]:
         """Return the shards without a published folder, from one listing."""
@@ -295,7 +300,6 @@ class Cache:
 
     def manifest(self) -> bytes:
         """Return what `manifest.json` must hold; raises DamageError if a shard is absent or bad."""
-        records = {shard_id: self._shard_index(shard_id) for shard_id in self._rows}
         manifest = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
@@ -306,9 +310,9 @@ class Cache:
                     "split": shard_id.split,
                     "number": shard_id.number,
                     "rows": self.shard_rows(shard_id),
-                    "sha256": shard_index.sha256,
+                    "sha256": self._shard_index(shard_id)[1],
                 }
-                for shard_id, shard_index in records.items()
+                for shard_id in self._rows
             ],
         }
         return encode_json(manifest)
@@ -317,18 +321,18 @@ class Cache:
         assert shard_id in self._rows, shard_id
         return self.path / f"{shard_id}{self.body.suffix}"
 
-    def _shard_index(self, shard_id: ShardId) -> ShardIndex:
+    def _shard_index(self, shard_id: ShardId) -> tuple[ShardIndex, str]:
         spec, folder = self.shard_spec(shard_id), self._folder(shard_id)
-        shard_index = read_shard_index(folder, spec)
+        shard_index, sha256 = read_shard_index(folder, spec)
         check_files(folder, spec, shard_index)
-        return shard_index
+        return shard_index, sha256
 
 
 def open_cache(path: Path | str) -> Cache:
     """Open a cache folder. Raises UserError if there is none, DamageError if it is damaged."""
     path = Path(path)
     try:
-        identity = read_json(path / IDENTITY_FILE)
+        identity, sha256 = read_json_and_digest(path / IDENTITY_FILE)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{path} is not a cache: it has no {IDENTITY_FILE}",
@@ -337,7 +341,7 @@ def open_cache(path: Path | str) -> Cache:
     check_identity(identity)
     if identity["body"] not in BODIES:
         raise UserError("no such body", found=identity["body"], wanted=" or ".join(BODIES))
-    return Cache(path, identity)
+    return Cache(path, identity, sha256)
 
 
 def claim_cache(root: Path, name: str, identity: dict[str, Any]) -> Cache:

@@ -6,25 +6,64 @@ allocations later, so everything is checked here, when it is made and when it is
 
 import json
 import math
-import re
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
-from stillroom.jsonfile import digest
-from stillroom.types import KEY, TargetSpec
+from stillroom.jsonfile import Declared, Sha256, digest
+from stillroom.types import Key, Kind, ShardNumber, Split, TargetSpec
 
 FORMAT = "stillroom cache 1"
-_MEMBERS = {
-    "format", "body", "pictures", "geometry", "views", "targets", "calibration",
-}  # fmt: skip
-_SHARD_MEMBERS = {"split", "number", "rows", "pictures"}
-_TARGET_MEMBERS = {"teacher", "shape", "stride", "kind", "codec"}
-_TARGET = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_MAX_TARGETS = 64  # each keeps a file of every open shard open
 _MAX_VALUES = 1 << 26  # of one row of one target: 128 MiB in fp16
-_MAX_PIXELS = 1 << 16  # height or width
 _MAX_COUNT = 10_000_000  # rows of a shard, all views
+
+_Count = Annotated[int, msgspec.Meta(ge=1, le=_MAX_COUNT)]
+_Pixels = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+_Cells = Annotated[int, msgspec.Meta(ge=1, le=_MAX_VALUES)]
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*\Z", max_length=64)]
+
+
+class _Shard(Declared, frozen=True):
+    split: Split
+    number: ShardNumber
+    rows: _Count
+    pictures: Sha256
+
+
+class _Pictures(Declared, frozen=True):
+    digest: Sha256
+    shards: Annotated[list[_Shard], msgspec.Meta(min_length=1)]
+
+
+class _Geometry(Declared, frozen=True):
+    height: _Pixels
+    width: _Pixels
+
+
+class _Views(msgspec.Struct, frozen=True):  # its other members are the fields of its class
+    count: _Count
+    regions: bool
+
+
+class _Target(Declared, frozen=True):
+    teacher: dict[str, Any]
+    shape: tuple[_Cells, _Cells, _Cells]
+    stride: _Pixels
+    kind: Kind
+    codec: str
+
+
+class _Identity(Declared, frozen=True):
+    format: str
+    body: str
+    pictures: _Pictures
+    geometry: _Geometry
+    views: _Views
+    # each target keeps a file of every open shard open
+    targets: Annotated[dict[_Name, _Target], msgspec.Meta(min_length=1, max_length=64)]
+    calibration: list[Key]
 
 
 def make_identity(
@@ -84,59 +123,24 @@ def check_identity(identity: dict[str, Any]) -> None:
     if identity.get("format") != FORMAT:
         raise UserError("not a cache of this version", found=identity.get("format"), wanted=FORMAT)
     try:
-        _demand(identity.keys() == _MEMBERS, f"members {sorted(identity)}")
-        geometry = identity["geometry"]
-        _demand(geometry.keys() == {"height", "width"}, f"geometry {geometry!r:.80}")
-        _demand(
-            all(_is_in(v, 1, _MAX_PIXELS) for v in geometry.values()), f"geometry {geometry!r:.80}"
-        )
-        _check_pictures(identity["pictures"], identity["views"])
-        _demand(isinstance(identity["body"], str), f"body {identity['body']!r:.80}")
-        _demand(0 < len(identity["targets"]) <= _MAX_TARGETS, f"{len(identity['targets'])} targets")
-        for name, entry in identity["targets"].items():
-            _check_target(name, entry)
-        _demand(isinstance(identity["calibration"], list), "calibration is no list")
-        for key in identity["calibration"]:
-            _demand(KEY.fullmatch(key) is not None, f"calibration key {key!r:.80}")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"not an identity: {error!r}") from None
+        problem = _problem(msgspec.convert(identity, _Identity))
+    except msgspec.ValidationError as error:
+        problem = str(error)  # it names the member
+    if problem is not None:
+        raise UserError("not an identity that this version takes", found=problem)
 
 
-def _check_pictures(pictures: dict[str, Any], views: dict[str, Any]) -> None:
-    _demand(pictures.keys() == {"digest", "shards"}, f"pictures' members {sorted(pictures)}")
-    _demand(isinstance(pictures["digest"], str), "no digest of the pictures")
-    shards = pictures["shards"]
-    _demand(isinstance(shards, list) and len(shards) > 0, "no shards")
-    ids = [(shard["split"], shard["number"]) for shard in shards]
-    _demand(ids == sorted(set(ids)), "shards are not in order")
-    for shard in shards:
-        _demand(shard["split"] in ("train", "val"), f"split {shard['split']!r:.80}")
-        _demand(_is_in(shard["number"], 0, 999_999), f"shard number {shard['number']!r:.80}")
-        _demand(_is_in(shard["rows"], 1, _MAX_COUNT), f"rows {shard['rows']!r:.80}")
-        _demand(shard.keys() == _SHARD_MEMBERS, f"members {sorted(shard)!r:.200} of a shard")
-    _demand(_is_in(views["count"], 1, _MAX_COUNT), f"views {views!r:.200}")
-
-
-def _check_target(name: str, entry: dict[str, Any]) -> None:
-    _demand(_TARGET.fullmatch(name) is not None, f"target name {name!r:.80}")
-    _demand(entry.keys() == _TARGET_MEMBERS, f"members {sorted(entry)} of target {name}")
-    shape = entry["shape"]
-    _demand(isinstance(shape, list) and len(shape) == 3, f"shape {shape!r:.80} of {name}")
-    _demand(all(_is_in(size, 1, _MAX_VALUES) for size in shape), f"shape {shape!r:.80} of {name}")
-    _demand(math.prod(shape) <= _MAX_VALUES, f"shape {shape!r:.80} of {name}")
-    _demand(_is_in(entry["stride"], 1, _MAX_PIXELS), f"stride {entry['stride']!r:.80} of {name}")
-    _demand(entry["kind"] in ("logits", "features"), f"kind {entry['kind']!r:.80} of {name}")
-    _demand(isinstance(entry["teacher"], dict), f"teacher of {name}")
-    parse_codec(entry["codec"])
-
-
-def _demand(is_good: bool, found: str) -> None:
-    if not is_good:
-        raise UserError("not an identity that this version takes", found=found)
-
-
-def _is_in(value: Any, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
+def _problem(identity: _Identity) -> str | None:
+    """Say which members do not fit one another, or None; UserError for a codec that is not ours."""
+    shards = identity.pictures.shards
+    ids = [(shard.split, shard.number) for shard in shards]
+    if ids != sorted(set(ids)):
+        return "shards are not in order"
+    for name, target in identity.targets.items():
+        if math.prod(target.shape) > _MAX_VALUES:
+            return f"a shape of {target.shape} of {name}"
+        parse_codec(target.codec)
+    return None
 
 
 def differences(found: Any, wanted: Any, name: str = "") -> list[tuple[str, Any, Any]]:

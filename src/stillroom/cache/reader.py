@@ -32,12 +32,12 @@ class ShardReader:
     """
 
     def __init__(self, folder: Path, spec: ShardSpec, *, check: bool = True) -> None:
-        self.shard_index = shard_index = read_shard_index(folder, spec)
-        check_files(folder, spec, shard_index)
+        self.shard_index, _ = read_shard_index(folder, spec)
+        check_files(folder, spec, self.shard_index)
         self.shard_id = spec.shard_id
-        self.rows: tuple[Row, ...] = shard_index.rows
-        self.statistics = shard_index.statistics
-        self.provenance: dict[str, Any] = shard_index.provenance
+        self.rows: tuple[Row, ...] = self.shard_index.rows
+        self.statistics = self.shard_index.statistics
+        self.provenance: dict[str, Any] = self.shard_index.provenance
         self._folder, self._body, self._check = folder, spec.body, check
         self._parts = {part.name: part for part in spec.parts}
         self._descriptors: dict[str, int] = {}

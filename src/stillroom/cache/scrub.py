@@ -112,11 +112,11 @@ def _row_problems(
 
 
 def _file_problems(reader: ShardReader, folder: Path, spec: ShardSpec, tick: Tick) -> list[Problem]:
-    """sha256 of every file, files that do not belong, and the body's own index and metadata."""
+    """sha256 of every file, and files that do not belong."""
     files, shard = reader.shard_index.files, spec.shard_id
     problems = []
-    for name, (_, sha256) in files.items():
-        if _sha256(folder / name, tick) != sha256:
+    for name, file in files.items():
+        if _sha256(folder / name, tick) != file.sha256:
             what = f"shard {shard}: the sha256 of {folder / name} differs"
             problems.append(Problem(shard=shard, path=folder / name, what=what))
     found = {
@@ -127,9 +127,6 @@ def _file_problems(reader: ShardReader, folder: Path, spec: ShardSpec, tick: Tic
     for name in sorted(found - files.keys() - {FILE}):
         what = f"shard {shard}: {folder / name} does not belong"
         problems.append(Problem(shard=shard, path=folder / name, what=what))
-    for text in spec.body.problems(folder, spec.parts, reader.rows, reader.shard_index.spans):
-        what = f"shard {shard}: {folder}/{text}"
-        problems.append(Problem(shard=shard, path=folder, what=what))
     return problems
 
 

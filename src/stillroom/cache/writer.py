@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import astuple
 
-from stillroom.cache.body import Spans
+from stillroom.cache.body import Spans, StoredFile
 from stillroom.cache.faults import reach
 from stillroom.cache.frames import crc32c, encode_frame, is_finite, sync_file
+from stillroom.cache.identity import FORMAT
 from stillroom.cache.scrub import scrub_folder
 from stillroom.cache.shard_index import (
-    COLUMNS,
     FILE,
     ShardIndex,
     ShardSpec,
     Statistics,
+    row_columns,
     row_order,
-    shard_index_body,
 )
 from stillroom.errors import DamageError, FailureError, UserError
 from stillroom.jsonfile import sync_folder, write_json
@@ -42,8 +43,8 @@ class ShardWriter:
         self._rows: list[Row] = []
         self._spans = {name: Spans(offset=[], size=[], crc32c=[]) for name in self._parts}
         self._raw_crcs: dict[str, list[int]] = {name: [] for name in self._parts}
-        self._statistics: Statistics = {
-            name: {column: [] for column in COLUMNS} for name in spec.kinds
+        self._statistics = {
+            name: Statistics(min=[], max=[], finite=[], confidence=[]) for name in spec.kinds
         }
         self._folder = cache_path / "tmp" / f"{spec.folder}-{_unique()}"
 
@@ -78,8 +79,8 @@ class ShardWriter:
         assert statistics.keys() == self._statistics.keys(), sorted(statistics)
         for name, figures in statistics.items():
             self._check_figures(row, name, figures)
-            for column, figure in zip(COLUMNS, figures, strict=True):
-                self._statistics[name][column].append(figure)
+            for column, figure in zip(astuple(self._statistics[name]), figures, strict=True):
+                column.append(figure)
         for name in self._parts:
             self._append_part(row, name, parts[name])
         self._rows.append(row)
@@ -149,18 +150,21 @@ class ShardWriter:
         spans.crc32c.append(crc)
         self._raw_crcs[name].append(crc32c(value))
 
-    def _write_shard_index(
-        self, files: dict[str, tuple[int, str]], provenance: dict[str, Any]
-    ) -> None:
+    def _write_shard_index(self, files: dict[str, StoredFile], provenance: dict[str, Any]) -> None:
+        spec = self._spec
         shard_index = ShardIndex(
-            rows=tuple(self._rows),
+            format=FORMAT,
+            fingerprint=spec.fingerprint,
+            codecs_sha256=spec.codecs_sha256,
+            split=spec.shard_id.split,
+            number=spec.shard_id.number,
+            columns=row_columns(self._rows),
             spans=self._spans,
             files=files,
             statistics=self._statistics,
             provenance=provenance,
-            sha256="",
         )
-        write_json(self._folder / FILE, shard_index_body(self._spec, shard_index))
+        write_json(self._folder / FILE, shard_index)
 
     def _rename(self) -> bool:
         published = self._cache_path / self._spec.folder

@@ -117,7 +117,7 @@ class Compared:
 
 def refuse_other_teachers(cache: Cache, recipe: Recipe, *, with_files: bool = True) -> None:
     """Raise UserError, with both sides, where the recipe's teachers did not make this cache."""
-    wanted = plain(teacher_identities(recipe, with_files=with_files))
+    wanted = plain(teacher_identities(recipe, with_files, cache.teachers))
     found = {name: entry["teacher"] for name, entry in cache.identity["targets"].items()}
     if not with_files:  # then only what is known without their files can be compared
         for name in found.keys() & wanted.keys():
@@ -190,8 +190,9 @@ def rerun(
 
 
 def _tolerance(cache: Cache, target: str) -> tuple[float, float]:
-    teacher = cache.identity["targets"][target]["teacher"]
-    return LOG_ODDS if teacher.get("kind") == "probabilities" else PLAIN
+    entry = cache.identity["targets"][target]
+    were_probabilities = entry["teacher"].get("kind") == "probabilities"
+    return LOG_ODDS if were_probabilities and entry["kind"] == "logits" else PLAIN
 
 
 def _pictures(

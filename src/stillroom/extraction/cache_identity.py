@@ -12,7 +12,7 @@ from stillroom.extraction.calibrate import calibration_keys
 from stillroom.pictures.dataset import PictureSet
 from stillroom.pictures.rows import num_views
 from stillroom.recipe import Recipe, teacher_identities, views_identity
-from stillroom.teachers.configs import Teacher
+from stillroom.teachers.protocol import BuiltTeacher, TeacherConfig
 from stillroom.types import TargetSpec
 
 
@@ -37,7 +37,11 @@ def _num_rows(pictures: PictureSet, recipe: Recipe) -> Iterator[int]:
 
 
 def probe(
-    config: Teacher, built: Any, size: tuple[int, int], codecs: dict[str, str], device: str
+    config: TeacherConfig,
+    built: BuiltTeacher,
+    size: tuple[int, int],
+    codecs: dict[str, str],
+    device: str,
 ) -> tuple[TargetSpec, ...]:
     """Run a teacher on one grey picture of `size` (h, w) and return what it makes."""
     answers = built(torch.full((1, 3, *size), 0.5, device=device))

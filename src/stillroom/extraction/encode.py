@@ -3,7 +3,6 @@
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from stillroom.cache.folder import Cache
 from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.pictures.loader import image_tensor, read_ahead
 from stillroom.pictures.rows import picture_of
+from stillroom.teachers.protocol import BuiltTeacher
 from stillroom.types import Kind, Row, RowStatistics, ShardId
 
 RowPicture = tuple[Row, Picture]
@@ -54,16 +54,16 @@ def read_batches(
 
 
 def run_teachers(
-    teachers: Sequence[Any], batch: Sequence[RowPicture], device: str
+    teachers: Sequence[BuiltTeacher], batch: Sequence[RowPicture], device: str
 ) -> dict[str, Float[Tensor, "b c y x"]]:
     """Run every teacher on one batch; return what each target is, on the device, fp32."""
     image = torch.stack([image_tensor(picture.image) for _, picture in batch]).to(device)
     rows = tuple(row for row, _ in batch)
-    boxes = [picture.box for _, picture in batch if picture.box is not None]
-    known = {"boxes": torch.tensor(boxes, device=device)} if boxes else {}
+    known = [picture.box for _, picture in batch if picture.box is not None]
+    boxes = torch.tensor(known, device=device) if known else None
     outputs: dict[str, Tensor] = {}
     for built in teachers:
-        outputs |= built(image, rows=rows, **known)
+        outputs |= built(image, rows=rows, boxes=boxes)
     return outputs
 
 

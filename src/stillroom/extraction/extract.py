@@ -40,6 +40,7 @@ from stillroom.os_errors import explain_os_errors
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.recipe import Recipe, check, check_targets
 from stillroom.signals import raise_if_stopped, stop_on_signals
+from stillroom.teachers.protocol import BuiltTeacher
 from stillroom.types import Row, ShardId, TargetSpec
 
 
@@ -50,7 +51,7 @@ class _Job:
     recipe: Recipe
     pictures: PictureSet
     cache: Cache
-    teachers: tuple[Any, ...]
+    teachers: tuple[BuiltTeacher, ...]
     process: ProcessContext
     quality: dict[str, Any]
     stop: threading.Event
@@ -107,8 +108,7 @@ def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Even
     for folder in () if cache is None else cache.quarantine_bad():
         print(f"warning: a damaged shard was set aside and is made again: {folder}", flush=True)
     if cache is None or cache.missing():
-        attentive = tuple(_Attentive(built, stop) for built in teachers)
-        quality = _gate(recipe, attentive, pictures, process)
+        quality = _gate(recipe, teachers, pictures, process, stop)
         raise_if_stopped(stop, "no shard was begun")
         cache = cache or claim_cache(Path(recipe.run.cache), recipe.name, identity)
         process.print(f"cache {cache.path}: {_describe(specs)}")
@@ -131,28 +131,9 @@ def _fill(job: _Job) -> None:
     recipe, cache, missing = job.recipe, job.cache, job.cache.missing()
     fit_codecs(cache, recipe, job.pictures, job.outputs)
     _warn_of_size(recipe, cache, job.process)
-    if recipe.run.preflight and (
-        line := require_space(cache, missing, lambda: next(job.batches(missing[0])))
-    ):
-        job.process.print(line)
+    if recipe.run.preflight:
+        require_space(cache, missing, lambda: next(job.batches(missing[0])).parts)
     _make_shards(job, missing)
-
-
-class _Attentive:
-    """A built teacher that looks for a signal before each answer: the gate may ask for minutes."""
-
-    def __init__(self, built: Any, stop: threading.Event) -> None:
-        vars(self).update(_built=built, _stop=stop)
-
-    def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        raise_if_stopped(self._stop, "no shard was begun")
-        return self._built(image)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._built, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._built, name, value)
 
 
 def _existing(recipe: Recipe, identity: dict[str, Any]) -> Cache | None:
@@ -163,7 +144,11 @@ def _existing(recipe: Recipe, identity: dict[str, Any]) -> Cache | None:
 
 
 def _gate(
-    recipe: Recipe, teachers: tuple[Any, ...], pictures: Any, process: ProcessContext
+    recipe: Recipe,
+    teachers: tuple[BuiltTeacher, ...],
+    pictures: PictureSet,
+    process: ProcessContext,
+    stop: threading.Event,
 ) -> dict[str, Any]:
     """Judge every teacher on this rank's own device; returns figures per target.
 
@@ -176,9 +161,9 @@ def _gate(
     where = f" on {process.device_name}, rank {process.rank} of {process.world}" * (
         process.world > 1
     )
+    samples, classes = gate_pictures(pictures), len(pictures.classes)
     for config, built in zip(recipe.teachers, teachers, strict=True):
-        rounds = gate_pictures(pictures)
-        for verdict in judge(config, built, rounds, len(pictures.classes), recipe.gate_floor):
+        for verdict in judge(config, built, samples, classes, recipe.gate_floor, stop):
             figures = ", ".join(f"{name} {value:.4g}" for name, value in verdict.figures.items())
             process.print(f"quality gate, {verdict.target}: {figures}")
             if verdict.note:

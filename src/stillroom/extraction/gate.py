@@ -4,12 +4,12 @@ What it does is looked at, on some pictures: its weights hold no damage, its ans
 alive, and those of the picture alone; where there are labels it reaches a floor, does better than
 one class everywhere, and no other usual preprocessing does better than the declared one. Costs, in
 rows of one picture through the network: 42 for features (32 pictures, 10 for steadiness); for
-logits 202 (32 more through each of five preprocessings, the declared one among them) where every
-other preprocessing is clearly worse, at most 96 more for each that is close and for the declared
-one, and to name the right one of a refused teacher three more over the same pictures.
+logits 128 more through each of five preprocessings, the declared one among them, and of a refused
+teacher 384 more to name the right one.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,11 @@ from stillroom.extraction.preprocessing import (
 )
 from stillroom.metrics import num_classes
 from stillroom.pictures.dataset import Picture, PictureSet
-from stillroom.teachers.configs import Teacher
+from stillroom.teachers.protocol import BuiltTeacher, TeacherConfig
 from stillroom.types import IGNORE
 
-MAX_PICTURES = 128
-ROUND = 32  # pictures that are asked about before more are read
+MAX_PICTURES = 128  # that preprocessings are compared on
+_NUM_OBSERVED = 32  # of these, for what needs no label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +42,9 @@ class Verdict:
     note: str = ""
 
 
-def gate_pictures(
-    pictures: PictureSet, wanted: int = MAX_PICTURES, size: int = ROUND
-) -> Iterator[list[Picture]]:
-    """Yield up to `wanted` pictures in rounds of `size` or a few more: labelled ones where there
-    are any, of validation or else training, each round spread over all.
+def gate_pictures(pictures: PictureSet, wanted: int = MAX_PICTURES) -> list[Picture]:
+    """Return up to `wanted` pictures at even distances: labelled ones where there are any, of
+    validation or else training.
     """
     splits = sorted({s.split for s in pictures.shards}, key=lambda split: split != "val")
     places: list[tuple[Any, int]] = []
@@ -56,21 +54,20 @@ def gate_pictures(
         places = labelled or places or every
         if labelled:
             break
-    places = _spread(places, wanted)
-    num_rounds = max(1, len(places) // size)
-    for number in range(num_rounds):
-        yield [pictures.open(shard).read(i) for shard, i in places[number::num_rounds]]
+    return [pictures.open(shard).read(i) for shard, i in _spread(places, wanted)]
 
 
 def judge(
-    config: Teacher, built: Any, rounds: Iterable[Sequence[Picture]], classes: int, floor: float
+    config: TeacherConfig,
+    built: BuiltTeacher,
+    pictures: Sequence[Picture],
+    classes: int,
+    floor: float,
+    stop: threading.Event | None = None,
 ) -> tuple[Verdict, ...]:
-    """Judge every target of one teacher on rounds of pictures of equal size; the second round and
-    later ones are read only where it is close.
-    """
-    more = iter(rounds)
-    samples = next(more)
-    outputs, steady = observe(built, samples), steadiness(built, samples)
+    """Judge every target of one teacher on pictures of equal size; Stopped once `stop` is set."""
+    samples = _spread(pictures, _NUM_OBSERVED)
+    outputs, steady = observe(built, samples, stop), steadiness(built, samples)
     verdicts = []
     for name, kind in config.targets.items():
         figures, infinite, dead = examine(outputs[name], kind)
@@ -78,9 +75,9 @@ def judge(
         if not infinite:
             figures |= steady[name][0]
             reasons += steady[name][1]
-        note = _unscored(outputs[name].channels, samples, classes) if kind == "logits" else ""
+        note = _unscored(outputs[name].channels, pictures, classes) if kind == "logits" else ""
         if kind == "logits" and not note and not infinite:
-            scored, misfed, below = _score(name, built, samples, more, floor, bool(reasons))
+            scored, misfed, below = _score(name, built, pictures, floor, bool(reasons), stop)
             figures |= scored
             dead = misfed or dead or below  # the first is the cause of the others
         reasons += dead
@@ -88,46 +85,42 @@ def judge(
     return tuple(verdicts)
 
 
-def _unscored(channels: int, samples: Sequence[Picture], classes: int) -> str:
+def _unscored(channels: int, pictures: Sequence[Picture], classes: int) -> str:
     """Say why labels cannot judge these logits; empty where they can."""
     if num_classes(channels) != classes:
         return (
             f"it tells {num_classes(channels)} classes apart and the pictures have {classes}, so"
             " neither accuracy nor preprocessing was judged"
         )
-    masks = [picture.mask for picture in samples if picture.mask is not None]
-    if len(masks) == len(samples) and any(bool((mask != IGNORE).any()) for mask in masks):
+    masks = [picture.mask for picture in pictures if picture.mask is not None]
+    if len(masks) == len(pictures) and any(bool((mask != IGNORE).any()) for mask in masks):
         return ""
     return "the pictures have no labels, so neither accuracy nor preprocessing was judged"
 
 
 def _score(
     name: str,
-    built: Any,
-    samples: Sequence[Picture],
-    more: Iterator[Sequence[Picture]],
+    built: BuiltTeacher,
+    pictures: Sequence[Picture],
     floor: float,
     is_faulty: bool,
+    stop: threading.Event | None,
 ) -> tuple[dict[str, float], list[str], list[str]]:
     """Return figures, another preprocessing that does better, and what is wrong with the accuracy;
-    what is faulty is not asked again.
+    what is faulty is not asked again, and what is no function of pixels has no preprocessing.
     """
-    declared, best = score(name, built, samples, built.preprocessing), None
-    figures, misfed = {}, []
-    if not is_faulty:
-        declared, results, best = try_preprocessings(name, built, declared, samples, more, floor)
+    declared = score(name, built, pictures, stop=stop)
+    figures, misfed = {"miou": declared.miou, "pictures": len(declared)}, []
+    if not is_faulty and built.preprocessing is not None:
+        results, best = try_preprocessings(name, built, declared, pictures, stop)
         figures["best_other_miou"] = max(result.miou for result in results.values())
         if best is not None and results[best].miou >= floor:  # else the weights are to blame
-            result, preprocessing = (
-                results[best],
-                other_preprocessings(built.preprocessing, both=True)[best],
-            )
+            right = other_preprocessings(built.preprocessing, both=True)[best]
             misfed.append(
-                f"{best} gives mIoU {result.miou:.3f}, the declared preprocessing"
-                f" {result.declared_miou:.3f}, and explains the labels of {result.wins} of"
-                f" {result.num_pictures} pictures better: declare {describe(preprocessing)}"
+                f"{best} gives mIoU {results[best].miou:.3f}, the declared preprocessing"
+                f" {declared.miou:.3f}, and explains the labels of {results[best].wins} of"
+                f" {results[best].num_pictures} pictures better: declare {describe(right)}"
             )
-    figures = {"miou": declared.miou, "pictures": len(declared), **figures}
     return figures, misfed, _below(declared, floor)
 
 
@@ -147,7 +140,7 @@ def _count(pictures: PictureSet, shard: Any) -> range:
     return range(len(pictures.open(shard).keys))
 
 
-def _spread(places: list, wanted: int) -> list:
+def _spread(places: Sequence[Any], wanted: int) -> list[Any]:
     """Return at most `wanted` items at even distances."""
-    step = max(1, len(places) // wanted)
-    return places[::step][:wanted]
+    count = min(wanted, len(places))
+    return [places[i * len(places) // count] for i in range(count)]

@@ -1,8 +1,8 @@
 """What needs no label: are a teacher's answers finite, alive, and those of the picture alone?"""
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from stillroom.pictures.dataset import Picture
 from stillroom.pictures.loader import image_tensor
+from stillroom.signals import raise_if_stopped
+from stillroom.teachers.protocol import BuiltTeacher
 from stillroom.types import Kind
 
 CHUNK = 4  # pictures in one pass
@@ -35,16 +37,23 @@ class Health:
         return self.low.shape[1]
 
 
-def chunks(pictures: Sequence[Picture]) -> Iterator[tuple[Sequence[Picture], Tensor]]:
-    """Yield a few pictures at a time, also as a batch (b 3 h w)."""
+def chunks(
+    pictures: Sequence[Picture], stop: threading.Event | None = None
+) -> Iterator[tuple[Sequence[Picture], Float[Tensor, "b 3 h w"]]]:
+    """Yield a few pictures at a time, also as a batch; raises Stopped once `stop` is set."""
     for start in range(0, len(pictures), CHUNK):
+        if stop is not None:
+            raise_if_stopped(stop, "no shard was begun")
         some = pictures[start : start + CHUNK]
         yield some, torch.stack([image_tensor(picture.image) for picture in some])
 
 
-def observe(built: Any, pictures: Sequence[Picture]) -> dict[str, Health]:
-    """Run a teacher over some pictures; returns what it said per target."""
-    outputs = [{n: _digest(a) for n, a in built(image).items()} for _, image in chunks(pictures)]
+def observe(
+    built: BuiltTeacher, pictures: Sequence[Picture], stop: threading.Event | None = None
+) -> dict[str, Health]:
+    """Run a teacher over some pictures; returns what it gave per target."""
+    batches = chunks(pictures, stop)
+    outputs = [{n: _digest(a) for n, a in built(image).items()} for _, image in batches]
     return {
         name: Health(*(torch.cat([getattr(s[name], f) for s in outputs]) for f in Health.__slots__))
         for name in outputs[0]
@@ -71,7 +80,9 @@ def examine(health: Health, kind: Kind) -> tuple[Metrics, list[str], list[str]]:
     return figures, [], []
 
 
-def steadiness(built: Any, pictures: Sequence[Picture]) -> dict[str, tuple[Metrics, list[str]]]:
+def steadiness(
+    built: BuiltTeacher, pictures: Sequence[Picture]
+) -> dict[str, tuple[Metrics, list[str]]]:
     """Say per target whether the answer for a picture is that of the picture alone.
 
     The same batch is asked twice, then its first two pictures alone: ten rows in all. BatchNorm in

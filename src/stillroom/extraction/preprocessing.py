@@ -1,16 +1,15 @@
 """Is the declared preprocessing the one the network was trained with? The usual others are tried.
 
 No floor tells them apart: of one network the data set's mIoU falls by .013 with the wrong channel
-order, and the noise of that difference is .010 on 32 pictures. So pictures are compared in pairs:
-on how many does the other preprocessing explain the labels better? Cross-entropy is taken after one
-scale and one bias per class are fitted, so that confidence alone decides nothing. Those that are
-clearly worse after a round leave; only what is close is asked about more pictures.
+order, and the noise of that difference is .010 on 32 pictures. So pictures are compared in pairs,
+too: on how many does the other preprocessing explain the labels better? Cross-entropy is taken
+after one scale and one bias per class are fitted, so that confidence alone decides nothing.
 """
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, isqrt
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +22,12 @@ from stillroom.metrics import confusion, miou, num_classes, predict
 from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from stillroom.pictures.dataset import Picture
 from stillroom.pictures.loader import mask_array
+from stillroom.teachers.protocol import BuiltTeacher
 from stillroom.types import IGNORE
 
-MARGIN = 0.01  # of mIoU, when pictures have run out
-GAIN = 0.05  # share of the cross-entropy that another preprocessing must save to be called better
+MARGIN = 0.01  # of mIoU, which alone makes another preprocessing the better one
+GAIN = 0.05  # share of the cross-entropy that it must save where the margin is smaller
 CHANCE = 1e-3  # the probability that so many pictures are answered better by luck
-_LEAVE = 1e-2  # the same, of so few
 _GRID = 20  # pixels of an answer in each direction that the cross-entropy is taken from
 _STEPS, _RIDGE = 10, 1e-4  # of the fit
 _TURN = {"RGB": 1, "BGR": -1}  # means and deviations below are in the order of RGB
@@ -48,16 +47,8 @@ class Scores:
     logits: Float[Tensor, "n k m"]  # on a grid
     labels: Int[Tensor, "n m"]
 
-    def __add__(self, other: "Scores") -> "Scores":
-        pairs = ((getattr(self, f), getattr(other, f)) for f in Scores.__slots__)
-        return Scores(*map(torch.cat, pairs))
-
     def __len__(self) -> int:
         return len(self.counts)
-
-    def first(self, count: int) -> "Scores":
-        """Return the scores of the first pictures only."""
-        return Scores(self.counts[:count], self.logits[:count], self.labels[:count])
 
     @property
     def miou(self) -> float:
@@ -77,75 +68,54 @@ class Comparison:
 
     @property
     def is_better(self) -> bool:
+        """By the margin and on most pictures, or by less and on more than luck explains."""
+        if self.miou > self.declared_miou + MARGIN and 2 * self.wins > self.num_pictures:
+            return True
         lucky = at_least(self.wins, self.num_pictures) > CHANCE
         return self.miou > self.declared_miou and self.gain > GAIN and not lucky
 
-    @property
-    def is_better_at_last(self) -> bool:
-        """The same, where there are no more pictures to ask about."""
-        return self.miou > self.declared_miou + MARGIN and 2 * self.wins > self.num_pictures
 
-    @property
-    def is_worse(self) -> bool:
-        losses = self.num_pictures - self.wins
-        return self.miou < self.declared_miou and at_least(losses, self.num_pictures) < _LEAVE
-
-
-def score(name: str, built: Any, pictures: Sequence[Picture], preprocessing: Normalise) -> Scores:
-    """Run a teacher of logits over labelled pictures; its own preprocessing is put back."""
-    own = built.preprocessing
-    built.preprocessing = preprocessing
-    try:
-        scores = [_scores(built(image)[name], some) for some, image in chunks(pictures)]
-    finally:
-        built.preprocessing = own
-    return Scores(*(torch.cat([getattr(h, f) for h in scores]) for f in Scores.__slots__))
+def score(
+    name: str,
+    built: BuiltTeacher,
+    pictures: Sequence[Picture],
+    preprocessing: Normalise | None = None,
+    stop: threading.Event | None = None,
+) -> Scores:
+    """Run a teacher of logits over labelled pictures; None is its own preprocessing."""
+    scores = [
+        _scores(built(image, preprocessing=preprocessing)[name], some)
+        for some, image in chunks(pictures, stop)
+    ]
+    return Scores(*(torch.cat([getattr(s, f) for s in scores]) for f in Scores.__slots__))
 
 
 def try_preprocessings(
     name: str,
-    built: Any,
+    built: BuiltTeacher,
     declared: Scores,
     pictures: Sequence[Picture],
-    more: Iterator[Sequence[Picture]],
-    floor: float,
-) -> tuple[Scores, dict[str, Comparison], str | None]:
-    """Try the usual ones, one change at a time, on `pictures` and, while it is close, on more.
+    stop: threading.Event | None = None,
+) -> tuple[dict[str, Comparison], str | None]:
+    """Try the usual ones on the pictures that `declared` was scored on.
 
-    Returns the scores of the declared one on all that were asked about, how each other did, and the
-    name of the best one if it is better than the declared.
+    One change at a time; where one is better, both changes too. Returns how each did, and the name
+    of the best one if it is better than the declared.
     """
-    pool, round_ = list(pictures), pictures
-    others = waiting = other_preprocessings(built.preprocessing)
-    scores: dict[str, Scores] = {}
+    assert built.preprocessing is not None
     results: dict[str, Comparison] = {}
-    while True:
-        for label, preprocessing in waiting.items():
-            outputs = score(name, built, round_, preprocessing)
-            scores[label] = scores[label] + outputs if label in scores else outputs
-            results[label] = compare(declared, scores[label])
-        better = [label for label in waiting if results[label].is_better]
-        waiting = {
-            label: preprocessing
-            for label, preprocessing in waiting.items()
-            if not results[label].is_worse
-        }
-        hopeless = max(declared.miou, *(r.miou for r in results.values())) < floor
-        round_ = () if better or not waiting or hopeless else next(more, ())
-        if not round_:
-            break
-        pool += round_
-        declared += score(name, built, round_, built.preprocessing)
-    better = better or [label for label in waiting if results[label].is_better_at_last]
-    if not better:
-        return declared, results, None
-    for label, preprocessing in other_preprocessings(built.preprocessing, both=True).items():
-        if label not in others:
-            results[label] = compare(declared, score(name, built, pool, preprocessing))
-            better += [label] * results[label].is_better_at_last
+    better: list[str] = []
+    for both in (False, True):
+        for label, other in other_preprocessings(built.preprocessing, both=both).items():
+            if label not in results:
+                scores = score(name, built, pictures, other, stop)
+                results[label] = compare(declared, scores)
+        better = [label for label, result in results.items() if result.is_better]
+        if not better:
+            return results, None
     highest = max(results[label].miou for label in better)
     near = [label for label in better if results[label].miou > highest - MARGIN]
-    return declared, results, min(near, key=lambda label: results[label].loss)
+    return results, min(near, key=lambda label: results[label].loss)
 
 
 def other_preprocessings(preprocessing: Normalise, *, both: bool = False) -> dict[str, Normalise]:
@@ -185,14 +155,12 @@ def describe(preprocessing: Normalise) -> str:
 
 
 def compare(declared: Scores, other: Scores) -> Comparison:
-    """Compare two preprocessings on the pictures that both were asked about."""
-    both = min(len(declared), len(other))
-    one, two = (scores.first(both) for scores in (declared, other))
-    before, after = calibrated(one), calibrated(two)
+    """Compare two preprocessings on the same pictures."""
+    before, after = calibrated(declared), calibrated(other)
     seen = torch.isfinite(before) & torch.isfinite(after) & (before != after)
     return Comparison(
-        miou=two.miou,
-        declared_miou=one.miou,
+        miou=other.miou,
+        declared_miou=declared.miou,
         wins=int((after < before)[seen].sum()),
         num_pictures=int(seen.sum()),
         gain=1 - float(after[seen].sum() / before[seen].sum()) if seen.any() else 0.0,

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from stillroom.errors import UserError
 
-Triple = tuple[float, float, float]
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Channels = Literal["RGB", "BGR"]
 

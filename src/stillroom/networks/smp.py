@@ -8,26 +8,29 @@ The weights of one do not fit the other.
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from stillroom.errors import UserError
-from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise, Triple
-from stillroom.networks.taps import Network, describe, kept_outputs, require_size, require_taps
+from stillroom.networks.description import Classes, Name, Triple, Width, describe
+from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from stillroom.networks.taps import Network, kept_outputs, require_size, require_taps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmpFields:
     """What describes an smp network: of a teacher, of a student, in `student.json`."""
 
-    arch: str = "unet"  # smp's name of the architecture
-    encoder: str  # smp's exact name of the encoder: timm-x and tu-x are different networks
-    classes: int = 1  # channels of the logits; 1 for a binary task
+    arch: Name = "unet"  # smp's name of the architecture
+    encoder: Name  # smp's exact name of the encoder: timm-x and tu-x are different networks
+    classes: Classes = 1  # channels of the logits; 1 for a binary task
     mean: Triple = IMAGENET_MEAN  # of RGB in [0, 1], as the encoder's weights were trained
     std: Triple = IMAGENET_STD  # of RGB in [0, 1], as the encoder's weights were trained
-    decoder_channels: tuple[int, ...] | None = None  # from coarse to fine; none: smp's default
+    # from coarse to fine; none: smp's default
+    decoder_channels: Annotated[tuple[Width, ...], msgspec.Meta(max_length=8)] | None = None
 
     def architecture(self) -> dict[str, Any]:
         """Return the network's plain JSON description, without weights."""
@@ -66,12 +69,19 @@ class SmpNetwork(Network):
             self.encoder.load_state_dict(pretrained.state_dict())
 
     def forward_taps(
-        self, image: Float[Tensor, "b 3 h w"], taps: tuple[str, ...]
+        self,
+        image: Float[Tensor, "b 3 h w"],
+        taps: tuple[str, ...],
+        normalise: Normalise | None = None,
     ) -> tuple[Float[Tensor, "b k h w"], dict[str, Float[Tensor, "b _ _ _"]]]:
-        """Return logits and the named features; an unknown tap is a UserError."""
+        """Return logits and the named features; an unknown tap is a UserError.
+
+        `normalise` replaces the network's own.
+        """
         require_taps(taps, self.taps)
         require_size(image, self.stride)
-        features = self.encoder(self.normalise(image))
+        normalised = (normalise or self.normalise)(image)
+        features = self.encoder(normalised)
         named = {f"encoder.{level}": feature for level, feature in enumerate(features)}
         blocks = self._decoder_blocks()
         with kept_outputs({tap: blocks[tap] for tap in taps if tap in blocks}, named):

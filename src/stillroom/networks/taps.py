@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -25,16 +24,16 @@ class Network(nn.Module):
         return self.forward_taps(image, ())[0]
 
     def forward_taps(
-        self, image: Float[Tensor, "b 3 h w"], taps: tuple[str, ...]
+        self,
+        image: Float[Tensor, "b 3 h w"],
+        taps: tuple[str, ...],
+        normalise: Normalise | None = None,
     ) -> tuple[Float[Tensor, "b k h w"], dict[str, Float[Tensor, "b _ _ _"]]]:
-        """Return logits and the named features; an unknown tap is a UserError."""
+        """Return logits and the named features; an unknown tap is a UserError.
+
+        `normalise` replaces the network's own.
+        """
         raise NotImplementedError
-
-
-def describe(name: str, kind: type, values: Any) -> dict[str, Any]:
-    """Return a network's plain JSON description: `name`, and the fields of the class `kind`."""
-    found = {f.name: getattr(values, f.name) for f in fields(kind)}
-    return {"name": name} | {n: list(v) if isinstance(v, tuple) else v for n, v in found.items()}
 
 
 @contextmanager

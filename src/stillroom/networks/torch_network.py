@@ -1,16 +1,16 @@
 """Any `nn.Module` as one of our networks: logits as it returns them, taps by module name."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-import msgspec
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from stillroom.errors import UserError
-from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise, Triple
-from stillroom.networks.taps import Network, describe, kept_outputs, require_size, require_taps
+from stillroom.networks.description import Classes, Triple, describe
+from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from stillroom.networks.taps import Network, kept_outputs, require_size, require_taps
 from stillroom.user_code import load_function
 
 
@@ -19,7 +19,7 @@ class TorchFields:
     """What describes a network of the user's own: of a student, in `student.json`."""
 
     factory: str  # path/to/file.py:function, without arguments; it returns the nn.Module
-    classes: int = 1  # channels of the logits; 1 for a binary task
+    classes: Classes = 1  # channels of the logits; 1 for a binary task
     mean: Triple = IMAGENET_MEAN  # of RGB in [0, 1], as the module expects
     std: Triple = IMAGENET_STD  # of RGB in [0, 1], as the module expects
     taps: tuple[str, ...] = ()  # modules, by name, whose output (b c y x) a term may use
@@ -76,7 +76,7 @@ class TorchNetwork(Network):
         return found
 
 
-def build_torch(architecture: dict[str, Any], code: str | None) -> TorchNetwork:
+def build_torch(about: TorchFields, code: str | None) -> TorchNetwork:
     """Build a network of the user's own by `code`, path/to/file.py:function.
 
     UserError where none is named: what a file says of itself is never imported.
@@ -84,16 +84,9 @@ def build_torch(architecture: dict[str, Any], code: str | None) -> TorchNetwork:
     if code is None:
         raise UserError(
             "only your own code can build this network, and a run folder imports nothing by itself",
-            found=f"a network of {architecture.get('factory')}",
-            fix=f"name the code: --code {architecture.get('factory')}",
+            found=f"a network of {about.factory}",
+            fix=f"name the code: --code {about.factory}",
         )
-    values = {name: value for name, value in architecture.items() if name != "name"}
-    if values.keys() != {field.name for field in fields(TorchFields)}:
-        raise UserError("the description of this network has the wrong fields", found=values)
-    try:
-        about = msgspec.convert(values, TorchFields)
-    except msgspec.ValidationError as error:
-        raise UserError("the description of this network is wrong", found=error) from None
     module = load_function(code)()
     if not isinstance(module, nn.Module):
         raise UserError(f"{code} makes no torch.nn.Module", found=type(module).__name__)

@@ -3,15 +3,31 @@
 4 classes: width 4, depth 3 has 30,864 parameters; width 16, depth 3 has 488,052.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stillroom.errors import UserError
+from stillroom.networks.description import Classes, Depth, Triple, Width, describe
 from stillroom.networks.normalise import Normalise
 from stillroom.networks.taps import Network, require_size, require_taps
 
-_MAX_DEPTH = 16  # a picture of 65,536 pixels a side is then one
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UNetFields:
+    """What describes a U-Net of our own: of a student, in `student.json`."""
+
+    width: Width = 8  # channels at full size, doubled at each halving
+    depth: Depth = 3  # halvings; pictures must be multiples of 2**depth
+    classes: Classes = 1  # channels of the logits; 1 for a binary task
+    mean: Triple = (0.5, 0.5, 0.5)  # of RGB in [0, 1]
+    std: Triple = (0.5, 0.5, 0.5)  # of RGB in [0, 1]
+
+    def architecture(self) -> dict[str, Any]:
+        """Return the network's plain JSON description, without weights."""
+        return describe("unet", UNetFields, self)
 
 
 class UNet(Network):
@@ -25,12 +41,6 @@ class UNet(Network):
         self, width: int, depth: int, classes: int, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
         super().__init__()
-        if min(width, depth, classes) < 1 or depth > _MAX_DEPTH:
-            raise UserError(
-                "no such U-Net",
-                found=f"width {width}, depth {depth}, classes {classes}",
-                wanted=f"all three at least 1, depth at most {_MAX_DEPTH}",
-            )
         channels = [width * 2**level for level in range(depth + 1)]
         self.normalise = Normalise(mean, std)
         self.encoder = nn.ModuleList(
@@ -48,12 +58,19 @@ class UNet(Network):
         )
 
     def forward_taps(
-        self, image: Float[Tensor, "b 3 h w"], taps: tuple[str, ...]
+        self,
+        image: Float[Tensor, "b 3 h w"],
+        taps: tuple[str, ...],
+        normalise: Normalise | None = None,
     ) -> tuple[Float[Tensor, "b k h w"], dict[str, Float[Tensor, "b _ _ _"]]]:
-        """Return logits and the named features; an unknown tap is a UserError."""
+        """Return logits and the named features; an unknown tap is a UserError.
+
+        `normalise` replaces the network's own.
+        """
         require_taps(taps, self.taps)
         require_size(image, self.stride)
-        features = [self.encoder[0](self.normalise(image))]
+        normalised = (normalise or self.normalise)(image)
+        features = [self.encoder[0](normalised)]
         for block in list(self.encoder)[1:]:
             features.append(block(nn.functional.max_pool2d(features[-1], 2)))
         named = {f"encoder.{level}": feature for level, feature in enumerate(features)}

@@ -8,26 +8,22 @@ from torch import Tensor, nn
 
 from stillroom.errors import UserError
 from stillroom.networks.smp import SmpNetwork
-from stillroom.networks.torch_file import load_torch
 from stillroom.tensorfile import map_tensors
 
 _SHOWN = 5  # names in a message
-# What a file may hold besides the network: an optimiser's state and averaged weights; a classifier.
-_MOST_COPIES, _MORE_BYTES = 4, 1 << 27
 
 
-def load_weights(network: nn.Module, path: Path | str) -> int:
-    """Load a whole network strictly; return how many tensors were matched (all of them).
+def load_weights(network: nn.Module, path: Path | str) -> None:
+    """Load a whole network strictly.
 
     Takes safetensors, and torch files that hold a state dict, bare or under `state_dict` or
     `model_state_dict`. A leading `model.` of the names is dropped. UserError lists what is missing,
     unexpected or of another shape.
     """
     own = network.state_dict()
-    state = {n.removeprefix("model."): value for n, value in _read(Path(path), own).items()}
+    state = {n.removeprefix("model."): value for n, value in _read(Path(path)).items()}
     _require_equal(own, state, Path(path))
     network.load_state_dict(state)
-    return len(own)
 
 
 def load_encoder_weights(network: SmpNetwork, path: Path | str) -> tuple[str, ...]:
@@ -39,7 +35,7 @@ def load_encoder_weights(network: SmpNetwork, path: Path | str) -> tuple[str, ..
     """
     encoder: Any = getattr(network.encoder, "model", network.encoder)
     own: dict[str, Tensor] = encoder.state_dict()
-    read = _read(Path(path), own)
+    read = _read(Path(path))
     found = {name.replace(".", "_"): (name, value) for name, value in read.items()}
     used = {name: found[name.replace(".", "_")] for name in own if name.replace(".", "_") in found}
     state = {name: value for name, (_, value) in used.items()}
@@ -49,17 +45,15 @@ def load_encoder_weights(network: SmpNetwork, path: Path | str) -> tuple[str, ..
     return tuple(name for name, _ in found.values() if name not in taken)
 
 
-def _read(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict that a file holds, which is to fit a network's own."""
+def _read(path: Path) -> dict[str, Tensor]:
+    """Return the state dict that a file holds; nothing in it is executed or imported."""
     if not path.is_file():
         raise UserError("there is no such weights file", found=str(path))
-    own_bytes = sum(value.numel() * value.element_size() for value in own.values())
-    max_bytes = _MOST_COPIES * own_bytes + _MORE_BYTES
     try:
         if path.suffix == ".safetensors":
-            state: Any = map_tensors(path, max_bytes, links=True)
+            state: Any = map_tensors(path, path.stat().st_size, links=True)
         else:
-            state = load_torch(path, max_bytes)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no type of its own for what it refuses
         raise UserError(
             f"{path} cannot be read as weights",
@@ -69,17 +63,10 @@ def _read(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
     for name in ("state_dict", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
-    if not isinstance(state, dict) or not all(_is_entry(*item) for item in state.items()):
+    items = state.items() if isinstance(state, dict) else [(None, state)]
+    if not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in items):
         raise UserError(f"{path} holds no state dict", wanted="names and tensors, and nothing else")
     return dict(state)
-
-
-def _is_entry(name: Any, value: Any) -> bool:
-    """Whether this is a name with numbers that can be copied from one place into another."""
-    if not (isinstance(name, str) and isinstance(value, Tensor)):
-        return False
-    is_dense = value.layout == torch.strided and value.device.type == "cpu"
-    return is_dense and not (value.is_quantized or value.is_complex())
 
 
 def _require_equal(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:

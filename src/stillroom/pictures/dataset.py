@@ -6,67 +6,100 @@ and may be read from many threads; nothing here writes.
 
 import functools
 import hashlib
-import itertools
 import json
 import os
-import re
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import google_crc32c
+import msgspec
 import numpy as np
 from jaxtyping import UInt8
 
 from stillroom.errors import DamageError, UserError
-from stillroom.jsonfile import digest as json_digest
-from stillroom.jsonfile import open_regular, read_json
-from stillroom.pictures.decode import MAX_FILE_BYTES, MAX_PIXELS, MAX_SIDE_PX, decode_stored
-from stillroom.pictures.keys import key_problem
-from stillroom.types import IGNORE, ShardId
+from stillroom.jsonfile import (
+    Count,
+    Crc32c,
+    Declared,
+    Sha256,
+    open_regular,
+    read_json,
+    read_json_and_digest,
+)
+from stillroom.pictures.decode import MAX_FILE_BYTES, MAX_PIXELS, decode_stored
+from stillroom.pictures.prepare import Geometry, PictureFormat
+from stillroom.types import IGNORE, Key, ShardId, ShardNumber, Split
 
 FORMAT = "stillroom pictures 1"
 Member = Literal["picture", "mask", "extra"]
 _MEMBERS: tuple[Member, ...] = ("picture", "mask", "extra")
-_COLUMNS = ("key", "height", "width", "inside", *_MEMBERS)
 _MAX_OPEN_SHARDS = 128  # file descriptors, and about 80 KB of index each
 _ABSENT = (-1, -1, -1)
-_BLOCK_BYTES = 512  # of a tar: what lies before a member's payload
-_MAX_EXTRA_BYTES = 1 << 20
-_LARGEST = 1 << 62
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_Pixels = Annotated[int, msgspec.Meta(ge=0, le=MAX_PIXELS)]
+_Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
+_PictureBytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_FILE_BYTES)]
+_ExtraBytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
+_PictureSpan = tuple[Count, _PictureBytes, Crc32c]  # offset and size in bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardInfo:
+class ShardInfo(Declared, frozen=True):
     """What `dataset.json` says of a shard: size in bytes, digests of files, keys and pictures."""
 
-    split: str
-    number: int
-    rows: int
-    size: int
-    sha256: str
-    index_sha256: str
-    pictures: str
-
-    def __post_init__(self) -> None:
-        numbers = (self.number, self.rows, self.size)
-        digests = (self.sha256, self.index_sha256, self.pictures)
-        if not (
-            self.split in ("train", "val")
-            and all(type(number) is int and 0 <= number < _LARGEST for number in numbers)
-            and self.number < 10**6
-            and all(isinstance(text, str) and _SHA256.fullmatch(text) for text in digests)
-        ):
-            raise ValueError(f"no such shard: {self}")
+    split: Split
+    number: ShardNumber
+    rows: Count
+    size: Count
+    sha256: Sha256
+    index_sha256: Sha256
+    pictures: Sha256
 
     @property
     def id(self) -> ShardId:
         return ShardId(self.split, self.number)
+
+
+class _Format(msgspec.Struct):
+    format: str = "none"
+
+
+class DataSet(Declared, frozen=True):
+    """The content of `dataset.json`."""
+
+    format: str
+    classes: Annotated[tuple[str, ...], msgspec.Meta(max_length=IGNORE)]
+    palette: tuple[tuple[_Byte, _Byte, _Byte], ...]
+    ignore: Literal[255]
+    geometry: Geometry | None
+    picture_format: PictureFormat
+    shards: Annotated[tuple[ShardInfo, ...], msgspec.Meta(min_length=1)]
+    digest: Sha256
+
+
+class _Columns(Declared, frozen=True):
+    """One value a row; `inside` is x0, y0, x1, y1 in pixels."""
+
+    key: tuple[Key, ...]
+    height: list[_Pixels]
+    width: list[_Pixels]
+    inside: list[tuple[_Pixels, _Pixels, _Pixels, _Pixels]]
+    picture: list[_PictureSpan]
+    mask: list[_PictureSpan | None]
+    extra: list[tuple[Count, _ExtraBytes, Crc32c] | None]
+
+
+class PictureIndex(Declared, frozen=True):
+    """A shard's index, `<id>.json`."""
+
+    format: str
+    split: str
+    number: int
+    rows: _Columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,11 +125,11 @@ class PictureShard:
         self.info = info
         self.path = folder / f"{info.id}.tar"
         rows = _read_index(folder / f"{info.id}.json", info, geometry)
-        self.keys: tuple[str, ...] = tuple(rows["key"])
-        self._sizes = list(zip(rows["height"], rows["width"], strict=True))
-        self._inside = [tuple(box) for box in rows["inside"]]
+        self.keys = rows.key
+        self._sizes = list(zip(rows.height, rows.width, strict=True))
+        self._inside = rows.inside
         self._spans = {
-            member: np.array([span or _ABSENT for span in rows[member]], np.int64)
+            member: np.array([span or _ABSENT for span in getattr(rows, member)], np.int64)
             for member in _MEMBERS
         }
         try:
@@ -198,40 +231,19 @@ class PictureShard:
 class PictureSet:
     """A packed data set: what is in it, and its shards."""
 
-    def __init__(self, path: Path, body: dict[str, Any]) -> None:
+    def __init__(self, path: Path, body: DataSet) -> None:
         """Take over a checked `dataset.json`; use `open_pictures`."""
-        geometry = body["geometry"]
+        geometry = body.geometry
         self.path = path
-        self.classes: tuple[str, ...] = tuple(body["classes"])
-        self.palette: tuple[tuple[int, int, int], ...] = tuple(map(tuple, body["palette"]))
+        self.classes, self.palette = body.classes, body.palette
         self.geometry: tuple[int, int] | None = (
-            None if geometry is None else (geometry["height"], geometry["width"])
+            None if geometry is None else (geometry.height, geometry.width)
         )
-        self.fit: str | None = None if geometry is None else geometry["fit"]
-        self.shards: tuple[ShardInfo, ...] = tuple(ShardInfo(**entry) for entry in body["shards"])
-        self.digest: str = body["digest"]
+        self.fit = None if geometry is None else geometry.fit
+        self.shards, self.digest = body.shards, body.digest
         self._by_id = {info.id: info for info in self.shards}
-        self._check()
         self._open: OrderedDict[ShardId, PictureShard] = OrderedDict()
         self._lock = threading.Lock()
-
-    def _check(self) -> None:
-        """Raise ValueError for what docs/format.md does not allow; shards check their own."""
-        colours = [*itertools.chain(*self.palette)]
-        size = self.geometry or (1, 1)
-        if not (
-            len(self.classes) <= IGNORE
-            and all(type(name) is str for name in self.classes)
-            and all(len(colour) == 3 for colour in self.palette)
-            and len(self.palette) == len(self.classes)
-            and all(type(value) is int and 0 <= value <= 255 for value in colours)
-            and all(type(side) is int and 1 <= side <= MAX_SIDE_PX for side in size)
-            and self.fit in (None, "stretch", "letterbox")
-        ):
-            raise ValueError("classes, palette or geometry are impossible")
-        ids = [info.id for info in self.shards]
-        if not ids or ids != sorted(set(ids)):
-            raise ValueError("shards are not in order, each once, at least one")
 
     def shard_ids(self, split: str | None = None) -> tuple[ShardId, ...]:
         """Return the shards of a split, or of all splits, in order."""
@@ -266,18 +278,17 @@ def open_pictures(path: Path | str) -> PictureSet:
             found="no such folder" if not path.is_dir() else "a folder without dataset.json",
             fix=f"python tools/make_shards.py SOURCE --out {path}",
         )
-    body = read_json(file)
-    if body.get("format") != FORMAT:
-        raise UserError(f"{file} has another format", found=body.get("format"), wanted=FORMAT)
-    try:
-        pictures = PictureSet(path, body)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamageError(
-            f"{file} is malformed", found=f"{type(error).__name__}: {error}"
-        ) from None
-    if pictures.digest != set_digest(pictures.shards):
+    if (found := read_json(file, _Format).format) != FORMAT:
+        raise UserError(f"{file} has another format", found=found, wanted=FORMAT)
+    body: DataSet = read_json(file, DataSet)
+    if len(body.palette) != len(body.classes):
+        raise DamageError(f"{file}: there is not one colour a class", found=len(body.palette))
+    ids = [info.id for info in body.shards]
+    if ids != sorted(set(ids)):
+        raise DamageError(f"{file}: the shards are not in order, each once")
+    if body.digest != set_digest(body.shards):
         raise DamageError(f"{file}: the digest is not that of its shards", fix=_fix(path))
-    return pictures
+    return PictureSet(path, body)
 
 
 def pictures_digest(rows: Iterable[tuple[str, bytes]]) -> str:
@@ -294,69 +305,45 @@ def set_digest(shards: Iterable[ShardInfo]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _read_index(
-    path: Path, info: ShardInfo, geometry: tuple[int, int] | None
-) -> dict[str, list[Any]]:
+def _read_index(path: Path, info: ShardInfo, geometry: tuple[int, int] | None) -> _Columns:
     """Return the columns of a shard's index, every number in them checked."""
     try:
-        body = read_json(path)
+        index, found = read_json_and_digest(path, PictureIndex)
     except FileNotFoundError:
         raise DamageError(f"{path} is missing", fix=_fix(path.parent)) from None
-    if (found := json_digest(body)) != info.index_sha256:
+    if found != info.index_sha256:
         raise DamageError(
             f"{path} is not the index that dataset.json names",
             found=found,
             wanted=info.index_sha256,
             fix=_fix(path.parent),
         )
-    try:
-        rows = {name: body["rows"][name] for name in _COLUMNS}
-        _check_index(body, rows, info, geometry)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamageError(
-            f"{path} is malformed", found=f"{type(error).__name__}: {error}"
-        ) from None
-    return rows
+    if (problem := _index_problem(index, info, geometry)) is not None:
+        raise DamageError(f"{path} is not what a PictureIndex is", found=problem)
+    return index.rows
 
 
-def _check_index(
-    body: dict[str, Any],
-    rows: dict[str, list[Any]],
-    info: ShardInfo,
-    geometry: tuple[int, int] | None,
-) -> None:
-    stated = (body["format"], body["split"], body["number"], *map(len, rows.values()))
-    if stated != (FORMAT, info.split, info.number, *[info.rows] * len(rows)):
-        raise ValueError(f"it says {stated!r:.200}")
-    if rows["key"] != sorted(set(rows["key"])) or any(map(key_problem, rows["key"])):
-        raise ValueError("keys are not legal, sorted and unique")
-    for height, width, inside in zip(rows["height"], rows["width"], rows["inside"], strict=True):
-        x0, y0, x1, y1 = inside
-        whole = all(type(number) is int for number in (height, width, *inside))
-        if not (whole and 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise ValueError(f"a picture of {height}x{width} pixels with {inside!r:.80} inside")
-        if height * width > MAX_PIXELS or geometry not in (None, (height, width)):
-            raise ValueError(f"a picture of {height}x{width} pixels, all being {geometry}")
-    if None in rows["picture"]:
-        raise ValueError("a row without a picture")
-    _check_spans(rows, info.size)
-
-
-def _check_spans(rows: dict[str, list[Any]], file_size: int) -> None:
-    """Members lie in the order of rows, each behind a header, and none is larger than it can be."""
-    end = 0
-    for spans in zip(*(rows[name] for name in _MEMBERS), strict=True):
-        for name, span in zip(_MEMBERS, spans, strict=True):
-            if span is None:
-                continue
-            offset, size, crc = span
-            if not all(type(number) is int and 0 <= number < _LARGEST for number in span):
-                raise ValueError(f"no member: {span!r:.80}")
-            if offset < end + _BLOCK_BYTES or offset + size > file_size or crc >= 2**32:
-                raise ValueError(f"a member outside the tar or its place in it: {span}")
-            if size > (_MAX_EXTRA_BYTES if name == "extra" else MAX_FILE_BYTES):
-                raise ValueError(f"a {name} of {size} bytes")
-            end = offset + size
+def _index_problem(
+    index: PictureIndex, info: ShardInfo, geometry: tuple[int, int] | None
+) -> str | None:
+    """Say what in an index does not fit its shard, or None."""
+    rows = index.rows
+    lengths = {len(column) for column in msgspec.structs.astuple(rows)}
+    stated = (index.format, index.split, index.number, lengths)
+    if stated != (FORMAT, info.split, info.number, {info.rows}):
+        return f"it says {stated!r:.200}"
+    if list(rows.key) != sorted(set(rows.key)):
+        return "keys are not sorted and unique"
+    for key, height, width, (x0, y0, x1, y1) in zip(
+        rows.key, rows.height, rows.width, rows.inside, strict=True
+    ):
+        is_inside = x0 < x1 <= width and y0 < y1 <= height
+        if not is_inside or height * width > MAX_PIXELS or geometry not in (None, (height, width)):
+            return f"{key} has {height}x{width} pixels, {(x0, y0, x1, y1)} of them inside"
+    for span in (*rows.picture, *rows.mask, *rows.extra):
+        if span is not None and span[0] + span[1] > info.size:
+            return f"a member outside the tar: {span}"
+    return None
 
 
 def _fix(folder: Path) -> str:

@@ -4,11 +4,10 @@ import hashlib
 import re
 
 from stillroom.errors import UserError
-from stillroom.types import KEY
 
 MAX_KEY_BYTES = 200
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-/")
-_ESCAPE = re.compile(r"=([0-9A-F]{2})")
+_LEGAL = re.compile(r"[A-Za-z0-9_=/-]+")
 _META = re.compile(r"__[^/]*__/")  # WebDataset skips such members without a word
 
 
@@ -28,15 +27,9 @@ def key_of(name: str) -> str:
     return key
 
 
-def name_of(key: str) -> str:
-    """Return the source's name of a key that `key_of` made."""
-    parts = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), key)
-    return parts.encode("latin-1").decode()
-
-
 def key_problem(key: str) -> str | None:
     """Return why a text is no key, or None if it is one."""
-    if not KEY.fullmatch(key):
+    if not _LEGAL.fullmatch(key):
         return "only A-Z a-z 0-9 _ = - and / may occur in it"
     if len(key) > MAX_KEY_BYTES:
         return f"it has {len(key)} bytes, more than {MAX_KEY_BYTES}"

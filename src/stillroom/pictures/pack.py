@@ -13,7 +13,6 @@ import socket
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +58,12 @@ def pack(
         )
         body = {
             "format": FORMAT,
-            "classes": list(classes),
-            "palette": [list(colour) for colour in palette_of(len(classes))],
+            "classes": classes,
+            "palette": palette_of(len(classes)),
             "ignore": IGNORE,
-            "geometry": None if geometry is None else asdict(geometry),
+            "geometry": geometry,
             "picture_format": picture_format,
-            "shards": [asdict(info) for info in shards],
+            "shards": shards,
             "digest": set_digest(shards),
         }
         write_json(folder / "dataset.json", body)

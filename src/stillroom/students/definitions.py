@@ -5,10 +5,9 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from stillroom.networks.build import Network, build_network, load_encoder_weights
-from stillroom.networks.normalise import Triple
 from stillroom.networks.smp import SmpFields, SmpNetwork, prefetch
-from stillroom.networks.taps import describe
 from stillroom.networks.torch_network import TorchFields
+from stillroom.networks.unet import UNetFields
 from stillroom.user_code import load_function
 
 _log = logging.getLogger(__name__)
@@ -64,18 +63,8 @@ class SmpStudent(SmpFields):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UNetStudent:
+class UNetStudent(UNetFields):
     """The small U-Net of our own."""
-
-    width: int = 8  # channels at full size, doubled at each halving
-    depth: int = 3  # halvings; pictures must be multiples of 2**depth
-    classes: int = 1  # channels of the logits; 1 for a binary task
-    mean: Triple = (0.5, 0.5, 0.5)  # of RGB in [0, 1]
-    std: Triple = (0.5, 0.5, 0.5)  # of RGB in [0, 1]
-
-    def architecture(self) -> dict[str, Any]:
-        """Return the network's plain JSON description."""
-        return describe("unet", UNetStudent, self)
 
     def prefetch(self) -> None:
         """Download nothing: this network starts from random weights."""

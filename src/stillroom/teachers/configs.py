@@ -6,16 +6,18 @@ only.
 
 import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.errors import UserError
 from stillroom.jsonfile import file_sha256
-from stillroom.networks.finished_run import DESCRIPTION, WEIGHTS, read_run
-from stillroom.networks.normalise import Triple
+from stillroom.networks.description import Triple
+from stillroom.networks.finished_run import read_run
 from stillroom.networks.smp import SmpFields
-from stillroom.teachers.external_data import external_files
+from stillroom.teachers.files import MissingTeacherError as MissingTeacherError
+from stillroom.teachers.files import existing, file_inside, finished
 from stillroom.types import Kind
 
 if TYPE_CHECKING:
@@ -23,13 +25,15 @@ if TYPE_CHECKING:
     from stillroom.teachers.torch import BuiltTorchTeacher
 
 Taps = tuple[tuple[str, str], ...]  # (target, tap) pairs
+# what the caches at hand say of their teachers, in stage 2; None in stage 1
+Recorded = Sequence[Mapping[str, Any]] | None
 
 _TARGET = re.compile(r"[a-z][a-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxTeacher:
-    """Any ONNX detector or segmenter; one of its tensors becomes one target.
+    """Any ONNX detector or segmenter; one of its tensors becomes one target, others may be more.
 
     Preprocessing, in this order: RGB in [0, 1], resized to `size`, channels reordered, times
     `scale`, minus `mean`, divided by `std`. `mean` and `std` are in scaled units and in the
@@ -46,9 +50,10 @@ class OnnxTeacher:
     scale: float = 1.0  # what RGB in [0, 1] is multiplied by first
     mean: Triple = (0.0, 0.0, 0.0)  # subtracted after scaling, scaled units, network's order
     std: Triple = (1.0, 1.0, 1.0)  # divided by last, scaled units, network's order
+    tensors: Taps = ()  # more (target, tensor) pairs of the same pass, kept as features
 
     def __post_init__(self) -> None:
-        _check_target(self.target)
+        _check_taps(self.target, self.tensors)
         _check_normalisation(self.mean, self.std)
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise UserError("a teacher's scale must be positive", found=self.scale, wanted="> 0")
@@ -58,17 +63,20 @@ class OnnxTeacher:
     @property
     def targets(self) -> dict[str, Kind]:
         """Return the kind of each target as it is stored."""
-        return {self.target: "features" if self.kind == "features" else "logits"}
+        kind: Kind = "features" if self.kind == "features" else "logits"
+        return {**_kinds(self.target, self.tensors), self.target: kind}
 
-    def identity(self, with_files: bool = True) -> dict[str, Any]:
+    def identity(self, with_files: bool = True, recorded: Recorded = None) -> dict[str, Any]:
         """Return what makes this teacher's words its own; `with_files` adds the files' sha256.
 
-        Without, no file need exist, and the answer is a subset of the answer with. Raises UserError
-        where a file is missing or external data lies outside the network's folder.
+        Without, no file need exist, and the answer is a subset of the answer with. Which files hold
+        external data onnx finds out; with `recorded`, a cache of the same ONNX file has the names
+        and onnx is not imported. Raises MissingTeacherError, and UserError where external data lies
+        outside the network's folder.
         """
         identity: dict[str, Any] = {
             "class": "OnnxTeacher",
-            "targets": {self.target: self.tensor},
+            "targets": {self.target: self.tensor, **dict(self.tensors)},
             "kind": self.kind,
             "preprocessing": {
                 "size": None if self.size is None else list(self.size),
@@ -81,8 +89,9 @@ class OnnxTeacher:
         }
         if with_files:
             path = existing(self.path)
-            files = external_files(path)
-            identity["onnx_sha256"] = file_sha256(path, links=True)
+            sha256 = identity["onnx_sha256"] = file_sha256(path, links=True)
+            names = _external_names(path, sha256, recorded)
+            files = {name: file_inside(path.parent, name) for name in sorted(names)}
             identity["external_data_sha256"] = {n: file_sha256(f) for n, f in files.items()}
         return identity
 
@@ -110,7 +119,7 @@ class SmpTeacher(SmpFields):
         """Return the kind of each target."""
         return _kinds(self.target, self.taps)
 
-    def identity(self, with_files: bool = True) -> dict[str, Any]:
+    def identity(self, with_files: bool = True, recorded: Recorded = None) -> dict[str, Any]:
         """Return what makes this teacher's words its own; `with_files` adds the weights' sha256.
 
         Without, no file need exist, and the answer is a subset of the answer with.
@@ -150,7 +159,7 @@ class RunTeacher:
         """Return the kind of each target."""
         return _kinds(self.target, self.taps)
 
-    def identity(self, with_files: bool = True) -> dict[str, Any]:
+    def identity(self, with_files: bool = True, recorded: Recorded = None) -> dict[str, Any]:
         """Return what makes this teacher's words its own.
 
         `with_files` adds architecture and the weights' sha256. Without, no file need exist, and the
@@ -174,36 +183,13 @@ class RunTeacher:
         return build_run(self, device)
 
 
-Teacher = OnnxTeacher | SmpTeacher | RunTeacher
+def _external_names(path: Path, sha256: str, recorded: Recorded) -> Iterable[str]:
+    if recorded is None:
+        from stillroom.teachers.onnx_file import external_names, load_graph
 
-
-class MissingTeacherError(UserError):
-    """A teacher's file is not here; stage 2 can do without, stage 1 cannot."""
-
-
-def existing(path: str) -> Path:
-    """Return the path of a teacher's file; raises MissingTeacherError where there is none."""
-    if not Path(path).is_file():
-        raise MissingTeacherError(
-            f"the teacher's file {path} does not exist",
-            found="a folder" if Path(path).is_dir() else "nothing",
-            wanted="the network's file",
-            fix="give its place with --teachers.N.path FILE (N counts teachers from 0)",
-        )
-    return Path(path)
-
-
-def finished(path: str) -> Path:
-    """Return the path of a run's folder; raises MissingTeacherError where it is not finished."""
-    missing = [name for name in (DESCRIPTION, WEIGHTS) if not (Path(path) / name).is_file()]
-    if missing:
-        raise MissingTeacherError(
-            f"the teacher's folder {path} is not a finished run",
-            found=f"no {' and no '.join(missing)}",
-            wanted="the folder of a finished run, runs/NAME",
-            fix="finish that run, or give its folder with --teachers.N.path runs/NAME",
-        )
-    return Path(path)
+        return external_names(load_graph(path))
+    same = (r.get("external_data_sha256", ()) for r in recorded if r.get("onnx_sha256") == sha256)
+    return next(same, ())  # no cache has this network, so none fits whatever its files are
 
 
 def _check_target(name: str) -> None:

@@ -1,6 +1,4 @@
-"""The device that a teacher was asked to run on: parsed, there, and named."""
-
-import platform
+"""The device that a teacher was asked to run on: parsed, and there."""
 
 import torch
 
@@ -22,10 +20,3 @@ def open_device(text: str) -> torch.device:
             fix="ask for cpu, or install a torch that fits this machine's driver",
         )
     return torch.device("cuda", int(number or 0))
-
-
-def device_name(device: torch.device) -> str:
-    """Return the device's name for the record of how a shard was made."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu {platform.processor() or platform.machine()}"

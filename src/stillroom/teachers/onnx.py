@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from stillroom.errors import FailureError, UserError
 from stillroom.networks.normalise import Normalise
-from stillroom.teachers.configs import OnnxTeacher, existing
-from stillroom.teachers.devices import device_name, open_device
+from stillroom.teachers.configs import OnnxTeacher
+from stillroom.teachers.devices import open_device
+from stillroom.teachers.files import existing
 from stillroom.teachers.onnx_file import embed, load_graph
 from stillroom.teachers.onnx_graph import (
     choose_tensor,
@@ -31,12 +32,10 @@ _PROBE = (256, 256)  # picture size that a network without one is probed at, px
 
 
 class BuiltOnnxTeacher:
-    """An ONNX teacher on one device, called with RGB pictures in [0, 1].
+    """An ONNX network as a `BuiltTeacher`.
 
-    `preprocessing` normalises and may be replaced. `input_size` is the (h, w) that the network
-    sees, None where it is the picture's. `batch` is the number of rows that the network takes at
-    once, None where any number will do. `damage` says what is wrong with the weights, empty =
-    nothing.
+    `input_size` is the (h, w) that the network sees, None where it is the picture's. `batch` is the
+    number of rows that the network takes at once, None where any number will do.
     """
 
     def __init__(self, config: OnnxTeacher, device: str) -> None:
@@ -45,7 +44,9 @@ class BuiltOnnxTeacher:
         self.device = open_device(device)
         path = existing(config.path)
         model = load_graph(path)
-        model = cut(model, choose_tensor(model, config.tensor))
+        names = {config.target: config.tensor, **dict(config.tensors)}
+        self._tensors = {target: choose_tensor(model, name) for target, name in names.items()}
+        model = cut(model, tuple(dict.fromkeys(self._tensors.values())))
         embed(model, path.parent)
         self.damage = graph_damage(model)
         model, self.batch, fixed = _freed(model, config)
@@ -57,7 +58,6 @@ class BuiltOnnxTeacher:
         self._rows = self.batch or 0  # rows per run; 0 = as they come
         self._seen: set[tuple[int, int]] = set()
         self.preprocessing = Normalise(config.mean, config.std, config.scale, config.channels)
-        self.device_name = device_name(self.device)
         self.provider = self._session.provider
 
     @torch.inference_mode()
@@ -66,9 +66,10 @@ class BuiltOnnxTeacher:
         image: Float[Tensor, "b 3 h w"],
         *,
         rows: Sequence[Row] = (),
+        preprocessing: Normalise | None = None,
         boxes: Float[Tensor, "b 4"] | None = None,
-    ) -> dict[str, Float[Tensor, "b c y x"]]:
-        """Return the target: logits at the picture's size, features on their own grid.
+    ) -> dict[str, Float[Tensor, "b _ _ _"]]:
+        """Return every target: logits at the picture's size, features on their own grid.
 
         Raises UserError where the network cannot take a picture of this size or does not say what
         was declared.
@@ -78,31 +79,34 @@ class BuiltOnnxTeacher:
         if self._fixed not in (None, size):
             raise _wrong_size(self._fixed, size)
         image = _resize(image.to(self.device, torch.float32), size)
-        answer = self._run_rows(self.preprocessing.to(self.device)(image))
-        if self._config.kind == "features":
-            return {self._config.target: answer}
+        normalise = (preprocessing or self.preprocessing).to(self.device)
+        answers = self._run_rows(normalise(image))
+        outputs = {target: answers[name] for target, name in self._tensors.items()}
+        main = outputs[self._config.target]
         if self._config.kind == "probabilities":
-            answer = logits_of(answer)
-        return {self._config.target: _resize(answer, (height, width))}
+            main = logits_of(main)
+        if self._config.kind != "features":
+            outputs[self._config.target] = _resize(main, (height, width))
+        return outputs
 
-    def _run_rows(self, image: Tensor) -> Tensor:
+    def _run_rows(self, image: Tensor) -> dict[str, Tensor]:
         """Run any number of rows, in batches of one size where the network or the GPU wants it."""
         if self.batch is None and self.device.type == "cuda":
             self._rows = max(self._rows, len(image))  # convolutions are chosen once per batch size
         rows = self._rows or len(image)
-        answers = []
+        parts = []
         for start in range(0, len(image), rows):
             part = image[start : start + rows]
             missing = rows - len(part)
             if missing:
                 part = torch.cat([part, part[-1:].expand(missing, -1, -1, -1)])
-            answers.append(self._run(part)[: rows - missing])
-        return torch.cat(answers)
+            parts.append({n: a[: rows - missing] for n, a in self._run(part).items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _run(self, image: Tensor) -> Tensor:
+    def _run(self, image: Tensor) -> dict[str, Tensor]:
         size = (image.shape[2], image.shape[3])
         try:
-            answer = self._session.run(image)
+            answers = self._session.run(image)
         except RUN_ERRORS as error:
             kind = FailureError if size in self._seen else UserError
             raise kind(
@@ -111,15 +115,16 @@ class BuiltOnnxTeacher:
                 fix="give a size that it takes, often a multiple of 32, with "
                 "--teachers.N.size H W; where memory ran out, a smaller batch",
             ) from None
-        if answer.ndim != 4 or len(answer) != len(image):
-            raise UserError(
-                f"the tensor of the target {self._config.target} is no map per picture",
-                found="x".join(map(str, answer.shape)),
-                wanted=f"{len(image)} x c x h x w",
-                fix="name another with --teachers.N.tensor NAME",
-            )
+        for name, answer in answers.items():
+            if answer.ndim != 4 or len(answer) != len(image):
+                raise UserError(
+                    f"the tensor {name} is no map per picture",
+                    found="x".join(map(str, answer.shape)),
+                    wanted=f"{len(image)} x c x h x w",
+                    fix="name another with --teachers.N.tensor NAME",
+                )
         self._seen.add(size)
-        return answer
+        return answers
 
 
 def logits_of(probabilities: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
@@ -174,16 +179,19 @@ def _same_rows(
     cpu = torch.device("cpu")
     try:
         first = OnnxSession(original, cpu)
-        wanted = torch.cat([first.run(image[:batch]), first.run(image[-1:].repeat(batch, 1, 1, 1))])
+        parts = [first.run(image[:batch]), first.run(image[-1:].repeat(batch, 1, 1, 1))]
         found = OnnxSession(candidate, cpu).run(image)
     except (*RUN_ERRORS, UserError):
         return False  # rows go through in the declared batch, which is always right
-    if found.shape[0] != batch + 1 or found.shape[1:] != wanted.shape[1:]:
+    wanted = {name: torch.cat([part[name] for part in parts])[: batch + 1] for name in found}
+    return all(_are_close(found[name], wanted[name]) for name in found)
+
+
+def _are_close(found: Tensor, wanted: Tensor) -> bool:
+    if found.shape != wanted.shape:
         return False
     largest = float(wanted.nan_to_num(0, posinf=0, neginf=0).abs().max())
-    return torch.allclose(
-        found, wanted[: batch + 1], rtol=1e-3, atol=1e-4 * largest, equal_nan=True
-    )
+    return torch.allclose(found, wanted, rtol=1e-3, atol=1e-4 * largest, equal_nan=True)
 
 
 def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -70,13 +70,13 @@ def tensor_shapes(
     return {v.name: _shape(v) for v in values if v.type.tensor_type.HasField("shape")}
 
 
-def cut(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
-    """Return a graph whose only output is `tensor` and which holds only what `tensor` needs.
+def cut(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """Return a graph whose outputs are `tensors` and which holds only what these need.
 
     Recorded shapes of inner tensors are dropped.
     """
     graph = model.graph
-    nodes, needed = _needed(graph, tensor)
+    nodes, needed = _needed(graph, tensors)
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for field in ("node", "initializer", "sparse_initializer", "input", "output", "value_info"):
@@ -87,7 +87,8 @@ def cut(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
         s for s in graph.sparse_initializer if s.values.name in needed
     )
     result.graph.input.extend(i for i in graph.input if i.name in needed)
-    result.graph.output.add(name=tensor)  # onnxruntime infers its type
+    for tensor in tensors:
+        result.graph.output.add(name=tensor)  # onnxruntime infers its type
     return result
 
 
@@ -137,14 +138,14 @@ def follows_the_size(model: onnx.ModelProto, size: tuple[int, int]) -> bool:
     """Tell whether every 4-D tensor of a cut graph doubles when the picture does.
 
     False where a tensor keeps its size although it is no pooled single cell, where a single cell
-    grows (a pooling window as large as the picture was), and where the output's shape cannot be
+    grows (a pooling window as large as the picture was), and where an output's shape cannot be
     inferred.
     """
     height, width = size
     before = tensor_shapes(model, 1, size)
     after = tensor_shapes(model, 1, (2 * height, 2 * width))
-    output = model.graph.output[0].name
-    if not (_is_map(before.get(output, ())) and _is_map(after.get(output, ()))):
+    outputs = [output.name for output in model.graph.output]
+    if not all(_is_map(shapes.get(name, ())) for shapes in (before, after) for name in outputs):
         return False
     maps = [n for n in before if _is_map(before[n]) and _is_map(after.get(n, ()))]
     return all(_doubles(before[n][2:], after[n][2:]) for n in maps)
@@ -161,10 +162,12 @@ def _is_map(shape: Shape) -> bool:
     return len(shape) == 4 and all(isinstance(length, int) for length in shape)
 
 
-def _needed(graph: onnx.GraphProto, tensor: str) -> tuple[list[onnx.NodeProto], set[str]]:
-    """Walk backwards from a tensor: the nodes to keep, in order, and every name that they read."""
+def _needed(
+    graph: onnx.GraphProto, tensors: Sequence[str]
+) -> tuple[list[onnx.NodeProto], set[str]]:
+    """Walk backwards from tensors: the nodes to keep, in order, and every name that they read."""
     maker = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    needed, kept, waiting = set[str](), set[int](), [tensor]
+    needed, kept, waiting = set[str](), set[int](), list(tensors)
     while waiting:
         name = waiting.pop()
         if name in needed:

@@ -19,9 +19,9 @@ _LOAD_ERRORS = (*RUN_ERRORS, _ort.InvalidGraph, _ort.InvalidProtobuf, _ort.EPFai
 
 
 class OnnxSession:
-    """A graph with one input and one output, ready to run on `device`.
+    """A graph with one input, ready to run on `device`.
 
-    On CUDA, input and output stay in torch's memory, TF32 is off and convolutions are chosen by
+    On CUDA, input and outputs stay in torch's memory, TF32 is off and convolutions are chosen by
     heuristic.
     """
 
@@ -42,40 +42,39 @@ class OnnxSession:
                 "for cpu",
             )
         self._input = self._session.get_inputs()[0].name
-        self._output = self._session.get_outputs()[0].name
-        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._shapes: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
 
-    def run(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "..."]:
-        """Return the output, float32; raises one of RUN_ERRORS where the graph cannot take it."""
+    def run(self, image: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "..."]]:
+        """Return every output by name, float32; raises one of RUN_ERRORS for what cannot be run."""
         image = image.to(self.device, torch.float32).contiguous()
-        if self.device.type == "cpu":
-            output = self._session.run([self._output], {self._input: image.numpy()})[0]
-            return torch.from_numpy(np.ascontiguousarray(output, dtype=np.float32))
-        return self._run_bound(image)
+        if self.device.type != "cpu":
+            return self._run_bound(image)
+        arrays = self._session.run(self._outputs, {self._input: image.numpy()})
+        tensors = [torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)) for a in arrays]
+        return dict(zip(self._outputs, tensors, strict=True))
 
-    def _run_bound(self, image: Tensor) -> Tensor:
-        shape = self._shapes.get(tuple(image.shape))
-        if shape is None:
-            shape = self._shapes[tuple(image.shape)] = self._output_shape(image)
-        output = torch.empty(shape, dtype=torch.float32, device=self.device)
-        binding = self._bind_input(image)
-        binding.bind_output(
-            self._output,
-            self.device.type,
-            self.device.index or 0,
-            np.float32,
-            shape,
-            output.data_ptr(),
-        )
+    def _run_bound(self, image: Tensor) -> dict[str, Tensor]:
+        shapes = self._shapes.get(tuple(image.shape))
+        if shapes is None:
+            shapes = self._shapes[tuple(image.shape)] = self._output_shapes(image)
+        binding, outputs = self._bind_input(image), {}
+        number = self.device.index or 0
+        for name, shape in zip(self._outputs, shapes, strict=True):
+            outputs[name] = torch.empty(shape, dtype=torch.float32, device=self.device)
+            binding.bind_output(
+                name, self.device.type, number, np.float32, shape, outputs[name].data_ptr()
+            )
         self._run_and_wait(binding)
-        return output
+        return outputs
 
-    def _output_shape(self, image: Tensor) -> tuple[int, ...]:
+    def _output_shapes(self, image: Tensor) -> list[tuple[int, ...]]:
         """Run once with memory of onnxruntime's own, to learn how much to bind."""
         binding = self._bind_input(image)
-        binding.bind_output(self._output, self.device.type, self.device.index or 0)
+        for name in self._outputs:
+            binding.bind_output(name, self.device.type, self.device.index or 0)
         self._run_and_wait(binding)
-        return tuple(binding.get_outputs()[0].shape())
+        return [tuple(value.shape()) for value in binding.get_outputs()]
 
     def _bind_input(self, image: Tensor) -> onnxruntime.IOBinding:
         binding = self._session.io_binding()

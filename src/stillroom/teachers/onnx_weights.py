@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import onnx
 from onnx import numpy_helper
 
+from stillroom.errors import UserError
 from stillroom.teachers.damage import Weights, damage_of
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
@@ -27,29 +28,18 @@ def _training(model: onnx.ModelProto) -> Iterable[str]:
 
 
 def _weights(model: onnx.ModelProto) -> Iterable[Weights]:
-    """Yield the graph's constants of floats; what a layer multiplies with must be finite, and of a
-    convolution or BatchNorm the axes of its filters and inputs are known.
-    """
-    axes: dict[str, tuple[int | None, int | None]] = {}
-    multiplied: set[str] = set()
-    for node in model.graph.node:
-        if node.op_type in _LAYERS:
-            multiplied.update(node.input)
-        if node.op_type == "BatchNormalization":
-            axes[node.input[1]] = (0, None)
-        elif node.op_type == "Conv":
-            axes[node.input[1]] = (0, 1)
-        elif node.op_type == "ConvTranspose":
-            axes[node.input[1]] = (1 if _group(node) == 1 else None, 0)
+    """Yield the graph's constants of floats; what a layer multiplies with must be finite."""
+    layers = [node for node in model.graph.node if node.op_type in _LAYERS]
+    multiplied = {name for node in layers for name in node.input}
     for tensor in model.graph.initializer:
         if tensor.data_type in _FLOATS:
-            yield Weights(
-                tensor.name,
-                numpy_helper.to_array(tensor),
-                *axes.get(tensor.name, (None, None)),
-                may_be_infinite=tensor.name not in multiplied,
-            )
-
-
-def _group(node: onnx.NodeProto) -> int:
-    return next((a.i for a in node.attribute if a.name == "group"), 1)
+            try:
+                values = numpy_helper.to_array(tensor)
+            except ValueError as error:
+                shape = "x".join(map(str, tensor.dims))
+                raise UserError(
+                    f"the weights {tensor.name} are not of their shape {shape:.80}",
+                    found=str(error),
+                    fix="copy the network again from where it came from",
+                ) from None
+            yield Weights(tensor.name, values, may_be_infinite=tensor.name not in multiplied)

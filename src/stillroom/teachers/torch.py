@@ -10,44 +10,26 @@ from stillroom.networks.build import Network, build_network, load_weights
 from stillroom.networks.finished_run import load_run
 from stillroom.networks.normalise import Normalise
 from stillroom.networks.taps import require_taps
-from stillroom.teachers.configs import RunTeacher, SmpTeacher, Taps, existing, finished
+from stillroom.teachers.configs import RunTeacher, SmpTeacher, Taps
 from stillroom.teachers.damage import damage_of, network_weights
-from stillroom.teachers.devices import device_name, open_device
+from stillroom.teachers.devices import open_device
+from stillroom.teachers.files import existing, finished
 from stillroom.types import Row
 
 
 class BuiltTorchTeacher:
-    """A torch teacher on one device, called with RGB pictures in [0, 1].
+    """A torch network as a `BuiltTeacher`; it sees the picture at its own size."""
 
-    `preprocessing` normalises and may be replaced. `input_size` is None: the network sees the
-    picture at its own size.
-    """
-
-    input_size: tuple[int, int] | None = None
     provider = "torch"
 
     def __init__(self, network: Network, target: str, taps: Taps, device: str) -> None:
         """Take over a network with its weights; raises UserError where a tap is not there."""
+        require_taps(tuple(tap for _, tap in taps), network.taps)
         self.device = open_device(device)
-        self._network = network
-        require_taps(tuple(tap for _, tap in taps), self._network.taps)
-        self._network.to(self.device).eval().requires_grad_(False)
+        self.damage = damage_of(network_weights(network))
+        self.preprocessing: Normalise = network.normalise
+        self._network = network.to(self.device).eval().requires_grad_(False)
         self._target, self._taps = target, taps
-        self.device_name = device_name(self.device)
-
-    @property
-    def preprocessing(self) -> Normalise:
-        """The network's own normalisation."""
-        return self._network.normalise
-
-    @property
-    def damage(self) -> tuple[str, ...]:
-        """What is wrong with the weights, in words; empty = nothing."""
-        return damage_of(network_weights(self._network))
-
-    @preprocessing.setter
-    def preprocessing(self, preprocessing: Normalise) -> None:
-        self._network.normalise = preprocessing.to(self.device)
 
     @torch.inference_mode()
     def __call__(
@@ -55,6 +37,7 @@ class BuiltTorchTeacher:
         image: Float[Tensor, "b 3 h w"],
         *,
         rows: Sequence[Row] = (),
+        preprocessing: Normalise | None = None,
         boxes: Float[Tensor, "b 4"] | None = None,
     ) -> dict[str, Float[Tensor, "b _ _ _"]]:
         """Return logits and tapped features, float32 on the device.
@@ -64,11 +47,12 @@ class BuiltTorchTeacher:
         assert not self._network.training, "a teacher never trains"
         image = image.to(self.device, torch.float32)
         names = tuple(tap for _, tap in self._taps)
+        normalise = (preprocessing or self.preprocessing).to(self.device)
         with (
             torch.autocast(self.device.type, enabled=False),
             torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
         ):
-            logits, features = self._network.forward_taps(image, names)
+            logits, features = self._network.forward_taps(image, names, normalise)
         return {self._target: logits, **{name: features[tap] for name, tap in self._taps}}
 
 
@@ -82,5 +66,5 @@ def build_smp(config: SmpTeacher, device: str) -> BuiltTorchTeacher:
 
 def build_run(config: RunTeacher, device: str) -> BuiltTorchTeacher:
     """Return the student of a finished run as a teacher."""
-    network, _ = load_run(finished(config.path), config.code)
+    network, _ = load_run(finished(config.path), code=config.code)
     return BuiltTorchTeacher(network, config.target, config.taps, device)

@@ -11,14 +11,22 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from stillroom.errors import DamageError, UserError
-from stillroom.jsonfile import file_sha256, read_json, sync_folder, write_bytes, write_json
+from stillroom.jsonfile import (
+    Count,
+    Sha256,
+    file_sha256,
+    read_json,
+    sync_folder,
+    write_bytes,
+    write_json,
+)
 from stillroom.tensorfile import map_tensors
 
 FORMAT = "stillroom checkpoint 1"
@@ -27,6 +35,16 @@ _NAME = re.compile(r"step-([0-9]{6,12})")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _FIELDS = {"step", "exp_avg", "exp_avg_sq"}  # of AdamW's state
 _MOST_COPIES, _MORE_BYTES = 3, 1 << 24  # an optimiser keeps two numbers a parameter
+
+
+class CheckpointState(TypedDict):
+    """What `state.json` holds; `scaler` is GradScaler's state."""
+
+    format: Literal["stillroom checkpoint 1"]
+    step: Count
+    best: float
+    scaler: NotRequired[dict[str, Any] | None]
+    files: dict[str, Sha256]
 
 
 def save_checkpoint(
@@ -76,17 +94,10 @@ def newest_checkpoint(
 
 def _verified(folder: Path, max_bytes: int) -> dict[str, Any]:
     path = folder / "state.json"
-    state = read_json(path)
-    hashes = state.get("files")
-    if not (
-        state.get("format") == FORMAT
-        and type(state.get("step")) is int
-        and state["step"] == _step_of(folder)
-        and type(state.get("best")) in (int, float)
-        and isinstance(state.get("scaler"), dict | None)
-        and isinstance(hashes, dict)
-    ):
-        raise DamageError(f"{path} is malformed", found=f"{state!r:.200}")
+    state = read_json(path, CheckpointState)
+    if (found := state["step"]) != _step_of(folder):
+        raise DamageError(f"{path} is of another step", found=found, wanted=_step_of(folder))
+    hashes = state["files"]
     for name in _TENSORS:
         map_tensors(folder / name, max_bytes)  # what is no such file need not be hashed
         found = file_sha256(folder / name)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stillroom.cache.find import match_cache
+from stillroom.cache.find import find_caches, match_cache
 from stillroom.cache.folder import Cache
 from stillroom.errors import UserError
 from stillroom.pictures.dataset import PictureSet
@@ -13,17 +13,18 @@ from stillroom.teachers.configs import MissingTeacherError
 def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | None:
     """Return the one cache that holds every target the terms need, or None where they need none.
 
-    The teachers' files need not be here: then, and always with `run.recorded_teachers`, a cache that
-    recorded such a teacher is taken at its word, and said so. Raises UserError.
+    The teachers' files need not be here: then, and always with `run.recorded_teachers`, a cache
+    that recorded such a teacher is taken at its word, and said so. Raises UserError.
     """
-    wanted, recorded = recipe.wanted_targets(), recipe.run.recorded_teachers
+    wanted, without_files = recipe.wanted_targets(), recipe.run.recorded_teachers
     if not wanted:
         return None
     assert pictures.geometry is not None
+    recorded = [r for cache in find_caches(Path(recipe.run.cache)) for r in cache.teachers]
     try:
-        teachers = teacher_identities(recipe, with_files=not recorded)
+        teachers = teacher_identities(recipe, not without_files, recorded)
     except MissingTeacherError:
-        teachers, recorded = teacher_identities(recipe, with_files=False), True
+        teachers, without_files = teacher_identities(recipe, with_files=False), True
     cache = match_cache(
         Path(recipe.run.cache),
         pictures.digest,
@@ -40,7 +41,9 @@ def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | N
             fix=f"{_rebuild(recipe, cache.identity['body'])}: it goes on where it stopped",
         )
     if verbose:
-        note = " (teachers' files are not looked at: the recorded identity is taken)" * recorded
+        note = (
+            " (teachers' files are not looked at: the recorded identity is taken)" * without_files
+        )
         print(f"cache: {cache.path}{note}", flush=True)
     return cache
 

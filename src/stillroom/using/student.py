@@ -5,16 +5,36 @@ it.
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
+import msgspec
 import torch
 
-from stillroom.errors import DamageError, UserError
+from stillroom.errors import UserError
 from stillroom.networks.build import Network
-from stillroom.networks.finished_run import DESCRIPTION, WEIGHTS, load_run
+from stillroom.networks.finished_run import DESCRIPTION, WEIGHTS, RunDescription, load_run
 from stillroom.pictures.decode import MAX_SIDE_PX
 
-_MAX_BATCH = 4096  # pictures of a forward pass
+_Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE_PX)]
+
+
+class _Geometry(TypedDict):
+    height: _Side
+    width: _Side
+
+
+class _Pictures(TypedDict):
+    path: str
+
+
+class StudentDescription(RunDescription):
+    """What `student.json` holds, as far as using a student takes it."""
+
+    classes: list[str]
+    geometry: _Geometry
+    pictures: _Pictures
+    batch: Annotated[int, msgspec.Meta(ge=1, le=4096)]  # pictures of a forward pass
+    score: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +43,7 @@ class Trained:
 
     run: Path
     network: Network
-    about: dict[str, Any]  # student.json
+    about: StudentDescription
 
     @property
     def size(self) -> tuple[int, int]:
@@ -48,27 +68,8 @@ def load_student(run: Path, code: str | None = None) -> Trained:
             found=f"no {WEIGHTS} with {DESCRIPTION}",
             fix=f"finish it with --run.resume, or use {run / 'best'}",
         )
-    network, about = load_run(run, code)
-    _check(about, run)
+    network, about = load_run(run, StudentDescription, code)
     return Trained(run=run, network=network.eval(), about=about)
-
-
-def _check(about: dict[str, Any], run: Path) -> None:
-    """Raise DamageError where student.json does not say what using a student takes."""
-    try:
-        classes, sides = about["classes"], about["geometry"]
-        numbers = [(about["batch"], _MAX_BATCH)]
-        numbers += [(sides[name], MAX_SIDE_PX) for name in ("height", "width")]
-        is_good = (
-            isinstance(classes, list)
-            and all(isinstance(name, str) for name in classes)
-            and all(type(number) is int and 1 <= number <= most for number, most in numbers)
-            and isinstance(about["pictures"]["path"], str)
-        )
-    except (KeyError, TypeError) as error:
-        raise DamageError(f"{run / DESCRIPTION} is malformed", found=repr(error)) from None
-    if not is_good:
-        raise DamageError(f"{run / DESCRIPTION} is malformed", found=f"{about!r:.200}")
 
 
 @torch.inference_mode()
