@@ -1,12 +1,11 @@
 """Every hostile file of the tests is refused in under 2 s with less than 200 MB of extra memory.
 
-`python benchmarks/hostile_inputs.py` spoils a small world (pictures, caches of both bodies, a run,
-ONNX and torch networks, sources) in each way of `tests/hostile/*_cases.py` and reads it, each case
-in a fork of one process that has imported everything. A case is good when it is refused with an
-error of ours for the right reason; its seconds are those on the clock less those in which other
-work kept the process from a core. What is odd and legal (a row of zeros, 60,000 shards, linked
-weights, the world as it was) must be accepted. The exit status is 1 where anything is otherwise.
-Figures: `benchmarks/results/hostile_inputs_cpu<cores>_<yyyymm>.json`. About two minutes.
+`python benchmarks/hostile_inputs.py` spoils a small world (pictures, a cache, a run, ONNX and torch
+networks, sources) in each way of `tests/hostile/*_cases.py` and reads it, each case in a fork of
+one process that has imported everything. A case is good when it is refused with an error of ours
+for the right reason; its seconds are the processor's. What is odd and legal (linked weights, the
+world as it was) must be accepted. The exit status is 1 where anything is otherwise. Figures:
+`benchmarks/results/hostile_inputs_cpu<cores>_<yyyymm>.json`. About half a minute.
 """
 
 import argparse

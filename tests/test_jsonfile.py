@@ -6,7 +6,7 @@ import random
 import pytest
 
 from stillroom.errors import DamageError
-from stillroom.jsonfile import read_json, write_json
+from stillroom.jsonfile import Count, Declared, digest, read_json, read_json_and_digest, write_json
 
 BODY = {"b": 1, "a": [1.5, None, "ä"], "nested": {"z": True, "y": []}}
 
@@ -46,3 +46,31 @@ def test_nan_is_refused(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "x.json", {"a": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+class Pair(Declared, frozen=True):
+    b: Count
+    a: tuple[float, float]
+
+
+def test_a_declared_shape_is_written_as_the_object_that_it_is(tmp_path):
+    path, pair = tmp_path / "x.json", Pair(b=1, a=(0.5, 2.0))
+    write_json(path, pair)
+    data = path.read_bytes()
+    write_json(path, {"a": [0.5, 2.0], "b": 1})
+    assert path.read_bytes() == data and data.startswith(b'{"a":[0.5,2.0],"b":1,"sha256":"')
+    assert read_json_and_digest(path, Pair) == (
+        Pair(b=1, a=(0.5, 2.0)),
+        digest(Pair(1, (0.5, 2.0))),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "member"),
+    [({"b": -1}, "b"), ({"b": True}, "b"), ({"b": 1.0}, "b"), ({"a": [1]}, "a"), ({"c": 1}, "c")],
+)
+def test_a_file_of_another_shape_is_refused_with_the_member_at_fault(tmp_path, change, member):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": [0.5, 2.0], "b": 1} | change)
+    with pytest.raises(DamageError, match=rf"x\.json is not what a Pair is\n.*{member}"):
+        read_json(path, Pair)

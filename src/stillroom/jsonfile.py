@@ -100,7 +100,8 @@ def decode_json(data: bytes, path: Path, kind: Any = dict[str, Any]) -> Any:
     try:
         return msgspec.json.decode(head, type=kind)
     except (ValueError, RecursionError) as error:  # msgspec names the member
-        raise DamageError(f"{path} is not what a {kind.__name__} is", found=error) from None
+        name = "file of ours" if kind == dict[str, Any] else kind.__name__
+        raise DamageError(f"{path} is not what a {name} is", found=error) from None
 
 
 def open_regular(path: Path, *, links: bool = False) -> io.BufferedReader:

@@ -1,9 +1,8 @@
 """One hostile file, read in a child process that is watched: does it end, how soon, how large?
 
 The child is a fork of a process that has imported everything, so that a case costs milliseconds.
-Its seconds are those on the clock less those in which other work kept it from a core
-(/proc/self/schedstat). Extra memory is the growth of its peak over its beginning; libraries' pages
-that it is the first to touch are counted too. What it may map is limited as a second line.
+Its seconds are the processor's, which other work does not lengthen. Extra memory is the growth of
+its peak over its beginning; what it may map is limited as a second line.
 """
 
 import json
@@ -44,17 +43,14 @@ class Verdict:
 
     outcome: str
     said: str
-    seconds: float
-    waited: float  # for a core, seconds; not in the above
-    extra_mb: float  # growth of the peak of resident memory
+    seconds: float = 0.0
+    extra_mb: float = 0.0  # growth of the peak of resident memory
 
 
-def is_good(case: Case, verdict: Verdict, patience: float = 1.0) -> bool:
-    """Whether it was refused, for the right reason, soon and small; `patience` times the seconds
-    for a machine that does other things too.
-    """
+def is_good(case: Case, verdict: Verdict) -> bool:
+    """Whether it was refused, for the right reason, soon and small."""
     is_right = verdict.outcome == "refused" and re.search(case.says, verdict.said) is not None
-    return is_right and verdict.seconds < patience * MAX_SECONDS and verdict.extra_mb < MAX_MB
+    return is_right and verdict.seconds < MAX_SECONDS and verdict.extra_mb < MAX_MB
 
 
 def in_child(work: Callable[[], object]) -> Verdict:
@@ -62,55 +58,37 @@ def in_child(work: Callable[[], object]) -> Verdict:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reader)
         try:
-            verdict = _watch(work)
-            os.write(writer, json.dumps(asdict(verdict)).encode())
+            os.write(writer, json.dumps(asdict(_watch(work))).encode())
         finally:
             os._exit(0)  # nothing of the parent's is cleaned up twice
     os.close(writer)
-    try:
-        is_there, _, _ = select.select([reader], [], [], _HANG_SECONDS)
-        data = os.read(reader, 1 << 16) if is_there else b""
-        if not data:
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-    finally:
-        os.close(reader)
+    with os.fdopen(reader, "rb") as pipe:
+        is_there, _, _ = select.select([pipe], [], [], _HANG_SECONDS)
+        data = pipe.read() if is_there else b""
+    if not data:
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
     if data:
         return Verdict(**json.loads(data))
-    outcome = "broke" if is_there else "hung"
-    return Verdict(
-        outcome=outcome, said=f"status {status}", seconds=_HANG_SECONDS, waited=0, extra_mb=0
-    )
+    return Verdict(outcome="broke" if is_there else "hung", said=f"status {status}")
 
 
 def _watch(work: Callable[[], object]) -> Verdict:
     resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + _MORE_ADDRESSES,) * 2)
-    before, began, waited = _status("VmRSS"), time.perf_counter(), _waited()
+    before, began = _status("VmRSS"), time.process_time()
     try:
-        said = f"{work()!r:.200}"
-        outcome = "accepted"
+        outcome, said = "accepted", f"{work()!r:.200}"
     except StillroomError as error:
         outcome, said = "refused", f"{type(error).__name__}: {error}"[:400]
     except BaseException as error:  # whatever a user would see as a traceback
         outcome, said = "broke", f"{type(error).__name__}: {error}"[:400]
-    waited = _waited() - waited
-    return Verdict(
-        outcome=outcome,
-        said=said,
-        seconds=round(time.perf_counter() - began - waited, 4),
-        waited=round(waited, 4),
-        extra_mb=round((_status("VmHWM") - before) / 1e6, 1),
-    )
+    seconds = round(time.process_time() - began, 4)
+    extra_mb = round((_status("VmHWM") - before) / 1e6, 1)
+    return Verdict(outcome=outcome, said=said, seconds=seconds, extra_mb=extra_mb)
 
 
 def _status(name: str) -> int:
     """A figure of /proc/self/status in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
-
-
-def _waited() -> float:
-    """Seconds that this process was ready to run and had no core."""
-    return int(Path("/proc/self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9

@@ -134,7 +134,7 @@ def test_a_damaged_description_of_a_run_is_damage(files):
     with pytest.raises(DamageError, match=r"student\.json"):
         teacher.identity()
     write_json(path, {"classes": ["a"]})
-    with pytest.raises(DamageError, match="names no network"):
+    with pytest.raises(DamageError, match="required field `network`"):
         teacher.identity()
 
 

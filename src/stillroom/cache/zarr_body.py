@@ -1,10 +1,12 @@
 """The default body: an ordinary Zarr v3 group.
 
-One array per part, one shard file per array, one chunk per row. zarr writes the metadata. The shard
-files are written here, chunk by chunk: zarr has no partial shard write (a row-wise assignment
-rewrites the growing shard, a whole one needs it in memory). Layout: docs/format.md, section 3.
+One array per part, one shard file per array, one chunk per row. zarr writes the arrays' metadata.
+The shard files are written here, chunk by chunk: zarr has no partial shard write (a row-wise
+assignment rewrites the growing shard, a whole one needs it in memory). Layout: docs/format.md,
+section 3.
 """
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -94,11 +96,15 @@ def _index(offsets: Any, sizes: Any) -> bytes:
 
 
 def _write_metadata(folder: Path, parts: tuple[Part, ...], num_rows: int) -> None:
-    """Let zarr write the zarr.json of the group and of each array; no chunk is written."""
+    """Let zarr write the zarr.json of each array, and put them all into that of the group.
+
+    A reader then lists the arrays without listing the folder, where `shard.json` lies too. zarr's
+    own writer of consolidated metadata warns, so the group's document is written here.
+    """
     import zarr  # 0.5 s; readers never need it
     from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
-    group = zarr.create_group(folder, zarr_format=3)
+    group, names = zarr.create_group(folder, zarr_format=3), dimension_names(parts)
     for part in parts:
         group.create_array(
             part.name,
@@ -109,5 +115,36 @@ def _write_metadata(folder: Path, parts: tuple[Part, ...], num_rows: int) -> Non
             serializer=BytesCodec(endian="little"),
             compressors=[ZstdCodec(level=1), Crc32cCodec()],
             fill_value=np.nan if np.dtype(part.dtype).kind == "f" else 0,
+            dimension_names=names[part.name],
             config={"write_empty_chunks": True},
         )
+    arrays = {part.name: _document(folder / part.name) for part in parts}
+    consolidated = {"kind": "inline", "must_understand": False, "metadata": arrays}
+    document = _document(folder) | {"consolidated_metadata": consolidated}
+    (folder / _METADATA).write_text(json.dumps(document, indent=2))
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / _METADATA).read_bytes())
+
+
+def dimension_names(parts: tuple[Part, ...]) -> dict[str, tuple[str, ...]]:
+    """Return per part `row` and `<target>_c`, `_y`, `_x`, so that a target's parts share axes.
+
+    A part of another rank, or whose axis has another length, has `<array>_<number of the axis>`:
+    readers refuse one name with two lengths.
+    """
+    lengths: dict[str, int] = {}
+    names: dict[str, tuple[str, ...]] = {}
+    for part in parts:
+        target, rank = part.name.partition(".")[0], len(part.shape)
+        wanted = [f"{target}_{axis}" for axis in "cyx"] if rank == 3 else [""] * rank
+        own = [f"{part.name}_{number}" for number in range(rank)]
+        names[part.name] = (
+            "row",
+            *(
+                shared if shared and lengths.setdefault(shared, length) == length else other
+                for shared, other, length in zip(wanted, own, part.shape, strict=True)
+            ),
+        )
+    return names
