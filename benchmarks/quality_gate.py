@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnx
-from bench.broken_onnx import broken
 from bench.machine import save
 
 from stillroom.extraction.gate import Verdict, gate_pictures, judge
@@ -26,6 +25,10 @@ from stillroom.extraction.preprocessing import other_preprocessings
 from stillroom.networks.normalise import Normalise
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.teachers.configs import OnnxTeacher
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "extraction"))
+
+from broken_onnx import broken
 
 FLOOR = 0.5
 SOUND = ("none", "batch of one")

@@ -1,6 +1,5 @@
 """Every usual fault of an ONNX teacher is refused with its cause, and the sound one passes."""
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -32,14 +31,9 @@ HALF = (0.5, 0.5, 0.5)
 
 
 @pytest.fixture(scope="module")
-def broken_onnx() -> ModuleType:
-    """The benchmark's module that breaks networks."""
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "bench" / "broken_onnx.py"
-    spec = importlib.util.spec_from_file_location("broken_onnx", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def broken_onnx(load_module) -> ModuleType:
+    """The module that breaks networks."""
+    return load_module("extraction/broken_onnx.py")
 
 
 def save_reddish(path: Path) -> OnnxTeacher:

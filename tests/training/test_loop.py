@@ -140,14 +140,13 @@ def test_a_binary_task_without_foreground_is_summed_up(tiny_world):
     )
 
 
-def test_a_substituted_row_is_counted_in_the_receipt(tiny_world, tiny_recipe, tmp_path, capsys):
+def test_a_substituted_row_is_counted_in_the_receipt(
+    tiny_world, tiny_recipe, tmp_path, capsys, flip_picture
+):
     shards = tmp_path / "shards"
     shutil.copytree(tiny_world / "shards", shards)
     pictures = open_pictures(shards)
-    shard = pictures.open(pictures.shard_ids("train")[1])
-    data = bytearray(shard.path.read_bytes())
-    data[int(shard._spans["picture"][3, 0]) + 40] ^= 1
-    shard.path.write_bytes(data)
+    flip_picture(pictures.open(pictures.shard_ids("train")[1]), 3)
     recipe = plain(tiny_recipe, data=replace(tiny_recipe.data, shards=str(shards)), epochs=1)
     with pytest.raises(DamageError, match="000011"):
         loop.train(recipe)
