@@ -50,6 +50,22 @@ def swapped(spoilt_recipe, tmp_path, monkeypatch):
     return recipe, cache, {row.key for row in seen[2][:2]}
 
 
+@pytest.fixture
+def change_answers(spoilt_recipe, monkeypatch):
+    """Lets the teacher's answers pass through a function before anybody sees them."""
+    config = type(spoilt_recipe.teachers[0])
+    build = config.build
+
+    def change(function):
+        def building(self, device):
+            built = build(self, device)
+            return lambda image: {name: function(value) for name, value in built(image).items()}
+
+        monkeypatch.setattr(config, "build", building)
+
+    return change
+
+
 @both_bodies
 def test_rows_of_an_honest_cache_are_within_the_bound_and_the_figures_are_right(
     spoilt, spoilt_recipe, pictures
@@ -108,16 +124,9 @@ def test_a_shard_with_a_wrong_row_is_made_again_and_no_other(swapped, tmp_path):
 
 
 def test_when_most_rows_differ_no_shard_is_at_fault_and_nothing_is_moved(
-    spoilt, spoilt_recipe, monkeypatch
+    spoilt, spoilt_recipe, change_answers
 ):
-    config = type(spoilt_recipe.teachers[0])
-    build = config.build
-
-    def other(self, device):
-        built = build(self, device)
-        return lambda image: {name: value + 1 for name, value in built(image).items()}
-
-    monkeypatch.setattr(config, "build", other)
+    change_answers(lambda value: value + 1)
     found = run_check(spoilt, spoilt_recipe, None, CheckOptions(rerun=8, repair=True))
     assert not found.is_well
     assert "left alone" in found.repaired[0]
@@ -126,16 +135,9 @@ def test_when_most_rows_differ_no_shard_is_at_fault_and_nothing_is_moved(
 
 @pytest.mark.parametrize(("factor", "num_wrong"), [(1 + 1e-5, 0), (1.003, 32), (0.0, 32)])
 def test_the_tolerance_passes_other_kernels_and_not_another_scale(
-    spoilt, spoilt_recipe, pictures, monkeypatch, factor, num_wrong
+    spoilt, spoilt_recipe, pictures, change_answers, factor, num_wrong
 ):
-    config = type(spoilt_recipe.teachers[0])
-    build = config.build
-
-    def other(self, device):
-        built = build(self, device)
-        return lambda image: {name: value * factor for name, value in built(image).items()}
-
-    monkeypatch.setattr(config, "build", other)
+    change_answers(lambda value: value * factor)
     cache = open_cache(spoilt)
     compared, problems = rerun(cache, spoilt_recipe, pictures, every_row(cache), "cpu")
     assert [figures.num_wrong for figures in compared] == [num_wrong] * 2
@@ -144,15 +146,8 @@ def test_the_tolerance_passes_other_kernels_and_not_another_scale(
     assert all(figures.lines() for figures in compared)
 
 
-def test_a_teacher_that_now_says_nan_is_told_as_such(spoilt, spoilt_recipe, monkeypatch):
-    config = type(spoilt_recipe.teachers[0])
-    build = config.build
-
-    def other(self, device):
-        built = build(self, device)
-        return lambda image: {name: value * math.nan for name, value in built(image).items()}
-
-    monkeypatch.setattr(config, "build", other)
+def test_a_teacher_that_now_says_nan_is_told_as_such(spoilt, spoilt_recipe, change_answers):
+    change_answers(lambda value: value * math.nan)
     found = run_check(spoilt, spoilt_recipe, None, CheckOptions(rerun=3))
     assert len(found.problems) == 6
     assert all("not finite" in problem.what for problem in found.problems)

@@ -6,8 +6,6 @@ This finds what no checksum can: the right bytes of the wrong row.
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -21,7 +19,7 @@ from stillroom.cache.reader import ShardReader
 from stillroom.cache.scrub import Problem, problem_of
 from stillroom.errors import DamageError, UserError
 from stillroom.metrics import predict
-from stillroom.pictures.dataset import PictureSet, PictureShard
+from stillroom.pictures.dataset import PictureSet
 from stillroom.pictures.loader import image_tensor
 from stillroom.recipe import Recipe, teacher_identities
 from stillroom.signals import raise_if_stopped, stop_on_signals
@@ -144,7 +142,7 @@ def rerun(
     rows: Sequence[tuple[ShardId, int]],
     device: str,
 ) -> tuple[list[Compared], list[Problem]]:
-    """Run the recipe's teachers on rows (of shards that are sound) and compare.
+    """Run the recipe's teachers on rows (of shards that are sound), one at a time, and compare.
 
     Raises UserError where the teachers are not the cache's, Stopped on SIGTERM.
     """
@@ -155,60 +153,37 @@ def rerun(
         for name, spec in cache.specs.items()
     }
     problems: list[Problem] = []
-    with stop_on_signals() as stop, tqdm(total=len(rows), unit="row", desc="rerun") as bar:
-        for shard_id, places in groupby(rows, key=itemgetter(0)):
-            numbers = [i for _, i in places]
+    with stop_on_signals() as stop:
+        for shard_id, i in tqdm(rows, unit="row", desc="rerun"):
+            raise_if_stopped(stop, "the check is not finished")
             source = pictures.open(shard_id)
             with cache.reader(shard_id) as reader:
-                for start in range(0, len(numbers), recipe.micro_batch):
-                    raise_if_stopped(stop, "the check is not finished")
-                    batch = numbers[start : start + recipe.micro_batch]
-                    try:
-                        image = _images(source, reader, batch).to(device)
-                    except DamageError as error:
-                        problem = problem_of(error, shard_id, source.path)
-                        problems.append(replace(problem, kind="pictures"))
-                        continue
-                    answers = {k: v.cpu() for built in teachers for k, v in built(image).items()}
-                    problems += _compare(cache, reader, batch, answers, compared)
-                    bar.update(len(batch))
+                key = reader.rows[i].key  # the check has made sure that the view is the picture
+                try:
+                    picture = source.read(source.keys.index(key), labels=False)
+                except DamageError as error:
+                    problem = problem_of(error, shard_id, source.path)
+                    problems.append(replace(problem, kind="pictures"))
+                    continue
+                image = image_tensor(picture.image)[None].to(device)
+                answers = {k: v.cpu() for built in teachers for k, v in built(image).items()}
+                for name, figures in compared.items():
+                    bound = cache.codecs[name].error_bound(answers[name], cache.fitted[name])
+                    text = figures.add(_stored(cache, reader, i, name), answers[name], bound)
+                    if text is not None:
+                        what = (
+                            f"shard {shard_id}, key {key} (row {i}), target {name}: not what the"
+                            f" teacher answers for this picture: {text}"
+                        )
+                        path = cache.path / cache.shard_spec(shard_id).folder
+                        found = Problem(kind="teacher", shard=shard_id, path=path, what=what)
+                        problems.append(found)
     return list(compared.values()), problems
 
 
 def _tolerance(cache: Cache, target: str) -> tuple[float, float]:
     teacher = cache.identity["targets"][target]["teacher"]
     return LOG_ODDS if teacher.get("kind") == "probabilities" else PLAIN
-
-
-def _images(
-    source: PictureShard, reader: ShardReader, numbers: Sequence[int]
-) -> Float[Tensor, "b 3 h w"]:
-    """The pictures of some rows; the check has made sure that every view is the whole picture."""
-    places = [source.keys.index(reader.rows[i].key) for i in numbers]
-    return torch.stack([image_tensor(source.read(i, labels=False).image) for i in places])
-
-
-def _compare(
-    cache: Cache,
-    reader: ShardReader,
-    numbers: Sequence[int],
-    answers: dict[str, Tensor],
-    compared: dict[str, Compared],
-) -> list[Problem]:
-    problems, shard_id = [], reader.shard_id
-    folder = cache.path / cache.shard_spec(shard_id).folder
-    for i, row in enumerate(numbers):
-        for name, figures in compared.items():
-            stored, answer = _stored(cache, reader, row, name), answers[name][i : i + 1]
-            bound = cache.codecs[name].error_bound(answer, cache.fitted[name])
-            text = figures.add(stored, answer, bound)
-            if text is not None:
-                what = (
-                    f"shard {shard_id}, key {reader.rows[row].key} (row {row}), target {name}: not"
-                    f" what the teacher answers for this picture: {text}"
-                )
-                problems.append(Problem(kind="teacher", shard=shard_id, path=folder, what=what))
-    return problems
 
 
 def _stored(cache: Cache, reader: ShardReader, row: int, name: str) -> Float[Tensor, "1 c y x"]:

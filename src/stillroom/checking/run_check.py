@@ -95,21 +95,16 @@ def _rerun(
 ) -> CheckResult:
     """Run the teachers again on rows of the shards that are sound; return the result with it."""
     assert options.rerun is not None
-    folder_is_bad = any(p.kind in ("identity", "codecs") for p in result.problems)
-    other_size = any(p.kind == "pictures" and p.shard is None for p in result.problems)
-    if folder_is_bad or other_size:
+    if any(
+        p.shard is None and p.kind in ("identity", "codecs", "pictures") for p in result.problems
+    ):
         return replace(result, notes=("no teacher was run again: see to the problems first",))
     cache = open_cache(result.cache)
     bad = {*cache.missing(), *(problem.shard for problem in result.problems)}
     sound = [shard_id for shard_id in cache.shard_ids() if shard_id not in bad]
-    rows = draw(cache, sound, options.rerun, options.seed)
-    notes = ()
+    rows, notes = draw(cache, sound, options.rerun, options.seed), ()
     if len(rows) < options.rerun:
         notes = (f"the teachers were run again on {len(rows)} rows: no more are sound",)
     compared, problems = rerun(cache, recipe, pictures, rows, device)
-    return replace(
-        result,
-        notes=notes,
-        compared=tuple(compared),
-        problems=(*result.problems, *problems),
-    )
+    problems = (*result.problems, *problems)
+    return replace(result, notes=notes, compared=tuple(compared), problems=problems)
