@@ -21,10 +21,13 @@ from pathlib import Path
 
 from bench.commands import call, words
 from bench.machine import save
-from bench.same_cache import differences
 from bench.stand_ins import save_convolutions, write_pictures
 
 from stillroom.cache import Cache, open_cache
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "extraction" / "fire"))
+
+from same_cache import differences
 
 SIZE_PX, NUM_TRAIN, NUM_VAL, SHARD_ROWS, NUM_KILLS = 128, 40, 8, 8, 10
 MASK_LAYERS = ((96, 1), (96, 1), (1, 1))  # slow enough to be hit

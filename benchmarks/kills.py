@@ -27,14 +27,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from bench.forked import BodyName, fork, make_pictures, recipe_of, start, wait
 from bench.machine import RESULTS, save
 from bench.observer import observe
-from bench.same_cache import differences
 
 from stillroom.cache import Cache, ShardWriter, find_caches
 from stillroom.cache.faults import POINTS
 from stillroom.extraction.process import ProcessContext
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "extraction" / "fire"))
+
+from forked import BodyName, fork, make_pictures, recipe_of, start, wait
+from same_cache import differences
 
 SIZE_PX, NUM_TRAIN, NUM_VAL, SHARD_ROWS = 16, 56, 8, 8
 ONCE = ("identity-linked", "codecs-published", "manifest-next", "quarantined")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import tarfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,15 +28,24 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_tiny() -> ModuleType:
-    """The module `make_tiny.py` beside this file (test folders are no packages)."""
-    spec = importlib.util.spec_from_file_location(
-        "make_tiny", Path(__file__).with_name("make_tiny.py")
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load_module() -> Callable[[str], ModuleType]:
+    """Imports a file by its path below this folder (test folders are no packages)."""
+
+    def load(path: str) -> ModuleType:
+        file = Path(__file__).parent / path
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def make_tiny(load_module) -> ModuleType:
+    """The module `make_tiny.py` beside this file."""
+    return load_module("make_tiny.py")
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +58,20 @@ def tiny_world(make_tiny, tmp_path_factory) -> Path:
 def tiny_recipe(make_tiny, tiny_world, tmp_path) -> Any:
     """The recipe `tiny` over that world; its runs go to `tmp_path / "runs"`."""
     return make_tiny.tiny_recipe(tiny_world, tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def flip_picture() -> Callable[[Any, int], None]:
+    """Flips one bit of the picture of a row in a shard of PNG files."""
+
+    def flip(shard: Any, row: int) -> None:
+        with tarfile.open(shard.path) as tar:
+            place = tar.getmember(f"{shard.keys[row]}.png").offset_data + 50
+        data = bytearray(shard.path.read_bytes())
+        data[place] ^= 8
+        shard.path.write_bytes(data)
+
+    return flip
 
 
 @pytest.fixture

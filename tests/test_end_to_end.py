@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -216,18 +215,23 @@ def test_two_ranks_make_the_cache_that_one_makes(flags, tmp_path):
     assert same_rows(open_cache(only(flags[3])), open_cache(only(tmp_path)))
 
 
+MOMENTS = ("folder-made", "body-started", "frame-half-written:3", "row-appended:5")
+MOMENTS += ("body-finished", "files-synced", "shard-json-written", "folders-synced", "read-back")
+
+
 @pytest.mark.slow
-def test_stage_1_killed_at_ten_moments_and_finished_by_two_loses_nothing(flags, tmp_path):
+def test_stage_1_killed_at_ten_moments_and_finished_by_two_loses_nothing(
+    flags, tmp_path, monkeypatch
+):
     words = [*flags, "--run.cache", tmp_path, "--gate", "off"]
-    for moment in range(10):
-        child = subprocess.Popen(
-            command("tools/cache_teacher.py", "tiny", *words),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        time.sleep(3.0 + 0.25 * moment)
-        child.kill()
-        child.wait()
+    for number, moment in enumerate(MOMENTS, 1):
+        monkeypatch.setenv("STILLROOM_FAULT", moment)
+        call("tools/cache_teacher.py", "tiny", *words, status=-signal.SIGKILL)
+        assert len(list(tmp_path.glob("*/tmp/*"))) == number  # each met a shard under way
+    monkeypatch.setenv("STILLROOM_FAULT", "renamed:2")
+    call("tools/cache_teacher.py", "tiny", *words, status=-signal.SIGKILL)
+    assert len(open_cache(only(tmp_path)).missing()) == 3
+    monkeypatch.delenv("STILLROOM_FAULT")
     call("tools/cache_teacher.py", "tiny", *words, process=2)
     assert open_cache(only(tmp_path)).missing() == ()
     assert same_rows(open_cache(only(flags[3])), open_cache(only(tmp_path)))

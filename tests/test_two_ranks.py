@@ -178,14 +178,11 @@ def test_a_mistake_of_the_user_is_told_in_words_under_torchrun(tiny_recipe, tmp_
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_row_that_one_rank_cannot_read_stops_both(tiny_recipe, tmp_path):
+def test_a_row_that_one_rank_cannot_read_stops_both(tiny_recipe, tmp_path, flip_picture):
     shards = tmp_path / "shards"
     shutil.copytree(tiny_recipe.data.shards, shards)
     pictures = open_pictures(shards)
-    shard = pictures.open(pictures.shard_ids("train")[1])
-    data = bytearray(shard.path.read_bytes())
-    data[int(shard._spans["picture"][3, 0]) + 40] ^= 1
-    shard.path.write_bytes(data)
+    flip_picture(pictures.open(pictures.shard_ids("train")[1]), 3)
     words = [*flags(tiny_recipe, tmp_path / "runs"), "--data.shards", shards]
     done = call("train_student.py", *words, process=2, patience_s=500)
     assert done.returncode == 1

@@ -135,12 +135,19 @@ def kill(work: Path, body: str) -> dict[str, dict[str, object]]:
             damage(root)
         killed = child(root, body, case)
         seen = partial(root)
+        under_way = len(list(root.glob("*/tmp/*")))
         rerun = child(root, body, None)
         found = files(root)
         equal = found.keys() == wanted.keys() and all(
             filecmp.cmp(path, wanted[name], shallow=False) for name, path in found.items()
         )
-        outcomes[case] = {"killed": killed, "partial": seen, "rerun": rerun, "equal": equal}
+        outcomes[case] = {
+            "killed": killed,
+            "under_way": under_way,
+            "partial": seen,
+            "rerun": rerun,
+            "equal": equal,
+        }
     return outcomes
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from stillroom.cache.folder import open_cache
 from stillroom.checking.check import check_cache
-from stillroom.checking.run_check import CheckOptions, CheckResult, run_check
-from stillroom.errors import StillroomError, UserError
+from stillroom.checking.check_result import CheckResult
+from stillroom.checking.run_check import CheckOptions, run_check
+from stillroom.errors import DamageError, StillroomError, UserError
 from stillroom.jsonfile import read_json, write_json
 from stillroom.recipe import Recipe
 from stillroom.types import ShardId
@@ -74,7 +75,7 @@ def test_bad_and_missing_shards_are_made_again_and_no_other_is_touched(spoilt, s
     HARMS[harm](spoilt)
     assert check_cache(spoilt).problems
     found = mend(spoilt, spoilt_recipe)
-    assert found.is_well and found.fix is None, found.report.problems
+    assert found.is_well and found.fix is None, found.problems
     assert check_cache(spoilt).problems == ()
     after = rows(spoilt)
     assert all(np.array_equal(after[name], value) for name, value in good.items())
@@ -86,14 +87,14 @@ def test_bad_and_missing_shards_are_made_again_and_no_other_is_touched(spoilt, s
             assert now[path] == stamp
     names = [p.name for p in (spoilt / "quarantine").iterdir() if p.is_dir()]
     assert len(names) == (harm != "missing") and all(str(SHARD) in name for name in names)
-    assert found.report.num_shards == len(broken)  # only what was changed is read again
+    assert found.num_shards == len(broken)  # only what was changed is read again
 
 
 def test_without_a_recipe_the_bad_shard_is_set_aside_and_the_command_is_said(spoilt):
     flip(largest_file(spoilt))
     found = mend(spoilt, None)
     assert not found.is_well
-    assert {problem.kind for problem in found.report.problems} == {"incomplete"}
+    assert {problem.kind for problem in found.problems} == {"incomplete"}
     assert not list(spoilt.glob(f"{SHARD}.*"))
     assert f"shard {SHARD} was moved to" in found.repaired[0]
     assert found.fix == f"python tools/check_cache.py {spoilt} RECIPE --repair"
@@ -118,7 +119,7 @@ def test_a_bad_manifest_is_written_again_without_a_recipe(spoilt, harm):
     data, before = (spoilt / "manifest.json").read_bytes(), state(spoilt)
     MANIFESTS[harm](spoilt)
     found = mend(spoilt, None)
-    assert found.is_well, found.report.problems
+    assert found.is_well, found.problems
     assert (spoilt / "manifest.json").read_bytes() == data
     now = state(spoilt)
     assert {path for path in before if now[path] != before[path]} == {spoilt / "manifest.json"}
@@ -130,46 +131,40 @@ def test_fitted_values_of_codecs_that_fit_nothing_are_written_again(spoilt, gone
     data, before = file.read_bytes(), state(spoilt)
     file.unlink() if gone else flip(file, 5)
     found = mend(spoilt, None)
-    assert found.is_well, found.report.problems
-    assert file.read_bytes() == data
-    assert {path for path, stamp in state(spoilt).items() if before[path] != stamp} == {file}
-    assert len(list((spoilt / "quarantine").iterdir())) == (0 if gone else 2)
-
-
-@pytest.mark.parametrize("gone", [False, True])
-def test_a_lost_identity_is_made_again_where_the_recipe_fits_the_folders_name(
-    spoilt, spoilt_recipe, gone
-):
-    file = spoilt / "identity.json"
-    data, before = file.read_bytes(), state(spoilt)
-    file.unlink() if gone else flip(file)
-    without = mend(spoilt, None)
-    assert not without.is_well and "only be made again from the recipe" in without.repaired[0]
-    run = replace(spoilt_recipe.run, cache=str(spoilt))  # the folder above has no readable cache
-    found = mend(spoilt, replace(spoilt_recipe, run=run))
-    assert found.is_well, found.report.problems
+    assert found.is_well, found.problems
     assert file.read_bytes() == data
     assert {path for path, stamp in state(spoilt).items() if before[path] != stamp} == {file}
 
 
-@both_bodies
-def test_damage_behind_a_lost_identity_is_mended_too(spoilt, spoilt_recipe):
-    good = rows(spoilt)
-    flip(spoilt / "identity.json")
-    flip(largest_file(spoilt))
-    assert mend(spoilt, spoilt_recipe).is_well
-    after = rows(spoilt)
-    assert all(np.array_equal(after[name], value) for name, value in good.items())
-
-
-def test_an_identity_is_not_made_again_from_another_recipe(spoilt, spoilt_recipe):
-    flip(spoilt / "identity.json")
+def test_fitted_values_that_the_shards_need_are_never_made_again(spoilt, spoilt_recipe):
+    file = spoilt / "codecs.safetensors"
+    for path in spoilt.glob("*/shard.json"):
+        write_json(path, read_json(path) | {"codecs_sha256": "ab" * 32})
+    assert {problem.kind for problem in check_cache(spoilt).problems} == {"codecs"}
     before = state(spoilt)
-    teacher = replace(spoilt_recipe.teachers[0], taps=(("inner", "encoder.1"),))
-    with pytest.raises(UserError, match=f"folder named {spoilt.name}"):
-        mend(spoilt, replace(spoilt_recipe, teachers=(teacher,)))
-    assert state(spoilt) == before
-    assert not list((spoilt / "quarantine").iterdir())
+    for recipe in (None, spoilt_recipe):
+        with pytest.raises(DamageError, match=rf"{file.name}(.|\n)*restore it from a backup"):
+            mend(spoilt, recipe)
+    assert state(spoilt) == before and not list((spoilt / "quarantine").iterdir())
+
+
+@pytest.mark.parametrize("harm", ["flipped", "gone", "of another cache"])
+def test_a_lost_identity_is_one_problem_and_no_repair_begins(spoilt, spoilt_recipe, harm):
+    file = spoilt / "identity.json"
+    if harm == "of another cache":
+        body = read_json(file)
+        write_json(file, body | {"pictures": body["pictures"] | {"digest": "ab" * 32}})
+    else:
+        file.unlink() if harm == "gone" else flip(file)
+    flip(largest_file(spoilt))
+    (problem,) = check_cache(spoilt).problems
+    assert (problem.kind, problem.path) == ("identity", file)
+    before = state(spoilt)
+    whole = replace(spoilt_recipe, run=replace(spoilt_recipe.run, cache=str(spoilt)))
+    for recipe in (None, whole):
+        with pytest.raises(DamageError, match=r"identity\.json(.|\n)*into a new folder"):
+            mend(spoilt, recipe)
+    assert state(spoilt) == before and not list((spoilt / "quarantine").iterdir())
 
 
 def test_nothing_is_touched_where_recipe_or_pictures_are_not_those_of_the_cache(

@@ -19,7 +19,6 @@ from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.process import ProcessContext
 from stillroom.jsonfile import file_sha256, read_json, write_json
 from stillroom.pictures.loader import image_tensor
-from stillroom.teachers.torch import BuiltTorchTeacher
 from stillroom.types import ShardId
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,6 +51,22 @@ def swapped(spoilt_recipe, tmp_path, monkeypatch):
     return recipe, cache, {row.key for row in seen[2][:2]}
 
 
+@pytest.fixture
+def change_answers(spoilt_recipe, monkeypatch):
+    """Lets the teacher's answers pass through a function before anybody sees them."""
+    config = type(spoilt_recipe.teachers[0])
+    build = config.build
+
+    def change(function):
+        def building(self, device):
+            built = build(self, device)
+            return lambda image: {name: function(value) for name, value in built(image).items()}
+
+        monkeypatch.setattr(config, "build", building)
+
+    return change
+
+
 @both_bodies
 def test_rows_of_an_honest_cache_are_within_the_bound_and_the_figures_are_right(
     spoilt, spoilt_recipe, pictures
@@ -72,20 +87,18 @@ def test_rows_of_an_honest_cache_are_within_the_bound_and_the_figures_are_right(
     for figures in compared:
         a, b = np.concatenate(outputs[figures.target]), np.concatenate(stored[figures.target])
         error = np.abs(a - b)
-        assert figures.num_rows == 6 and figures.num_values == error.size
+        assert figures.num_rows == 6
         assert figures.largest == pytest.approx(error.max(), rel=1e-2)
         off = np.sqrt((error**2).sum((1, 2, 3)) / (a**2).sum((1, 2, 3)))
         assert figures.relative == pytest.approx(off.max(), rel=1e-2)
         assert 1 - 1e-6 < figures.cosine <= 1 + 1e-12
-        assert sum(figures.histogram) + figures.num_exact == error.size
         assert figures.num_wrong == 0
         if figures.target == "shapes":
             same = (a.argmax(1) == b.astype(np.float64).argmax(1)).mean()
             assert figures.agreement == pytest.approx(same, abs=1e-3)
         else:
             assert figures.agreement is None
-        text = "\n".join(figures.lines())
-        assert "stated bound of float16" in text and "all rows are what" in text and "#" in text
+        assert "6 rows compared, 0 wrong" in figures.lines()[0]
 
 
 def test_a_row_of_another_picture_is_found_though_every_checksum_is_right(swapped, pictures):
@@ -96,7 +109,7 @@ def test_a_row_of_another_picture_is_found_though_every_checksum_is_right(swappe
     assert {problem.shard for problem in problems} == {SHARD}
     assert all(any(f"key {key} " in problem.what for key in keys) for problem in problems)
     assert all(figures.num_wrong == 2 for figures in compared)
-    assert "2 of 32 rows are NOT" in "\n".join(compared[0].lines())
+    assert "32 rows compared, 2 wrong" in compared[0].lines()[0]
 
 
 def test_a_shard_with_a_wrong_row_is_made_again_and_no_other(swapped, tmp_path):
@@ -104,7 +117,7 @@ def test_a_shard_with_a_wrong_row_is_made_again_and_no_other(swapped, tmp_path):
     before = {path: path.stat().st_ino for path in cache.path.glob("*.*/**/*")}
     options = CheckOptions(rerun=32, repair=True)
     found = run_check(cache.path, recipe, None, options)
-    assert found.is_well, found.report.problems
+    assert found.is_well, found.problems
     touched = {p for p, inode in before.items() if not p.exists() or p.stat().st_ino != inode}
     assert touched and all(f"{SHARD}." in str(path) for path in touched)
     again = run_check(cache.path, recipe, None, CheckOptions(rerun=32))
@@ -112,14 +125,9 @@ def test_a_shard_with_a_wrong_row_is_made_again_and_no_other(swapped, tmp_path):
 
 
 def test_when_most_rows_differ_no_shard_is_at_fault_and_nothing_is_moved(
-    spoilt, spoilt_recipe, monkeypatch
+    spoilt, spoilt_recipe, change_answers
 ):
-    call = BuiltTorchTeacher.__call__
-
-    def other(self, image, **options):
-        return {name: value + 1 for name, value in call(self, image, **options).items()}
-
-    monkeypatch.setattr(BuiltTorchTeacher, "__call__", other)
+    change_answers(lambda value: value + 1)
     found = run_check(spoilt, spoilt_recipe, None, CheckOptions(rerun=8, repair=True))
     assert not found.is_well
     assert "left alone" in found.repaired[0]
@@ -128,18 +136,9 @@ def test_when_most_rows_differ_no_shard_is_at_fault_and_nothing_is_moved(
 
 @pytest.mark.parametrize(("factor", "num_wrong"), [(1 + 1e-5, 0), (1.003, 32), (0.0, 32)])
 def test_the_tolerance_passes_other_kernels_and_not_another_scale(
-    spoilt, spoilt_recipe, pictures, monkeypatch, factor, num_wrong
+    spoilt, spoilt_recipe, pictures, change_answers, factor, num_wrong
 ):
-    config = type(spoilt_recipe.teachers[0])
-    build = config.build
-
-    def other(self, device):
-        built = build(self, device)
-        return lambda image, **more: {
-            name: value * factor for name, value in built(image, **more).items()
-        }
-
-    monkeypatch.setattr(config, "build", other)
+    change_answers(lambda value: value * factor)
     cache = open_cache(spoilt)
     compared, problems = rerun(cache, spoilt_recipe, pictures, every_row(cache), "cpu")
     assert [figures.num_wrong for figures in compared] == [num_wrong] * 2
@@ -148,30 +147,21 @@ def test_the_tolerance_passes_other_kernels_and_not_another_scale(
     assert all(figures.lines() for figures in compared)
 
 
-def test_a_teacher_that_now_says_nan_is_told_as_such(spoilt, spoilt_recipe, monkeypatch):
-    config = type(spoilt_recipe.teachers[0])
-    build = config.build
-
-    def other(self, device):
-        built = build(self, device)
-        return lambda image, **more: {
-            name: value * math.nan for name, value in built(image, **more).items()
-        }
-
-    monkeypatch.setattr(config, "build", other)
+def test_a_teacher_that_now_says_nan_is_told_as_such(spoilt, spoilt_recipe, change_answers):
+    change_answers(lambda value: value * math.nan)
     found = run_check(spoilt, spoilt_recipe, None, CheckOptions(rerun=3))
-    assert len(found.report.problems) == 6
-    assert all("not finite" in problem.what for problem in found.report.problems)
+    assert len(found.problems) == 6
+    assert all("not finite" in problem.what for problem in found.problems)
     json.dumps(found.as_json(), allow_nan=False)
     assert found.lines()
 
 
-def test_a_draw_is_a_function_of_the_seed_and_a_larger_one_contains_it(spoilt):
+def test_a_draw_is_a_function_of_the_seed_and_reaches_every_row(spoilt):
     cache = open_cache(spoilt)
     ids = cache.shard_ids()
     seven = draw(cache, ids, 7, seed=1)
     assert seven == draw(cache, ids, 7, seed=1) == sorted(set(seven))
-    assert len(seven) == 7 and set(seven) < set(draw(cache, ids, 20, seed=1))
+    assert len(seven) == 7
     assert seven != draw(cache, ids, 7, seed=2)
     assert draw(cache, ids, 1000, seed=1) == every_row(cache)
     assert all(shard == ids[2] for shard, _ in draw(cache, ids[2:3], 7, seed=1))
@@ -227,6 +217,6 @@ def test_rows_are_drawn_from_sound_shards_only(spoilt, spoilt_recipe):
     data[100] ^= 1
     Path(file).write_bytes(data)
     found = run_check(spoilt, spoilt_recipe, None, CheckOptions(rerun=32))
-    assert {p.kind for p in found.report.problems} == {"shard"}
+    assert {p.kind for p in found.problems} == {"shard"}
     assert [figures.num_rows for figures in found.compared] == [24, 24]
-    assert any("24 rows: no more are sound" in note for note in found.report.notes)
+    assert any("24 rows: no more are sound" in note for note in found.notes)

@@ -56,14 +56,13 @@ def test_a_whole_cache_gives_0_and_one_line_and_a_note(call, spoilt):
 
 def test_damage_gives_1_and_a_line_each_and_the_command(call, spoilt):
     spoil(spoilt)
-    (spoilt / "manifest.json").write_text("{}")
     status, out, _ = call(spoilt)
     lines = out.splitlines()
     assert status == 1
     assert [line.partition(":")[0] for line in lines] == [
-        "shard", "manifest", "note", "fix", lines[-1].partition(":")[0],
+        "shard", "note", "fix", lines[-1].partition(":")[0],
     ]  # fmt: skip
-    assert "train-000001" in lines[0] and lines[-1].endswith("2 problems")
+    assert "train-000001" in lines[0] and lines[-1].endswith("1 problem")
     assert lines[-2] == f"fix: python tools/check_cache.py {spoilt} RECIPE --repair"
 
 
@@ -84,6 +83,7 @@ def test_json_is_one_object_on_stdout_and_nothing_else(call, spoilt, words):
     found = json.loads(out)
     assert (status, found["is_well"], len(found["problems"])) == (1, False, 1)
     assert found["problems"][0]["shard"] == "train-000001"
+    assert found["problems"][0]["kind"] == "shard"
     status, out, _ = call(spoilt, *words, "--repair", "--rerun", "5", "--json")
     found = json.loads(out)
     assert (status, found["is_well"], found["problems"], found["fix"]) == (0, True, [], None)

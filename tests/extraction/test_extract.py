@@ -253,13 +253,10 @@ def test_an_error_of_the_teacher_is_not_hidden_by_a_full_queue(recipe, monkeypat
     assert threads() == []
 
 
-def test_a_damaged_picture_stops_stage_1_and_is_named(recipe, tiny_world, tmp_path):
+def test_a_damaged_picture_stops_stage_1_and_is_named(recipe, tiny_world, tmp_path, flip_picture):
     shutil.copytree(tiny_world / "shards", tmp_path / "shards")
     pictures = open_pictures(tmp_path / "shards")
-    shard = pictures.open(SHARDS[2])
-    data = bytearray(shard.path.read_bytes())
-    data[int(shard._spans["picture"][4, 0]) + 50] ^= 8
-    shard.path.write_bytes(data)
+    flip_picture(pictures.open(SHARDS[2]), 4)
     spoilt = replace(recipe, data=replace(recipe.data, shards=str(tmp_path / "shards")))
     with pytest.raises(DamageError, match=r"train-000002\.tar.*000020"):
         cache_teacher(spoilt, ProcessContext())

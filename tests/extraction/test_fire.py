@@ -12,27 +12,23 @@ from typing import Any
 
 import pytest
 
-from stillroom.jsonfile import read_json
-
 DRIVER = Path(__file__).with_name("fire") / "driver.py"
 SCENARIOS = (
     *("refusals.full_disk", "refusals.quarantine", "refusals.open_files", "refusals.read_only"),
     *("stops.signals", "stops.any_moment", "stops.array", "stops.parent"),
     *("races.one_shard", "races.whole_jobs", "races.identities"),
 )
+pytestmark = pytest.mark.timeout(1200)  # nothing here is decided by the clock
 REAL_DISKS = ("refusals.small_disks", "refusals.foreseen")
 
 
-def drive(
-    folder: Path, body: str, amount: str, names: tuple[str, ...], patience_s: int
-) -> dict[str, Any]:
+def drive(folder: Path, body: str, amount: str, names: tuple[str, ...]) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, DRIVER, folder, body, amount, *names],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
-        timeout=patience_s,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -43,7 +39,7 @@ BODIES = ("zarr", pytest.param("tar", marks=pytest.mark.slow))
 
 @pytest.fixture(scope="module", params=BODIES)
 def fire(tmp_path_factory, request) -> dict[str, Any]:
-    return drive(tmp_path_factory.mktemp("fire"), request.param, "few", SCENARIOS, 110)
+    return drive(tmp_path_factory.mktemp("fire"), request.param, "few", SCENARIOS)
 
 
 def demand(cases: dict[str, Any], **wanted: Any) -> None:
@@ -113,6 +109,7 @@ def test_told_to_stop_at_any_moment(fire):
 
 def check_any_moment(cases: dict[str, Any]) -> None:
     demand(cases)
+    assert sum(found["status"] == 75 for found in cases.values()) > len(cases) / 2
     for found in cases.values():
         assert found["status"] == (0 if found["published"] == 3 else 75)
 
@@ -142,19 +139,17 @@ def test_a_job_of_another_identity_refuses_a_cache_that_is_named_exactly(fire):
 
 @pytest.mark.parametrize("body", ["zarr", "tar"])
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_disk_that_is_full_at_every_single_write(tmp_path, body):
-    found = drive(tmp_path, body, "many", ("refusals.full_disk",), 850)
+    found = drive(tmp_path, body, "many", ("refusals.full_disk",))
     check_full_disk(found["refusals.full_disk"])
     assert len(found["refusals.full_disk"]) > (150 if body == "zarr" else 60)
 
 
 @pytest.mark.parametrize("body", ["zarr", "tar"])
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_many_races_and_moments(tmp_path, body):
     names = ("stops.any_moment", "stops.array", "races.one_shard", "races.whole_jobs")
-    found = drive(tmp_path, body, "many", names, 850)
+    found = drive(tmp_path, body, "many", names)
     check_any_moment(found["stops.any_moment"])
     demand(found["stops.array"], status=0, died=-9, complete=True, in_tmp=1)
     demand(found["races.one_shard"], status=0, won=1, lost=2)
@@ -163,13 +158,12 @@ def test_many_races_and_moments(tmp_path, body):
 
 @pytest.mark.parametrize("body", ["zarr", "tar"])
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_real_disks_that_are_too_small(tmp_path, body):
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("mounting a tmpfs is not permitted here")
     subprocess.run(["umount", str(tmp_path)], check=True)
-    found = drive(tmp_path, body, "many", REAL_DISKS, 850)
+    found = drive(tmp_path, body, "many", REAL_DISKS)
     full = found["refusals.small_disks"]
     check_full_disk({size: case for size, case in full.items() if case["status"]})
     assert {case["published"] for case in full.values()} >= {0, 1, 2, 3}
@@ -181,27 +175,3 @@ def test_real_disks_that_are_too_small(tmp_path, body):
         demand_words(case, "will not fit", "missing rows", "--run.no-preflight")
     demand({size: case for size, case in foreseen.items() if not case["status"]}, published=3)
     assert 0 < len(refused) < len(foreseen)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_kills_at_random_moments_and_at_every_fault_point(tmp_path):
-    """The benchmark itself, with fewer kills; it compares every cache and ends with 1 otherwise."""
-    script = Path(__file__).resolve().parents[2] / "benchmarks" / "kills.py"
-    done = subprocess.run(
-        [sys.executable, script, "--kills", "10", "--results", tmp_path],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1700,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (file,) = tmp_path.glob("kills_*.json")
-    for body in ("zarr", "tar"):
-        found = read_json(file)[body]
-        assert found["problems"] == []
-        assert found["kills_while_a_shard_was_made"] >= 10
-        assert min(found["kills_at_fault_points"].values()) >= 1
-        assert found["most_rows_lost_by_a_kill"] <= found["rows_of_a_shard"]
-        assert found["observer"]["rows_read"] > 0

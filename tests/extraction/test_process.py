@@ -96,7 +96,7 @@ def test_told_to_stop_it_tells_its_children(two_gpus, tmp_path):
         "import os, pathlib, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
         f"pathlib.Path({str(tmp_path)!r}, os.environ['RANK']).touch()\n"
-        "time.sleep(60)\n"
+        "time.sleep(1000)\n"
     )
     # Here the waiting is done in another process, so that the signal is not sent to pytest.
     source = Path(process.__file__).parents[2]

@@ -184,14 +184,13 @@ def test_of_two_runs_that_found_the_name_free_the_second_to_come_is_refused(
         loop.train(recipe)
 
 
-def test_a_substituted_row_is_counted_in_the_receipt(tiny_world, tiny_recipe, tmp_path, capsys):
+def test_a_substituted_row_is_counted_in_the_receipt(
+    tiny_world, tiny_recipe, tmp_path, capsys, flip_picture
+):
     shards = tmp_path / "shards"
     shutil.copytree(tiny_world / "shards", shards)
     pictures = open_pictures(shards)
-    shard = pictures.open(pictures.shard_ids("train")[1])
-    data = bytearray(shard.path.read_bytes())
-    data[int(shard._spans["picture"][3, 0]) + 40] ^= 1
-    shard.path.write_bytes(data)
+    flip_picture(pictures.open(pictures.shard_ids("train")[1]), 3)
     recipe = plain(tiny_recipe, data=replace(tiny_recipe.data, shards=str(shards)), epochs=1)
     with pytest.raises(DamageError, match="000011"):
         loop.train(recipe)

@@ -1,1 +1,1 @@
-"""Whether a cache still is what was said: every byte, every key, some rows asked again; mending."""
+"""Whether a cache still is what was kept: every byte, every key, some rows run again; mending."""

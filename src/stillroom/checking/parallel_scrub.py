@@ -6,10 +6,10 @@ Memory is one row and its frames per thread.
 
 import errno
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -18,13 +18,14 @@ from stillroom.cache.reader import ShardReader
 from stillroom.cache.scrub import Problem, Tick, problem_of, scrub_reader
 from stillroom.cache.shard_index import ShardSpec
 from stillroom.checking.leftovers import num_bytes
-from stillroom.errors import DamageError, FailureError, Stopped
-from stillroom.pictures.dataset import PictureSet
-from stillroom.signals import stop_on_signals
-from stillroom.types import Row, ShardId, View
+from stillroom.errors import DamageError, FailureError
+from stillroom.pictures.dataset import PictureSet, PictureShard
+from stillroom.signals import raise_if_stopped, stop_on_signals
+from stillroom.types import Row, ShardId
 
-_BAD_SECTOR = {errno.EIO, getattr(errno, "EUCLEAN", errno.EIO), errno.EBADMSG}
 _SHOWN = 3  # keys named in one line
+
+RowsOf = Callable[[PictureShard], tuple[Row, ...]]
 
 
 def scrub_shards(
@@ -32,84 +33,58 @@ def scrub_shards(
     shard_ids: Sequence[ShardId],
     codecs_sha256: str,
     pictures: PictureSet | None,
+    rows_of: RowsOf | None,
     workers: int,
 ) -> tuple[list[Problem], int, int]:
     """Check published shards in full; return their problems in order, rows and bytes read.
 
-    Where `pictures` are given, the recorded keys must be those of the pictures' index. Raises
+    Where `pictures` are given, the keys must be theirs, and with `rows_of` the rows. Raises
     Stopped on SIGTERM or SIGUSR1, FailureError where a file cannot be read and may yet be good.
     """
-    specs_of_shards = [cache.shard_spec(shard_id, codecs_sha256) for shard_id in shard_ids]
-    sizes = [num_bytes(cache.path / spec.folder) for spec in specs_of_shards]
-    found: dict[ShardId, list[Problem]] = {}
+    specs = [cache.shard_spec(shard_id, codecs_sha256) for shard_id in shard_ids]
+    total, lock, counted = sum(spec.num_rows for spec in specs), threading.Lock(), 0
     with (
         stop_on_signals() as stop,
-        tqdm(total=sum(sizes), unit="B", unit_scale=True, desc=cache.path.name) as bar,
+        tqdm(total=total, unit="row", desc=cache.path.name) as bar,
         ThreadPoolExecutor(workers, thread_name_prefix="scrub") as pool,
     ):
-        progress = _Progress(bar, stop)
+
+        def tick(_: int, num_rows: int) -> None:
+            nonlocal counted
+            raise_if_stopped(stop, "the check is not finished")
+            with lock:
+                counted += num_rows
+                bar.update(num_rows)
+
         try:
-            futures = [
-                pool.submit(_scrub, cache, spec, size, pictures, progress)
-                for spec, size in zip(specs_of_shards, sizes, strict=True)
-            ]
-            for future in as_completed(futures):
-                shard_id, problems = future.result()
-                found[shard_id] = problems
+            found = list(
+                pool.map(lambda spec: _problems(cache, spec, pictures, rows_of, tick), specs)
+            )
         except BaseException:
             stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
             raise
-    problems = [problem for shard_id in shard_ids for problem in found[shard_id]]
-    return problems, progress.num_rows, sum(sizes)
-
-
-class _Progress:
-    """A bar that threads share; telling it something raises Stopped once the event is set."""
-
-    def __init__(self, bar: Any, stop: threading.Event) -> None:
-        self.num_rows = 0
-        self._bar, self._stop, self._lock = bar, stop, threading.Lock()
-
-    def add(self, num_bytes: int, num_rows: int) -> None:
-        if self._stop.is_set():
-            raise Stopped("told to stop", found="the check is not finished")
-        with self._lock:
-            self.num_rows += num_rows
-            self._bar.set_postfix_str(f"{self.num_rows} rows", refresh=False)
-            self._bar.update(num_bytes)
-
-
-def _scrub(
-    cache: Cache, spec: ShardSpec, size: int, pictures: PictureSet | None, progress: _Progress
-) -> tuple[ShardId, list[Problem]]:
-    done = 0
-
-    def tick(num_bytes: int, num_rows: int) -> None:
-        nonlocal done
-        done += num_bytes
-        progress.add(num_bytes, num_rows)
-
-    problems = _problems(cache, spec, pictures, tick)
-    progress.add(size - done, 0)
-    return spec.shard_id, problems
+    size = sum(num_bytes(cache.path / spec.folder) for spec in specs)
+    return [problem for problems in found for problem in problems], counted, size
 
 
 def _problems(
-    cache: Cache, spec: ShardSpec, pictures: PictureSet | None, tick: Tick
+    cache: Cache,
+    spec: ShardSpec,
+    pictures: PictureSet | None,
+    rows_of: RowsOf | None,
+    tick: Tick,
 ) -> list[Problem]:
     folder, shard_id = cache.path / spec.folder, spec.shard_id
     try:
         with ShardReader(folder, spec) as reader:
             return [
                 *scrub_reader(reader, folder, spec, tick=tick),
-                *_view_problems(cache, reader.rows, shard_id, folder),
-                *_key_problems(pictures, reader.rows, shard_id, folder),
+                *_row_problems(pictures, rows_of, reader.rows, spec, folder),
             ]
     except DamageError as error:
         return [problem_of(error, shard_id, folder)]
     except OSError as error:
-        if error.errno in _BAD_SECTOR:
+        if error.errno == errno.EIO:  # a bad sector
             what = f"shard {shard_id}: {folder} cannot be read: {error}"
             return [Problem(shard=shard_id, path=folder, what=what)]
         raise FailureError(
@@ -119,39 +94,28 @@ def _problems(
         ) from error
 
 
-def _view_problems(
-    cache: Cache, rows: Sequence[Row], shard_id: ShardId, folder: Path
+def _row_problems(
+    pictures: PictureSet | None,
+    rows_of: RowsOf | None,
+    rows: Sequence[Row],
+    spec: ShardSpec,
+    folder: Path,
 ) -> list[Problem]:
-    """Every view of the kind `whole` is the whole picture."""
-    height, width = cache.geometry
-    whole = View(x0=0, y0=0, x1=width, y1=height)
-    odd = [row.key for row in rows if row.region is None and row.view != whole]
-    if not odd:
-        return []
-    what = f"shard {shard_id}: the view of {_some(odd)} is not the whole picture"
-    return [Problem(shard=shard_id, path=folder, what=what)]
-
-
-def _key_problems(
-    pictures: PictureSet | None, rows: Sequence[Row], shard_id: ShardId, folder: Path
-) -> list[Problem]:
-    """The keys are those of the picture shard, where that is at hand."""
+    """The rows are those of the picture shard, or at least the keys, where that is at hand."""
+    shard_id = spec.shard_id
     if pictures is None or shard_id not in pictures.shard_ids():
         return []
     try:
-        wanted = set(pictures.open(shard_id).keys)
+        opened = pictures.open(shard_id)
+        if rows_of is None:
+            odd = set(opened.keys) ^ {row.key for row in rows}
+        else:
+            odd = {row.key for row in set(rows_of(opened)) ^ set(rows)}
     except DamageError as error:
-        problem = problem_of(error, shard_id, pictures.path)
-        return [Problem(kind="pictures", shard=shard_id, path=pictures.path, what=problem.what)]
-    found = {row.key for row in rows}
-    pairs = (("foreign keys", found - wanted), ("no row of keys", wanted - found))
-    return [
-        Problem(shard=shard_id, path=folder, what=f"shard {shard_id}: {text} {_some(sorted(keys))}")
-        for text, keys in pairs
-        if keys
-    ]
-
-
-def _some(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return ", ".join(keys[:_SHOWN]) + more
+        return [replace(problem_of(error, shard_id, pictures.path), kind="pictures")]
+    if not odd:
+        return []
+    keys = sorted(odd)
+    some = ", ".join(keys[:_SHOWN]) + (f" and {len(keys) - _SHOWN} more" if keys[_SHOWN:] else "")
+    what = f"shard {shard_id}: the rows of {some} are not those of the pictures (keys and views)"
+    return [Problem(shard=shard_id, path=folder, what=what)]

@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.forked import BodyName, make_pictures, recipe_of, start, wait
-from bench.same_cache import differences
+from file_system import list_events
+from forked import BodyName, make_pictures, recipe_of, start, wait
+from same_cache import differences
 
 from stillroom.cache import Cache, find_caches
 from stillroom.cache.folder import BODIES
@@ -28,6 +29,13 @@ class World:
         whole = self.attempt()
         assert whole.run() == 0, whole.said
         self.reference = whole.cache
+
+    def events(self) -> list[str]:
+        """Return what an undisturbed run does to the file system, in order."""
+        attempt = self.attempt()
+        log = attempt.log.with_suffix(".events")
+        assert attempt.run(lambda: list_events(attempt.root, log)) == 0
+        return log.read_text().splitlines()
 
     def attempt(self, root: Path | None = None, teacher: str = "one", **run: Any) -> "Attempt":
         """Return an attempt in a folder of caches of its own, or in `root`."""

@@ -9,14 +9,11 @@ import sys
 import threading
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[2] / "benchmarks")]
-
-import races  # noqa: E402
-import refusals  # noqa: E402
-import stops  # noqa: E402
-from attempts import World  # noqa: E402
-from bench.forked import BodyName  # noqa: E402
+import races
+import refusals
+import stops
+from attempts import World
+from forked import BodyName
 
 
 def main(folder: Path, body: BodyName, many: bool, names: list[str]) -> None:

@@ -61,6 +61,18 @@ def refuse(root: Path, number: int, first: int) -> None:
     watch(root, step)
 
 
+def send_at_event(root: Path, first: int, number: int) -> None:
+    """Send this process a signal at the event number `first` (from 0)."""
+    seen = []
+
+    def step(_: str) -> None:
+        seen.append(1)
+        if len(seen) == first + 1:
+            os.kill(os.getpid(), number)
+
+    watch(root, step)
+
+
 def list_events(root: Path, log: Path) -> None:
     """Write every event as a line of a file."""
     file = log.open("w", buffering=1)

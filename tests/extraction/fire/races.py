@@ -2,10 +2,12 @@
 
 import os
 from collections import Counter
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from attempts import World
-from bench.forked import wait
+from forked import wait, wait_at
 
 import stillroom.cache.writer as writer
 from stillroom.cache import find_caches
@@ -17,52 +19,49 @@ def one_shard(world: World, many: bool) -> dict[str, Any]:
     """Three processes hold the same finished shard and name it at the same moment."""
     outcomes = {}
     for number in range(50 if many else 3):
-        attempt = world.attempt()
+        attempt, ready, gate = world.attempt(), os.pipe(), os.pipe()
         names = attempt.log.with_suffix(".names")
-        ready, go = os.pipe(), os.pipe()
-        children = [
-            attempt.start(lambda r=ready[1], g=go, n=names: _hold(r, g, n))
-            for _ in range(NUM_WRITERS)
-        ]
-        waiting = b""
-        while len(waiting) < NUM_WRITERS:
-            waiting += os.read(ready[0], 1)
-        os.close(go[1])  # the end of that pipe is the signal
+        before = partial(_hold, ready[1], gate, names)
+        children = [attempt.start(before) for _ in range(NUM_WRITERS)]
+        _release(ready, gate, NUM_WRITERS)
         statuses = [wait(child) for child in children]
-        for descriptor in (go[0], *ready):
-            os.close(descriptor)
         won = Counter(names.read_text().split())
         outcomes[str(number)] = attempt.outcome(max(statuses), **won)
     return outcomes
 
 
-def _hold(ready: int, go: tuple[int, int], names: Any) -> None:
+def _release(ready: tuple[int, int], gate: tuple[int, int], count: int) -> None:
+    """Wait until so many processes stand at a gate, then open it."""
+    os.close(ready[1])
+    for _ in range(count):
+        assert os.read(ready[0], 1) == b".", "one has ended before it came there"
+    for descriptor in (*gate, ready[0]):
+        os.close(descriptor)
+
+
+def _hold(ready: int, gate: tuple[int, int], names: Path) -> None:
     """Wait before the first rename until all others are there too; note who was first."""
-    rename, reach = writer.ShardWriter._rename, writer.reach
+    publish = writer.ShardWriter.publish
 
-    def reaching(name: str) -> None:
-        if name == "read-back":
-            os.close(go[1])
-            os.write(ready, b".")
-            os.read(go[0], 1)
-            writer.reach = reach
-
-    def renaming(self: Any) -> bool:
-        won = rename(self)
-        if self._spec.folder.startswith("train-000000"):
-            with names.open("a") as file:
-                file.write("won\n" if won else "lost\n")
+    def publishing(self: Any, provenance: Any) -> bool:
+        writer.ShardWriter.publish = publish
+        won = publish(self, provenance)
+        with names.open("a") as file:
+            file.write("won\n" if won else "lost\n")
         return won
 
-    writer.reach, writer.ShardWriter._rename = reaching, renaming
+    writer.ShardWriter.publish = publishing
+    wait_at("read-back", gate, lambda: os.write(ready, b"."))
 
 
 def whole_jobs(world: World, many: bool) -> dict[str, Any]:
     """Two whole jobs, each of which takes itself for the only one, on one cache."""
     outcomes = {}
     for number in range(50 if many else 3):
-        attempt = world.attempt()
-        children = [attempt.start() for _ in range(2)]
+        attempt, ready, gate = world.attempt(), os.pipe(), os.pipe()
+        before = partial(wait_at, "folder-made", gate, partial(os.write, ready[1], b"."))
+        children = [attempt.start(before) for _ in range(2)]
+        _release(ready, gate, 2)  # both are in their first shard
         statuses = [wait(child) for child in children]
         complete = attempt.cache.is_complete
         outcomes[str(number)] = attempt.outcome(max(statuses), complete=complete)

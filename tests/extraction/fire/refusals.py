@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attempts import Attempt, World
-from file_system import list_events, refuse
+from file_system import refuse
 
 # what is done in this order; SECOND is the second shard's folder in tmp/
 KINDS = (
@@ -29,10 +29,7 @@ KINDS = (
 
 def full_disk(world: World, many: bool) -> dict[str, Any]:
     """No space from one write on: the first of each of some kinds, or each of all."""
-    listing = world.attempt()
-    events = listing.log.with_suffix(".events")
-    assert listing.run(lambda: list_events(listing.root, events)) == 0
-    lines = events.read_text().splitlines()
+    lines = world.events()
     chosen = {f"{n} {line}": n for n, line in enumerate(lines)}
     if not many:
         kinds = [kind.replace("SECOND", f"tmp/{world.second}") for kind in KINDS]

@@ -4,11 +4,13 @@ import os
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import forked
 from attempts import World
-from bench import forked
-from bench.forked import fork, wait
+from file_system import send_at_event
+from forked import fork, wait, wait_at
 
 import stillroom.cache.writer as writer
 import stillroom.extraction.extract as extract
@@ -53,35 +55,30 @@ def _send_at(module: Any, name: str, visit: int, number: int) -> None:
 
 
 def any_moment(world: World, many: bool) -> dict[str, Any]:
-    """Either signal from outside, at moments spread over a whole run."""
-    whole = world.attempt()
-    child = whole.start()
-    _until(lambda: bool(whole.log.read_text()))
-    began = time.perf_counter()
-    assert wait(child) == 0
-    seconds, moments, outcomes = time.perf_counter() - began, 20 if many else 4, {}
+    """Either signal at events of the file system that are spread over a whole run."""
+    count, moments, outcomes = len(world.events()), 20 if many else 4, {}
     for i in range(moments):
-        attempt = world.attempt()
-        child = attempt.start()
-        _until(lambda a=attempt: bool(a.log.read_text()))  # its handlers are in place
-        time.sleep(seconds * i / moments)
-        os.kill(child, SIGNALS[i % 2])
-        outcomes[str(i)] = attempt.outcome(wait(child))
+        attempt, n, number = world.attempt(), i * count // moments, SIGNALS[i % 2]
+        status = attempt.run(lambda a=attempt, n=n, s=number: send_at_event(a.root, n, s))
+        outcomes[str(i)] = attempt.outcome(status)
     return outcomes
 
 
 def array(world: World, many: bool) -> dict[str, Any]:
-    """Three tasks of a Slurm array; each in turn dies in its first shard."""
+    """Three tasks of a Slurm array; each in turn dies in its first shard, the others in theirs."""
     outcomes = {}
     for dead in range(3) if many else (1,):
-        attempt, children = world.attempt(), []
+        attempt, children, gate = world.attempt(), [], os.pipe()
         for task in range(3):
-            place = _task(task)
-            fault = {"STILLROOM_FAULT": "row-appended"} if task == dead else {}
-            children.append(attempt.start(lambda f=fault: os.environ.update(f), place))
+            fault = {"STILLROOM_FAULT": "row-appended"}
+            before = partial(wait_at, "folder-made", gate)
+            before = partial(os.environ.update, fault) if task == dead else before
+            children.append(attempt.start(before, _task(task)))
+        died = wait(children.pop(dead))
+        os.close(gate[1])  # and the others go on
         statuses = [wait(child) for child in children]
+        os.close(gate[0])
         complete = attempt.cache.is_complete
-        died = statuses.pop(dead)
         outcomes[str(dead)] = attempt.outcome(max(statuses), died=died, complete=complete)
     return outcomes
 
@@ -93,46 +90,23 @@ def _task(number: int) -> ProcessContext:
 
 def parent(world: World, many: bool) -> dict[str, Any]:
     """A launcher of two processes is killed while both are in their first shard."""
-    attempt = world.attempt()
-    children = attempt.root.with_suffix(".children")
+    attempt, gate, ended = world.attempt(), os.pipe(), os.pipe()
+    before = partial(wait_at, "folder-made", gate)
 
     def launch() -> None:
         places = [ProcessContext(rank=rank, world=2) for rank in range(2)]
-        started = [attempt.start(_slow, place) for place in places]
-        children.write_text(" ".join(map(str, started)))
-        for child in started:
+        for child in [attempt.start(before, place) for place in places]:
             wait(child)
 
     launcher = fork(launch, attempt.log)
-    _until(lambda: len(list(attempt.root.glob("*/tmp/train*"))) == 2)
+    while len(list(attempt.root.glob("*/tmp/train*"))) < 2:
+        time.sleep(0.001)
     os.kill(launcher, signal.SIGKILL)
     died = wait(launcher)
-    _until(lambda: not any(map(_is_alive, map(int, children.read_text().split()))))
+    os.close(gate[1])  # and the children go on
+    os.close(ended[1])
+    assert os.read(ended[0], 1) == b""  # no process is left that holds the other end
+    os.close(gate[0])
+    os.close(ended[0])
     complete = attempt.cache.is_complete
     return {"parent": attempt.outcome(0, died=died, complete=complete)}
-
-
-def _slow() -> None:
-    """Make every answer take 0.1 s, so that it lasts longer than its parent."""
-    answer = extract.run_teachers
-
-    def slowly(*words: Any) -> Any:
-        time.sleep(0.1)
-        return answer(*words)
-
-    extract.run_teachers = slowly
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        with open(f"/proc/{process}/stat") as file:  # noqa: PTH123
-            return file.read().rpartition(") ")[2][0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def _until(happened: Any, patience_s: float = 60) -> None:
-    until = time.monotonic() + patience_s
-    while not happened():
-        assert time.monotonic() < until
-        time.sleep(0.001)

@@ -18,6 +18,7 @@ import torch
 import zarr  # noqa: F401  (0.3 s that each child would pay)
 from PIL import Image
 
+import stillroom.cache.writer as writer
 from stillroom.cli import run_command
 from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.process import ProcessContext
@@ -144,7 +145,7 @@ def _work(work: Callable[[], object], outputs: Path) -> NoReturn:
         os._exit(status)
 
 
-def wait(child: int, patience_s: float = 60.0) -> int:
+def wait(child: int, patience_s: float = 600.0) -> int:
     """Wait for a child; return its exit status, or minus the signal that ended it."""
     until = time.monotonic() + patience_s
     while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
@@ -152,3 +153,22 @@ def wait(child: int, patience_s: float = 60.0) -> int:
             raise TimeoutError(f"child {child} has not ended in {patience_s} s")
         time.sleep(0.0005)
     return os.waitstatus_to_exitcode(ended[1])
+
+
+def wait_at(
+    point: str, gate: tuple[int, int], arrived: Callable[[], object] = lambda: None
+) -> None:
+    """Let this process stop at its first visit of a writer's fault point, until nobody holds the
+    second end of the pipe `gate`; it calls `arrived` there.
+    """
+    reach = writer.reach
+
+    def reaching(name: str) -> None:
+        if name == point:
+            writer.reach = reach
+            os.close(gate[1])
+            arrived()
+            os.read(gate[0], 1)
+        reach(name)
+
+    writer.reach = reaching
