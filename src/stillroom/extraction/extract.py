@@ -68,10 +68,11 @@ class _Job:
 
     def batches(self, shard: ShardId) -> Generator[EncodedBatch, None, None]:
         """Yield what is kept of a shard's rows, in order; batches never straddle shards."""
-        rows = self.recipe.rows_of(self.pictures.open(shard))
-        with closing(self.outputs((shard, row) for row in rows)) as outputs:
-            for some, targets in outputs:
-                yield encode(self.cache, some, targets)
+        with self.pictures.open(shard) as opened:
+            places = [(shard, row) for row in self.recipe.rows_of(opened)]
+            with closing(self.outputs(places)) as outputs:
+                for rows, targets in outputs:
+                    yield encode(self.cache, rows, targets)
 
 
 def cache_teacher(recipe: Recipe, process: ProcessContext) -> Cache:
