@@ -57,7 +57,6 @@ def train(recipe: Recipe) -> Path:
             ):
                 _run_steps(context, stream, log, stop, step, best)
             _finish(context, time.perf_counter() - began)
-            context.accelerator.end_training()
     return context.folder
 
 
