@@ -96,10 +96,8 @@ def _require_same(stored: dict[str, Any], asked: dict[str, Any], folder: Path) -
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        found: dict[str, Any] = {}
-        for name, item in items:
-            found |= _flat(item, f"{prefix}.{name}" if prefix else str(name))
-        return found
-    return {prefix: value}
+    """Return the values that are neither objects nor lists by their dotted names."""
+    if not isinstance(value, dict | list):
+        return {prefix.removeprefix("."): value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {n: v for name, item in items for n, v in _flat(item, f"{prefix}.{name}").items()}
