@@ -57,20 +57,10 @@ def _png(side: int, before: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + before + end
 
 
-def _jpeg(width: int, height: int, scans: int) -> bytes:
-    """A progressive JPEG whose scans are empty: each is a pass over all pixels."""
-    tables = b"\xff\xdb\0\x43\0" + b"\1" * 64
-    frame = b"\xff\xc2\0\x0b\x08" + struct.pack(">2H", height, width) + b"\1\1\x11\0"
-    huffman = b"\xff\xc4\0\x14\0" + bytes([1, *[0] * 15]) + b"\0"
-    scan = b"\xff\xda\0\x08\1\1\0\0\0\0" + b"\0" * 8
-    return b"\xff\xd8" + tables + frame + huffman + scan * scans + b"\xff\xd9"
-
-
 _TEXT = _chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100_000_000)))
 _PICTURES = {
     "a PNG of 10^9 pixels": _png(31_623),
     "a PNG with 100 MB of packed text": _png(16, _TEXT),
-    "a JPEG of 99 megapixels in 5,000 scans": _jpeg(9_900, 10_000, 5_000),
     "a PostScript program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n",
 }
 
@@ -149,9 +139,8 @@ def _cases() -> Iterator[Case]:
         yield _case(f"{name} in a shard", world.read_pictures, "be decoded", _picture, data)
         says = "not a readable picture|more than 100 mega"
         yield _case(f"{name} in a source", world.pack_again, says, _write, _PICTURE, data)
-    for name, data in {"names upwards": b"a/../../../x", "10^7 lines": b"p\n" * 10**7}.items():
-        says = "outside its folder|too long"
-        yield _case(f"{name} in train.txt", world.pack_again, says, _write, _LIST, data)
+    name, says = "a name that leads upwards in train.txt", "outside its folder"
+    yield _case(name, world.pack_again, says, _write, _LIST, b"a/../../../x")
     for name, (head, zeros) in _WEIGHTS.items():
         says = "no safetensors file|too large"
         yield _case(f"{name} in weights", world.teach_with_run, says, _weights, head, zeros)

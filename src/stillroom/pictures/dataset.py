@@ -8,9 +8,7 @@ import functools
 import hashlib
 import json
 import os
-import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +113,7 @@ class Picture:
 
 
 class PictureShard:
-    """An open shard, safe to read from many threads; closed with the last reference to it."""
+    """An open shard, safe to read from many threads; its file is closed with the last reference."""
 
     def __init__(self, folder: Path, info: ShardInfo, geometry: tuple[int, int] | None) -> None:
         """Open and check; raises DamageError where tar or index are not those of `dataset.json`.
@@ -133,33 +131,17 @@ class PictureShard:
             for member in _MEMBERS
         }
         try:
-            with open_regular(self.path) as file:
-                self._descriptor = os.dup(file.fileno())
+            self._file = open_regular(self.path)
         except FileNotFoundError:
             raise DamageError(f"{self.path} is missing", fix=_fix(folder)) from None
-        self._finalizer = weakref.finalize(self, os.close, self._descriptor)
-        if (size := os.fstat(self._descriptor).st_size) != info.size:
-            self.close()
+        weakref.finalize(self, self._file.close)
+        if (size := os.fstat(self._file.fileno()).st_size) != info.size:
             raise DamageError(
                 f"{self.path} has the wrong size", found=size, wanted=info.size, fix=_fix(folder)
             )
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    def __enter__(self) -> "PictureShard":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    @property
-    def closed(self) -> bool:
-        return not self._finalizer.alive
-
-    def close(self) -> None:
-        """Give the file back, for everybody who shares this shard; no read may be under way."""
-        self._finalizer()
 
     @functools.cached_property
     def _numbers(self) -> dict[str, int]:
@@ -178,16 +160,14 @@ class PictureShard:
 
     def read_bytes(self, i: int, member: Member = "picture") -> bytes:
         """Return a member as it lies in the tar; DamageError names shard, key and offset."""
-        assert not self.closed, f"{self.path} is closed"
         offset, size, crc = (int(number) for number in self._spans[member][i])
         assert offset >= 0, f"{self.keys[i]} has no {member}"
-        data = os.pread(self._descriptor, size, offset)
-        if len(data) != size or (found := google_crc32c.value(data)) != crc:
-            short = len(data) != size
+        data = os.pread(self._file.fileno(), size, offset)
+        if len(data) != size or google_crc32c.value(data) != crc:
             raise DamageError(
                 f"{self.path}: the {member} of {self.keys[i]} at byte {offset} is damaged",
-                found=f"{len(data)} bytes" if short else f"crc32c {found:08x}",
-                wanted=f"{size} bytes" if short else f"crc32c {crc:08x}",
+                found=f"{len(data)} bytes of crc32c {google_crc32c.value(data):08x}",
+                wanted=f"{size} bytes of crc32c {crc:08x}",
                 fix=_fix(self.path.parent),
             )
         return data
@@ -234,16 +214,15 @@ class PictureSet:
     def __init__(self, path: Path, body: DataSet) -> None:
         """Take over a checked `dataset.json`; use `open_pictures`."""
         geometry = body.geometry
-        self.path = path
-        self.classes, self.palette = body.classes, body.palette
-        self.geometry: tuple[int, int] | None = (
-            None if geometry is None else (geometry.height, geometry.width)
-        )
+        size = None if geometry is None else (geometry.height, geometry.width)
+        self.path, self.classes, self.palette = path, body.classes, body.palette
+        self.geometry: tuple[int, int] | None = size
         self.fit = None if geometry is None else geometry.fit
         self.shards, self.digest = body.shards, body.digest
-        self._by_id = {info.id: info for info in self.shards}
-        self._open: OrderedDict[ShardId, PictureShard] = OrderedDict()
-        self._lock = threading.Lock()
+        infos = {info.id: info for info in self.shards}
+        self._opened = functools.lru_cache(_MAX_OPEN_SHARDS)(
+            lambda shard: PictureShard(path, infos[shard], size)
+        )
 
     def shard_ids(self, split: str | None = None) -> tuple[ShardId, ...]:
         """Return the shards of a split, or of all splits, in order."""
@@ -251,21 +230,7 @@ class PictureSet:
 
     def open(self, shard: ShardId) -> PictureShard:
         """Return an open shard, the same one while it is among the last 128; raises DamageError."""
-        info = self._by_id[shard]
-        with self._lock:
-            opened = self._open.pop(shard, None)
-            if opened is None or opened.closed:
-                opened = PictureShard(self.path, info, self.geometry)
-            self._open[shard] = opened
-            if len(self._open) > _MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)  # closed with the last reference to it
-        return opened
-
-    def close(self) -> None:
-        """Close every shard that is still open here."""
-        with self._lock:
-            while self._open:
-                self._open.popitem()[1].close()
+        return self._opened(shard)
 
 
 def open_pictures(path: Path | str) -> PictureSet:

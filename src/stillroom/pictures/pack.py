@@ -176,8 +176,8 @@ def _read_back(folder: Path) -> None:
     """Read every member back; raises DamageError where the disk kept something else."""
     pictures = open_pictures(folder)
     for shard in pictures.shard_ids():
-        with pictures.open(shard) as opened:
-            for i in range(len(opened)):
-                opened.read_bytes(i, "picture")
-                if opened.has_mask(i):
-                    opened.read_bytes(i, "mask")
+        opened = pictures.open(shard)
+        for i in range(len(opened)):
+            opened.read_bytes(i, "picture")
+            if opened.has_mask(i):
+                opened.read_bytes(i, "mask")
