@@ -29,7 +29,7 @@ _IDENTITY = {
     "a shape of 2^28 values": _at(*_TARGET, "shape", [1 << 14, 1 << 14, 1]),
     "a stride of -1": _at(*_TARGET, "stride", -1),
     "10^12 rows": _at("pictures", "shards", 0, "rows", _HUGE),
-    "2^64-1 views": _at("views", "train", "count", 2**64 - 1),
+    "2^64-1 views": _at("views", "count", 2**64 - 1),
     "a height of 10^4000": _at("geometry", "height", 10**4000),
     "a codec that is not ours": _at(*_TARGET, "codec", "pickle"),
     "a split that is a path": _at("pictures", "shards", 0, "split", _PATH),

@@ -35,9 +35,7 @@ from stillroom.types import IGNORE, Key, ShardId, ShardNumber, Split
 
 FORMAT = "stillroom pictures 1"
 Member = Literal["picture", "mask", "extra"]
-_MEMBERS: tuple[Member, ...] = ("picture", "mask", "extra")
 _MAX_OPEN_SHARDS = 128  # file descriptors, and about 80 KB of index each
-_ABSENT = (-1, -1, -1)
 
 _Pixels = Annotated[int, msgspec.Meta(ge=0, le=MAX_PIXELS)]
 _Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
@@ -123,13 +121,7 @@ class PictureShard:
         self.info = info
         self.path = folder / f"{info.id}.tar"
         rows = _read_index(folder / f"{info.id}.json", info, geometry)
-        self.keys = rows.key
-        self._sizes = list(zip(rows.height, rows.width, strict=True))
-        self._inside = rows.inside
-        self._spans = {
-            member: np.array([span or _ABSENT for span in getattr(rows, member)], np.int64)
-            for member in _MEMBERS
-        }
+        self.keys, self._rows = rows.key, rows
         try:
             self._file = open_regular(self.path)
         except FileNotFoundError:
@@ -153,15 +145,16 @@ class PictureShard:
 
     def size(self, i: int) -> tuple[int, int]:
         """Return height and width of a picture, pixels."""
-        return self._sizes[i]
+        return self._rows.height[i], self._rows.width[i]
 
     def has_mask(self, i: int) -> bool:
-        return bool(self._spans["mask"][i, 0] >= 0)
+        return self._rows.mask[i] is not None
 
     def read_bytes(self, i: int, member: Member = "picture") -> bytes:
         """Return a member as it lies in the tar; DamageError names shard, key and offset."""
-        offset, size, crc = (int(number) for number in self._spans[member][i])
-        assert offset >= 0, f"{self.keys[i]} has no {member}"
+        span = getattr(self._rows, member)[i]
+        assert span is not None, f"{self.keys[i]} has no {member}"
+        offset, size, crc = span
         data = os.pread(self._file.fileno(), size, offset)
         if len(data) != size or google_crc32c.value(data) != crc:
             raise DamageError(
@@ -178,13 +171,13 @@ class PictureShard:
             key=self.keys[i],
             image=self._pixels(i, "picture", ("RGB",)),
             mask=self._pixels(i, "mask", ("L", "P")) if labels and self.has_mask(i) else None,
-            inside=self._inside[i],
+            inside=self._rows.inside[i],
             extra=self.extra(i),
         )
 
     def extra(self, i: int) -> dict[str, Any]:
         """Return what a source had to say of a picture besides its pixels; raises DamageError."""
-        if self._spans["extra"][i, 0] < 0:
+        if self._rows.extra[i] is None:
             return {}
         try:
             extra = json.loads(self.read_bytes(i, "extra"))
@@ -199,7 +192,7 @@ class PictureShard:
     def _pixels(self, i: int, member: Member, modes: tuple[str, ...]) -> UInt8[np.ndarray, "..."]:
         data = self.read_bytes(i, member)
         try:
-            return decode_stored(data, self._sizes[i], modes)
+            return decode_stored(data, self.size(i), modes)
         except Exception as error:  # what decoders raise on bad bytes cannot be listed
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the system refused something: no fault of the bytes
