@@ -25,12 +25,7 @@ from stillroom.cache.folder import Cache, claim_cache
 from stillroom.errors import UserError
 from stillroom.extraction.cache_identity import compose, probe
 from stillroom.extraction.calibrate import fit_codecs, restore_fitted
-from stillroom.extraction.encode import (
-    EncodedBatch,
-    encode,
-    read_batches,
-    run_teachers,
-)
+from stillroom.extraction.encode import EncodedBatch, encode, read_batches, run_teachers
 from stillroom.extraction.gate import gate_pictures, judge
 from stillroom.extraction.preflight import require_space
 from stillroom.extraction.process import ProcessContext

@@ -20,13 +20,7 @@ import google_crc32c
 
 from stillroom.errors import FailureError, UserError
 from stillroom.jsonfile import digest, file_sha256, sync_folder, write_json
-from stillroom.pictures.dataset import (
-    FORMAT,
-    ShardInfo,
-    open_pictures,
-    pictures_digest,
-    set_digest,
-)
+from stillroom.pictures.dataset import FORMAT, ShardInfo, open_pictures, pictures_digest, set_digest
 from stillroom.pictures.labels import palette_of
 from stillroom.pictures.prepare import Geometry, PictureFormat, Prepared
 from stillroom.types import IGNORE, ShardId
