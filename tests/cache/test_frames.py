@@ -1,9 +1,9 @@
-"""A frame states what it unpacks to, and nothing larger is ever unpacked."""
+"""Rows as bytes: nothing larger than a row is ever unpacked."""
 
 import numpy as np
 import pytest
 
-from stillroom.cache.frames import content_size, crc32c, decode_frame, encode_frame, is_finite
+from stillroom.cache.frames import crc32c, decode_frame, encode_frame, is_finite
 from stillroom.errors import DamageError
 
 
@@ -18,17 +18,9 @@ def test_the_check_for_finite_values_is_that_of_numpy(dtype: str):
     assert not is_finite(last)
 
 
-@pytest.mark.parametrize("num_bytes", [1, 200, 255, 256, 257, 65791, 65792, 300_000])
-def test_the_stated_content_size_is_read_right(num_bytes: int):
-    generator = np.random.default_rng(num_bytes)
-    for value in (np.zeros(num_bytes, np.uint8), generator.bytes(num_bytes)):
-        array = np.frombuffer(bytes(value), np.uint8)
-        assert content_size(encode_frame(array, 1)[:18]) == num_bytes
-
-
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked():
     bomb = np.frombuffer(encode_frame(np.zeros(1 << 26, np.uint8), 1), np.uint8)
-    with pytest.raises(DamageError, match="size"):
+    with pytest.raises(DamageError, match="not a zstd frame"):
         decode_frame(bomb, np.empty(40, np.uint8))
     lying = bytearray(bomb.tobytes())  # the header states 40 bytes, the blocks hold 64 MB
     lying[4] = 0x20

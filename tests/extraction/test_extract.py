@@ -64,7 +64,7 @@ def equal(one: Cache, two: Cache) -> bool:
 
 def threads() -> list[str]:
     gc.collect()
-    return [t.name for t in threading.enumerate() if t.name.startswith(("read-ahead", "appender"))]
+    return [t.name for t in threading.enumerate() if t.name.startswith("read-ahead")]
 
 
 @pytest.fixture
@@ -183,12 +183,12 @@ def test_the_command_ends_with_75_when_it_is_told_to_stop(recipe):
         "import stillroom.extraction.extract as extract\n"
         "from stillroom.cli import recipe_from, run_command\n"
         "from stillroom.extraction.process import ProcessContext\n"
-        "put, seen = extract._Appender.put, []\n"
-        "def putting(self, *batch):\n"
+        "encode, seen = extract.encode, []\n"
+        "def encoding(*batch):\n"
         "    seen.append(1)\n"
         "    if len(seen) == 4: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return put(self, *batch)\n"
-        "extract._Appender.put = putting\n"
+        "    return encode(*batch)\n"
+        "extract.encode = encoding\n"
         "run_command(lambda: extract.cache_teacher(recipe_from(), ProcessContext()))\n"
     )
     words = ["tiny", "--data.shards", recipe.data.shards, "--run.cache", recipe.run.cache]

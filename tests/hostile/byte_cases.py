@@ -28,7 +28,7 @@ _LARGE = zstd.compress(bytes(20_000_000), 1)
 _FRAMES = {
     "states and holds 20 MB": _LARGE,
     "states 64 bytes and holds 20 MB": _restated(_LARGE, 64),
-    "states 2^64-1 bytes": _restated(zstd.compress(bytes(64), 1), 2**64 - 1),
+    "states no size and holds 20 MB": _restated(_LARGE, 2**64 - 1),
 }
 
 
@@ -57,20 +57,10 @@ def _png(side: int, before: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + before + end
 
 
-def _jpeg(width: int, height: int, scans: int) -> bytes:
-    """A progressive JPEG whose scans are empty: each is a pass over all pixels."""
-    tables = b"\xff\xdb\0\x43\0" + b"\1" * 64
-    frame = b"\xff\xc2\0\x0b\x08" + struct.pack(">2H", height, width) + b"\1\1\x11\0"
-    huffman = b"\xff\xc4\0\x14\0" + bytes([1, *[0] * 15]) + b"\0"
-    scan = b"\xff\xda\0\x08\1\1\0\0\0\0" + b"\0" * 8
-    return b"\xff\xd8" + tables + frame + huffman + scan * scans + b"\xff\xd9"
-
-
 _TEXT = _chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100_000_000)))
 _PICTURES = {
     "a PNG of 10^9 pixels": _png(31_623),
     "a PNG with 100 MB of packed text": _png(16, _TEXT),
-    "a JPEG of 99 megapixels in 5,000 scans": _jpeg(9_900, 10_000, 5_000),
     "a PostScript program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n",
 }
 
@@ -93,9 +83,7 @@ _WEIGHTS: dict[str, tuple[bytes, int]] = {  # and bytes of zeros after them
     "a header of 8 EB": (struct.pack("<Q", 1 << 63), 8),
     "a header of 90 MB": (struct.pack("<Q", 90_000_000), 90_000_000),
     "a shape of 10^12": (_tensor([10**12], 4), 4),
-    "a shape that overflows": (_tensor([2**33, 2**33], 0), 0),
-    "a negative shape": (_tensor([-1], 4), 4),
-    "a gigabyte of zeros": (_tensor([1 << 28], 1 << 30), 1 << 30),
+    "256 MB of zeros": (_tensor([1 << 26], 1 << 28), 1 << 28),
 }
 
 
@@ -110,7 +98,7 @@ def _fifo(path: Path) -> None:
 
 
 def _large(path: Path) -> None:
-    world.sparse(path, 2 << 30, path.read_bytes())
+    world.sparse(path, 1 << 29, path.read_bytes())
 
 
 def _link(path: Path) -> None:
@@ -130,7 +118,7 @@ _READ = {
 }  # fmt: skip
 _KIND = (
     "no regular file|too large|another size|is not what|wrong size|not a finished|is missing"
-    "|cannot be read as weights|no such weights|not a readable picture"
+    "|cannot be read as weights|no such weights|not a readable picture|is damaged"
 )
 
 
@@ -149,11 +137,10 @@ def _cases() -> Iterator[Case]:
         yield _case(f"{name} in a shard", world.read_pictures, "be decoded", _picture, data)
         says = "not a readable picture|more than 100 mega"
         yield _case(f"{name} in a source", world.pack_again, says, _write, _PICTURE, data)
-    for name, data in {"names upwards": b"a/../../../x", "10^7 lines": b"p\n" * 10**7}.items():
-        says = "outside its folder|too long"
-        yield _case(f"{name} in train.txt", world.pack_again, says, _write, _LIST, data)
+    name, says = "a name that leads upwards in train.txt", "outside its folder"
+    yield _case(name, world.pack_again, says, _write, _LIST, b"a/../../../x")
     for name, (head, zeros) in _WEIGHTS.items():
-        says = "no safetensors file|too large"
+        says = "no safetensors file|does not fit the network"
         yield _case(f"{name} in weights", world.teach_with_run, says, _weights, head, zeros)
     for read, files in _READ.items():
         is_named_by_the_user = read in (world.load_foreign, world.pack_again)

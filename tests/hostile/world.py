@@ -162,7 +162,7 @@ def teach_with_run(folder: Path) -> object:
 def resume(folder: Path) -> object:
     """Load the newest checkpoint of the run."""
     network, optimizer = training()
-    found, state = newest_checkpoint(folder / "run", network, lambda text: None)
+    found, state = newest_checkpoint(folder / "run", lambda text: None)
     load_checkpoint(found, network, optimizer)
     return state["step"]
 

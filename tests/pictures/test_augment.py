@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from stillroom.pictures.augment import Photometric, mirror, photometric
+from stillroom.pictures.augment import mirror, photometric
 
 
 def _picture() -> np.ndarray:
@@ -62,11 +62,6 @@ def test_contrast_moves_pixels_away_from_the_mean_grey() -> None:
 def test_results_are_clipped_not_wrapped() -> None:
     white = np.full((2, 2, 3), 250, np.uint8)
     assert (photometric(white, 0.9, _Drawn(1.9, 1, 1)) == 255).all()
-
-
-def test_a_strength_of_one_or_more_is_refused() -> None:
-    with pytest.raises(ValueError, match="strength"):
-        Photometric(strength=1.0)
 
 
 def test_the_mirror_exchanges_left_and_right_of_pictures_and_masks() -> None:

@@ -54,7 +54,6 @@ def test_a_voc_folder_comes_back_as_it_was(voc: Path, tmp_path: Path) -> None:
             assert row.mask is not None and (row.mask == np.array(mask)).all()
             image.close()
             mask.close()
-    pictures.close()
 
 
 @LEFT_OPEN
@@ -75,7 +74,6 @@ def test_plain_webdataset_reads_what_our_reader_reads(folders: Callable, tmp_pat
     decoded = next(iter(webdataset.WebDataset(tar, shardshuffle=False).decode("pil")))
     mask = opened.read(0).mask
     assert mask is not None and (np.array(decoded["mask.png"].convert("L")) == mask).all()
-    pictures.close()
 
 
 def test_equal_pictures_give_equal_bytes(folders: Callable, tmp_path: Path) -> None:
@@ -128,7 +126,6 @@ def test_the_validation_share_is_stable_when_pictures_are_added(
         train, val = _keys(pictures, "train"), set(_keys(pictures, "val"))
         assert not val & set(train) and len(val) + len(train) == (40, 60, 60)[step]
         held_out.append(val)
-        pictures.close()
     old = {f"p{number:02d}" for number in range(40)}
     assert held_out[0] == held_out[1] & old
     assert held_out[1] < held_out[2]
@@ -142,7 +139,6 @@ def test_another_source_can_be_the_validation_split(
     pictures = open_pictures(tmp_path / "out")
     assert _keys(pictures, "train") == ["p00", "p01", "p02"]
     assert _keys(pictures, "val") == ["2007_000004", "2007_000005"]
-    pictures.close()
 
 
 def test_unlabelled_pictures_have_no_masks(folders: Callable, tmp_path: Path) -> None:
@@ -152,7 +148,6 @@ def test_unlabelled_pictures_have_no_masks(folders: Callable, tmp_path: Path) ->
     opened = pictures.open(ShardId("train", 0))
     assert not opened.has_mask(0) and opened.read(0).mask is None
     assert pictures.classes == ()
-    pictures.close()
 
 
 def test_0_255_masks_are_mapped_when_asked(folders: Callable, tmp_path: Path) -> None:
@@ -166,7 +161,6 @@ def test_0_255_masks_are_mapped_when_asked(folders: Callable, tmp_path: Path) ->
     pictures = open_pictures(tmp_path / "out")
     mask = pictures.open(ShardId("train", 0)).read(0).mask
     assert mask is not None and set(np.unique(mask)) == {0, 1} and len(pictures.classes) == 2
-    pictures.close()
 
 
 def _truncate(path: Path) -> None:
@@ -209,7 +203,6 @@ def test_a_bad_picture_stops_the_command_or_is_left_out_and_listed(
     pictures = open_pictures(out)
     kept = ["p00", "p02", "p03"]
     assert [key for key in _keys(pictures, "train") if key != "p01"] == kept
-    pictures.close()
 
 
 def test_nothing_left_is_an_error_and_not_an_empty_set(folders: Callable, tmp_path: Path) -> None:
@@ -405,4 +398,3 @@ def test_real_pictures_are_packed_and_labels_survive(
     assert [row["__key__"] for row in streamed] == list(opened.keys)
     last = np.array(Image.open(io.BytesIO(streamed[-1]["jpg"])))
     assert (last == opened.read(len(opened) - 1).image).all()
-    pictures.close()

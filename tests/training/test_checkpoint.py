@@ -48,7 +48,7 @@ class Training:
         return save_checkpoint(run, self.model, self.optimizer, state, keep)
 
     def load(self, run: Path) -> "Training":
-        folder, state = newest_checkpoint(run, self.model)
+        folder, state = newest_checkpoint(run)
         load_checkpoint(folder, self.model, self.optimizer)
         self.steps = state["step"]
         return self
@@ -189,7 +189,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, file, harm):
     else:
         path.write_bytes(data if harm == "bit" else data[:-3])
     said = []
-    folder, state = newest_checkpoint(tmp_path, one.model, said.append)
+    folder, state = newest_checkpoint(tmp_path, said.append)
     assert (folder.name, state["step"]) == ("step-000001", 1)
     assert len(said) == 1
     assert "step-000002 is damaged" in said[0]
@@ -198,11 +198,11 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, file, harm):
 
 def test_without_a_readable_checkpoint_there_is_an_error(tmp_path):
     with pytest.raises(UserError, match="overwrite"):
-        newest_checkpoint(tmp_path, Training().model)
+        newest_checkpoint(tmp_path)
     folder = Training().go(1).save(tmp_path)
     (folder / "state.json").write_text("{}")
     with pytest.raises(DamageError, match="no checkpoint"):
-        newest_checkpoint(tmp_path, Training().model)
+        newest_checkpoint(tmp_path)
 
 
 def test_older_checkpoints_are_pruned_after_the_new_one_is_there(tmp_path, monkeypatch):
@@ -212,7 +212,7 @@ def test_older_checkpoints_are_pruned_after_the_new_one_is_there(tmp_path, monke
 
     def watched(path, **more):
         if Path(path).name.startswith("step-"):
-            seen.append((Path(path).name, newest_checkpoint(tmp_path, Training().model)[1]["step"]))
+            seen.append((Path(path).name, newest_checkpoint(tmp_path)[1]["step"]))
         rmtree(path, **more)
 
     monkeypatch.setattr(shutil, "rmtree", watched)

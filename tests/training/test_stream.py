@@ -223,7 +223,7 @@ def spoilt(tiny_world: Path, folder: Path, rows: tuple[int, ...]) -> RowDataset:
     shard = pictures.open(pictures.shard_ids("train")[0])
     data = bytearray(shard.path.read_bytes())
     for row in rows:
-        data[int(shard._spans["picture"][row, 0]) + 40] ^= 16
+        data[shard._rows.picture[row][0] + 40] ^= 16
     shard.path.write_bytes(data)
     return RowDataset(open_pictures(folder), "train", rows_of=WHOLE)
 

@@ -24,7 +24,6 @@ from stillroom.cache.identity import (
     check_identity,
     differences,
     fingerprint,
-    make_identity,
     target_specs,
 )
 from stillroom.cache.reader import ShardReader
@@ -47,14 +46,6 @@ from stillroom.jsonfile import (
 )
 from stillroom.tensorfile import parse_tensors
 from stillroom.types import Row, ShardId, TargetSpec
-
-__all__ = [
-    "BODIES",
-    "Cache",
-    "claim_cache",
-    "make_identity",
-    "open_cache",
-]
 
 BODIES: dict[str, Body] = {"zarr": ZarrBody(), "tar": TarBody()}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")

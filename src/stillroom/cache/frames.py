@@ -1,11 +1,10 @@
-"""Rows as bytes: zstd frames that state their content size, crc32c, files that hash themselves.
+"""Rows as bytes: zstd frames, crc32c, files that hash themselves.
 
 Cost of a 13.1 MB float16 row: see `benchmarks/read_rows.py`.
 """
 
 import hashlib
 import os
-import struct
 from pathlib import Path
 
 import google_crc32c
@@ -14,8 +13,6 @@ from numcodecs import zstd  # pyright: ignore[reportAttributeAccessIssue]
 
 from stillroom.cache.faults import reach
 from stillroom.errors import DamageError
-
-_MAGIC = 0xFD2FB528
 
 
 def crc32c(data: bytes | np.ndarray, before: int = 0) -> int:
@@ -38,37 +35,18 @@ def is_finite(value: np.ndarray) -> bool:
 
 def encode_frame(value: np.ndarray, level: int) -> bytes:
     """Compress a contiguous little-endian array into one frame that states its content size."""
-    frame = zstd.compress(value, level)
-    assert content_size(frame[:18]) == value.nbytes
-    return frame
+    return zstd.compress(value, level)
 
 
 def decode_frame(frame: np.ndarray, out: np.ndarray) -> None:
-    """Decompress a uint8 frame into a contiguous array of exactly its size.
+    """Decompress a uint8 frame into a contiguous array, past whose end nothing is written.
 
-    Raises DamageError (the caller adds the place) on another stated size or an invalid frame.
+    Raises DamageError (the caller adds the place) on an invalid frame, or one that holds more.
     """
-    stated = content_size(frame[:18].tobytes())
-    if stated != out.nbytes:
-        raise DamageError("wrong size", found=f"{stated} bytes", wanted=f"{out.nbytes} bytes")
     try:
         zstd.decompress(frame, out.reshape(-1).view(np.uint8))
     except (RuntimeError, ValueError) as error:
         raise DamageError(f"not a zstd frame ({error})") from None
-
-
-def content_size(head: bytes) -> int | None:
-    """Return the content size that a frame's head of 18 bytes states (RFC 8878, 3.1.1.1)."""
-    if len(head) < 6 or struct.unpack_from("<I", head)[0] != _MAGIC:
-        return None
-    descriptor = head[4]
-    is_single = bool(descriptor & 0x20)
-    width = (int(is_single), 2, 4, 8)[descriptor >> 6]
-    start = 5 + (not is_single) + (0, 1, 2, 4)[descriptor & 3]
-    field = head[start : start + width]
-    if width == 0 or len(field) < width:
-        return None
-    return int.from_bytes(field, "little") + (256 if width == 2 else 0)
 
 
 class HashedFile:
@@ -110,9 +88,7 @@ def sync_file(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-        if hasattr(
-            os, "posix_fadvise"
-        ):  # absent on macOS, where the read-back may be answered from memory
+        if hasattr(os, "posix_fadvise"):  # macOS has none and may read back from memory
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)

@@ -145,6 +145,8 @@ def _problem(identity: _Identity) -> str | None:
 
 def differences(found: Any, wanted: Any, name: str = "") -> list[tuple[str, Any, Any]]:
     """Return (dotted name, found, wanted) where two JSON values differ; absent is None."""
+    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        found, wanted = ({f"{i}": v for i, v in enumerate(side)} for side in (found, wanted))
     if isinstance(found, dict) and isinstance(wanted, dict):
         result = []
         for member in sorted(found.keys() | wanted.keys()):

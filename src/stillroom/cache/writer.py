@@ -8,8 +8,8 @@ one row and its compressed frame. A killed writer leaves a folder in `tmp/`, whi
 import errno
 import os
 import re
+import shutil
 import socket
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +55,13 @@ class ShardWriter:
             spec = self._spec
             self._body = spec.body.create(self._folder, spec.parts, spec.num_rows)
         except BaseException:
-            self._remove(is_first_error=False)
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            self._body.abort()
-        finally:
-            self._remove(is_first_error=kind is None)
+    def __exit__(self, *_: object) -> None:
+        self._body.abort()
+        shutil.rmtree(self._folder, ignore_errors=True)  # what stays in `tmp/` nobody reads
 
     def append(
         self, row: Row, parts: dict[str, np.ndarray], statistics: dict[str, RowStatistics]
@@ -121,21 +119,6 @@ class ShardWriter:
         assert (figures.confidence is not None) == (self._spec.kinds[name] == "logits"), name
         if not (all(np.isfinite(f) for f in figures if f is not None) and figures.finite == 1):
             raise _not_finite(row, name, ", ".join(map(str, figures)))
-
-    def _remove(self, *, is_first_error: bool) -> None:
-        """Remove what was not published, with one open file at a time (`shutil.rmtree` holds two
-        per level, which are not to be had when the limit was the trouble).
-
-        After another error that one is told; what resists then stays in `tmp/`, which nobody reads.
-        """
-        with suppress(*[] if is_first_error else [OSError]):
-            for folder, folders, files in os.walk(self._folder, topdown=False):
-                for name in files:
-                    Path(folder, name).unlink()
-                for name in folders:
-                    Path(folder, name).rmdir()
-            if self._folder.exists():
-                self._folder.rmdir()
 
     def _append_part(self, row: Row, name: str, value: np.ndarray) -> None:
         part = self._parts[name]

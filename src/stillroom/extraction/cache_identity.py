@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from stillroom.cache.folder import make_identity
+from stillroom.cache.identity import make_identity
 from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
 from stillroom.extraction.calibrate import calibration_keys

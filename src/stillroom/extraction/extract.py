@@ -6,7 +6,6 @@ the rest from its own offset; the first writer of a shard wins.
 """
 
 import platform
-import queue
 import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
@@ -26,18 +25,14 @@ from stillroom.cache.folder import Cache, claim_cache
 from stillroom.errors import UserError
 from stillroom.extraction.cache_identity import compose, probe
 from stillroom.extraction.calibrate import fit_codecs, restore_fitted
-from stillroom.extraction.encode import (
-    EncodedBatch,
-    encode,
-    read_batches,
-    run_teachers,
-)
+from stillroom.extraction.encode import EncodedBatch, encode, read_batches, run_teachers
 from stillroom.extraction.gate import gate_pictures, judge
 from stillroom.extraction.preflight import require_space
 from stillroom.extraction.process import ProcessContext
 from stillroom.jsonfile import digest
 from stillroom.os_errors import explain_os_errors
 from stillroom.pictures.dataset import PictureSet, open_pictures
+from stillroom.pictures.loader import read_ahead
 from stillroom.recipe import Recipe, check, check_targets
 from stillroom.signals import raise_if_stopped, stop_on_signals
 from stillroom.teachers.protocol import BuiltTeacher
@@ -68,11 +63,11 @@ class _Job:
 
     def batches(self, shard: ShardId) -> Generator[EncodedBatch, None, None]:
         """Yield what is kept of a shard's rows, in order; batches never straddle shards."""
-        with self.pictures.open(shard) as opened:
-            places = [(shard, row) for row in self.recipe.rows_of(opened)]
-            with closing(self.outputs(places)) as outputs:
-                for rows, targets in outputs:
-                    yield encode(self.cache, rows, targets)
+        rows = self.recipe.rows_of(self.pictures.open(shard))
+        with closing(self.outputs((shard, row) for row in rows)) as outputs:
+            for some, targets in outputs:
+                raise_if_stopped(self.stop, f"{shard} was not finished and is left out")
+                yield encode(self.cache, some, targets)
 
 
 def cache_teacher(recipe: Recipe, process: ProcessContext) -> Cache:
@@ -209,67 +204,27 @@ def _make_shards(job: _Job, missing: tuple[ShardId, ...]) -> None:
 def _make_shard(job: _Job, shard: ShardId, bar: Any) -> None:
     began = time.perf_counter()
     writer, left = job.cache.writer(shard), job.cache.shard_rows(shard)
-    with closing(job.batches(shard)) as batches, writer, _Appender(writer) as appender:
-        for batch in batches:
-            raise_if_stopped(job.stop, f"{shard} was not finished and is left out")
+
+    def append(batch: EncodedBatch) -> int:
+        for i, row in enumerate(batch.rows):
+            statistics = {name: column[i] for name, column in batch.statistics.items()}
+            writer.append(row, {n: part[i] for n, part in batch.parts.items()}, statistics)
+        return len(batch.rows)
+
+    # One thread compresses and appends, so that the teacher does not wait for the disk.
+    with (
+        closing(job.batches(shard)) as batches,
+        writer,
+        closing(read_ahead(batches, append, workers=1, depth=2)) as appended,
+    ):
+        for num_rows in appended:
             if job.cache.is_published(shard):  # another was faster: go on with the next
                 bar.update(left)
                 return
-            left -= len(batch.rows)
-            appender.put(batch)
-            bar.update(len(batch.rows))
-        appender.finish()
+            left -= num_rows
+            bar.update(num_rows)
         seconds = time.perf_counter() - began
         writer.publish(_provenance(job, job.cache.shard_rows(shard), seconds))
-
-
-class _Appender:
-    """A thread that compresses and appends, so that the teacher never waits for the disk; its
-    errors come back here.
-    """
-
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
-        self._queue: queue.Queue[EncodedBatch | None] = queue.Queue(maxsize=2)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="appender", daemon=True)
-
-    def __enter__(self) -> "_Appender":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
-
-    def put(self, batch: EncodedBatch) -> None:
-        """Hand over one batch; raises the thread's error, if it had one."""
-        self._raise()
-        self._queue.put(batch)
-
-    def finish(self) -> None:
-        """Wait until everything handed over has been appended."""
-        self._queue.put(None)
-        self._thread.join()
-        self._raise()
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if self._error is None:
-                try:
-                    self._append(item)
-                except BaseException as error:
-                    self._error = error  # raised in the other thread by the next put or finish
-
-    def _append(self, batch: EncodedBatch) -> None:
-        for i, row in enumerate(batch.rows):
-            statistics = {name: column[i] for name, column in batch.statistics.items()}
-            self._writer.append(row, {n: part[i] for n, part in batch.parts.items()}, statistics)
 
 
 def _provenance(job: _Job, rows: int, seconds: float) -> dict[str, Any]:
@@ -293,18 +248,14 @@ def _warn_of_size(recipe: Recipe, cache: Cache, process: ProcessContext) -> None
     """Say so when a teacher shard would pass the limit (before compression), and which
     --shard-rows avoids it.
     """
-    row_bytes = sum(
-        int(np.dtype(dtype).itemsize * np.prod(shape))
-        for name, spec in cache.specs.items()
-        for dtype, shape in cache.codecs[name].parts(spec.shape).values()
-    )
+    row_bytes = sum(part.num_bytes for part in cache.parts)
     rows = max(cache.shard_rows(shard) for shard in cache.shard_ids())
-    limit = recipe.run.shard_limit_gb * 1e9
-    if row_bytes * rows > limit:
+    limit_gb = recipe.run.shard_limit_gb
+    if row_bytes * rows / 1e9 > limit_gb:
         process.print(
             f"warning: a teacher shard may take {row_bytes * rows / 1e9:.1f} GB"
             f" ({row_bytes / 1e6:.1f} MB a row before compression); pack the pictures with"
-            f" --shard-rows {max(1, int(limit // row_bytes))} to avoid it"
+            f" --shard-rows {max(1, int(limit_gb * 1e9 // row_bytes))} to avoid it"
         )
 
 

@@ -15,7 +15,6 @@ from stillroom.networks.build import Network, build_network, load_weights
 from stillroom.tensorfile import map_tensors
 
 DESCRIPTION, WEIGHTS = "student.json", "student.safetensors"
-_MAX_BYTES = 1 << 30  # of the weights: 268 million parameters
 
 
 class RunDescription(TypedDict):
@@ -31,7 +30,6 @@ def read_run(run: Path, kind: Any = RunDescription) -> Any:
     Raises FileNotFoundError, and DamageError where the files are not what a run of ours writes.
     """
     about, path = read_json(run / DESCRIPTION, kind), run / WEIGHTS
-    map_tensors(path, _MAX_BYTES)  # what is no such file need not be hashed
     found, wanted = file_sha256(path), about["weights_sha256"]
     if found != wanted:
         raise DamageError(f"{path} is not what student.json names", found=found, wanted=wanted)
@@ -44,7 +42,7 @@ def load_run(run: Path, kind: Any = RunDescription, code: str | None = None) -> 
     `code` names the function that builds a network of the user's own, path/to/file.py:function.
     """
     about, path = read_run(run, kind), run / WEIGHTS
-    num_stored = sum(value.numel() for value in map_tensors(path, _MAX_BYTES).values())
+    num_stored = sum(value.numel() for value in map_tensors(path).values())
     if (found := _num_parameters(about["network"])) > num_stored:
         raise DamageError(
             f"the network of {run / DESCRIPTION} has more parameters than its weights",

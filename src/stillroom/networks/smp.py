@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from stillroom.errors import UserError
 from stillroom.networks.description import Classes, Name, Triple, Width, describe
 from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
-from stillroom.networks.taps import Network, kept_outputs, require_size, require_taps
+from stillroom.networks.taps import Network, kept_outputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,25 +67,14 @@ class SmpNetwork(Network):
             pretrained = _pretrained_encoder(encoder, encoder_weights)
             self.encoder.load_state_dict(pretrained.state_dict())
 
-    def forward_taps(
-        self,
-        image: Float[Tensor, "b 3 h w"],
-        taps: tuple[str, ...],
-        normalise: Normalise | None = None,
-    ) -> tuple[Float[Tensor, "b k h w"], dict[str, Float[Tensor, "b _ _ _"]]]:
-        """Return logits and the named features; an unknown tap is a UserError.
-
-        `normalise` replaces the network's own.
-        """
-        require_taps(taps, self.taps)
-        require_size(image, self.stride)
-        normalised = (normalise or self.normalise)(image)
-        features = self.encoder(normalised)
+    def _run(self, image: Tensor, taps: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return logits and features of a normalised picture."""
+        features = self.encoder(image)
         named = {f"encoder.{level}": feature for level, feature in enumerate(features)}
         blocks = self._decoder_blocks()
         with kept_outputs({tap: blocks[tap] for tap in taps if tap in blocks}, named):
             x = self.decoder(features)
-        return self.segmentation_head(x), {tap: named[tap] for tap in taps}
+        return self.segmentation_head(x), named
 
     def _decoder_blocks(self) -> dict[str, nn.Module]:
         blocks = getattr(self.decoder, "blocks", nn.ModuleList())

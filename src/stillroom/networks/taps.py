@@ -33,6 +33,13 @@ class Network(nn.Module):
 
         `normalise` replaces the network's own.
         """
+        require_taps(taps, self.taps)
+        require_size(image, self.stride)
+        logits, features = self._run((normalise or self.normalise)(image), taps)
+        return logits, {tap: features[tap] for tap in taps}
+
+    def _run(self, image: Tensor, taps: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return logits and at least the named features of a normalised picture (b 3 h w)."""
         raise NotImplementedError
 
 

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from stillroom.errors import UserError
 from stillroom.networks.description import Classes, Triple, describe
 from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
-from stillroom.networks.taps import Network, kept_outputs, require_size, require_taps
+from stillroom.networks.taps import Network, kept_outputs
 from stillroom.user_code import load_function
 
 
@@ -46,18 +45,11 @@ class TorchNetwork(Network):
         self.module = module
         self._about = about
 
-    def forward_taps(
-        self,
-        image: Float[Tensor, "b 3 h w"],
-        taps: tuple[str, ...],
-        normalise: Normalise | None = None,
-    ) -> tuple[Float[Tensor, "b k h w"], dict[str, Float[Tensor, "b _ _ _"]]]:
-        """Return logits and the named features; UserError where they are no maps of this size."""
-        require_taps(taps, self.taps)
-        require_size(image, self.stride)
+    def _run(self, image: Tensor, taps: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return logits and features; UserError where they are no maps of the picture."""
         named: dict[str, Any] = {}
         with kept_outputs({tap: self.module.get_submodule(tap) for tap in taps}, named):
-            found = self.module((normalise or self.normalise)(image))
+            found = self.module(image)
         return self._logits(found, image), {tap: _feature(tap, named.get(tap)) for tap in taps}
 
     def _logits(self, found: Any, image: Tensor) -> Tensor:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from stillroom.networks.description import Classes, Depth, Triple, Width, describe
 from stillroom.networks.normalise import Normalise
-from stillroom.networks.taps import Network, require_size, require_taps
+from stillroom.networks.taps import Network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,20 +56,9 @@ class UNet(Network):
             f"decoder.{block}" for block in range(depth)
         )
 
-    def forward_taps(
-        self,
-        image: Float[Tensor, "b 3 h w"],
-        taps: tuple[str, ...],
-        normalise: Normalise | None = None,
-    ) -> tuple[Float[Tensor, "b k h w"], dict[str, Float[Tensor, "b _ _ _"]]]:
-        """Return logits and the named features; an unknown tap is a UserError.
-
-        `normalise` replaces the network's own.
-        """
-        require_taps(taps, self.taps)
-        require_size(image, self.stride)
-        normalised = (normalise or self.normalise)(image)
-        features = [self.encoder[0](normalised)]
+    def _run(self, image: Tensor, taps: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return logits and features of a normalised picture."""
+        features = [self.encoder[0](image)]
         for block in list(self.encoder)[1:]:
             features.append(block(nn.functional.max_pool2d(features[-1], 2)))
         named = {f"encoder.{level}": feature for level, feature in enumerate(features)}
@@ -79,7 +67,7 @@ class UNet(Network):
             x = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
             x = block(torch.cat([x, features.pop()], dim=1))
             named[f"decoder.{number}"] = x
-        return self.segmentation_head(x), {tap: named[tap] for tap in taps}
+        return self.segmentation_head(x), named
 
 
 def _block(c_in: int, c_out: int) -> nn.Sequential:

@@ -51,7 +51,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise UserError("there is no such weights file", found=str(path))
     try:
         if path.suffix == ".safetensors":
-            state: Any = map_tensors(path, path.stat().st_size, links=True)
+            state: Any = map_tensors(path, links=True)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no type of its own for what it refuses

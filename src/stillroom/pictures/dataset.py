@@ -8,9 +8,7 @@ import functools
 import hashlib
 import json
 import os
-import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,9 +35,7 @@ from stillroom.types import IGNORE, Key, ShardId, ShardNumber, Split
 
 FORMAT = "stillroom pictures 1"
 Member = Literal["picture", "mask", "extra"]
-_MEMBERS: tuple[Member, ...] = ("picture", "mask", "extra")
 _MAX_OPEN_SHARDS = 128  # file descriptors, and about 80 KB of index each
-_ABSENT = (-1, -1, -1)
 
 _Pixels = Annotated[int, msgspec.Meta(ge=0, le=MAX_PIXELS)]
 _Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
@@ -115,7 +111,7 @@ class Picture:
 
 
 class PictureShard:
-    """An open shard, safe to read from many threads; closed with the last reference to it."""
+    """An open shard, safe to read from many threads; its file is closed with the last reference."""
 
     def __init__(self, folder: Path, info: ShardInfo, geometry: tuple[int, int] | None) -> None:
         """Open and check; raises DamageError where tar or index are not those of `dataset.json`.
@@ -125,41 +121,19 @@ class PictureShard:
         self.info = info
         self.path = folder / f"{info.id}.tar"
         rows = _read_index(folder / f"{info.id}.json", info, geometry)
-        self.keys = rows.key
-        self._sizes = list(zip(rows.height, rows.width, strict=True))
-        self._inside = rows.inside
-        self._spans = {
-            member: np.array([span or _ABSENT for span in getattr(rows, member)], np.int64)
-            for member in _MEMBERS
-        }
+        self.keys, self._rows = rows.key, rows
         try:
-            with open_regular(self.path) as file:
-                self._descriptor = os.dup(file.fileno())
+            self._file = open_regular(self.path)
         except FileNotFoundError:
             raise DamageError(f"{self.path} is missing", fix=_fix(folder)) from None
-        self._finalizer = weakref.finalize(self, os.close, self._descriptor)
-        if (size := os.fstat(self._descriptor).st_size) != info.size:
-            self.close()
+        weakref.finalize(self, self._file.close)
+        if (size := os.fstat(self._file.fileno()).st_size) != info.size:
             raise DamageError(
                 f"{self.path} has the wrong size", found=size, wanted=info.size, fix=_fix(folder)
             )
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    def __enter__(self) -> "PictureShard":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    @property
-    def closed(self) -> bool:
-        return not self._finalizer.alive
-
-    def close(self) -> None:
-        """Give the file back, for everybody who shares this shard; no read may be under way."""
-        self._finalizer()
 
     @functools.cached_property
     def _numbers(self) -> dict[str, int]:
@@ -171,23 +145,22 @@ class PictureShard:
 
     def size(self, i: int) -> tuple[int, int]:
         """Return height and width of a picture, pixels."""
-        return self._sizes[i]
+        return self._rows.height[i], self._rows.width[i]
 
     def has_mask(self, i: int) -> bool:
-        return bool(self._spans["mask"][i, 0] >= 0)
+        return self._rows.mask[i] is not None
 
     def read_bytes(self, i: int, member: Member = "picture") -> bytes:
         """Return a member as it lies in the tar; DamageError names shard, key and offset."""
-        assert not self.closed, f"{self.path} is closed"
-        offset, size, crc = (int(number) for number in self._spans[member][i])
-        assert offset >= 0, f"{self.keys[i]} has no {member}"
-        data = os.pread(self._descriptor, size, offset)
-        if len(data) != size or (found := google_crc32c.value(data)) != crc:
-            short = len(data) != size
+        span = getattr(self._rows, member)[i]
+        assert span is not None, f"{self.keys[i]} has no {member}"
+        offset, size, crc = span
+        data = os.pread(self._file.fileno(), size, offset)
+        if len(data) != size or google_crc32c.value(data) != crc:
             raise DamageError(
                 f"{self.path}: the {member} of {self.keys[i]} at byte {offset} is damaged",
-                found=f"{len(data)} bytes" if short else f"crc32c {found:08x}",
-                wanted=f"{size} bytes" if short else f"crc32c {crc:08x}",
+                found=f"{len(data)} bytes of crc32c {google_crc32c.value(data):08x}",
+                wanted=f"{size} bytes of crc32c {crc:08x}",
                 fix=_fix(self.path.parent),
             )
         return data
@@ -198,13 +171,13 @@ class PictureShard:
             key=self.keys[i],
             image=self._pixels(i, "picture", ("RGB",)),
             mask=self._pixels(i, "mask", ("L", "P")) if labels and self.has_mask(i) else None,
-            inside=self._inside[i],
+            inside=self._rows.inside[i],
             extra=self.extra(i),
         )
 
     def extra(self, i: int) -> dict[str, Any]:
         """Return what a source had to say of a picture besides its pixels; raises DamageError."""
-        if self._spans["extra"][i, 0] < 0:
+        if self._rows.extra[i] is None:
             return {}
         try:
             extra = json.loads(self.read_bytes(i, "extra"))
@@ -219,7 +192,7 @@ class PictureShard:
     def _pixels(self, i: int, member: Member, modes: tuple[str, ...]) -> UInt8[np.ndarray, "..."]:
         data = self.read_bytes(i, member)
         try:
-            return decode_stored(data, self._sizes[i], modes)
+            return decode_stored(data, self.size(i), modes)
         except Exception as error:  # what decoders raise on bad bytes cannot be listed
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the system refused something: no fault of the bytes
@@ -234,16 +207,15 @@ class PictureSet:
     def __init__(self, path: Path, body: DataSet) -> None:
         """Take over a checked `dataset.json`; use `open_pictures`."""
         geometry = body.geometry
-        self.path = path
-        self.classes, self.palette = body.classes, body.palette
-        self.geometry: tuple[int, int] | None = (
-            None if geometry is None else (geometry.height, geometry.width)
-        )
+        size = None if geometry is None else (geometry.height, geometry.width)
+        self.path, self.classes, self.palette = path, body.classes, body.palette
+        self.geometry: tuple[int, int] | None = size
         self.fit = None if geometry is None else geometry.fit
         self.shards, self.digest = body.shards, body.digest
-        self._by_id = {info.id: info for info in self.shards}
-        self._open: OrderedDict[ShardId, PictureShard] = OrderedDict()
-        self._lock = threading.Lock()
+        infos = {info.id: info for info in self.shards}
+        self._opened = functools.lru_cache(_MAX_OPEN_SHARDS)(
+            lambda shard: PictureShard(path, infos[shard], size)
+        )
 
     def shard_ids(self, split: str | None = None) -> tuple[ShardId, ...]:
         """Return the shards of a split, or of all splits, in order."""
@@ -251,21 +223,7 @@ class PictureSet:
 
     def open(self, shard: ShardId) -> PictureShard:
         """Return an open shard, the same one while it is among the last 128; raises DamageError."""
-        info = self._by_id[shard]
-        with self._lock:
-            opened = self._open.pop(shard, None)
-            if opened is None or opened.closed:
-                opened = PictureShard(self.path, info, self.geometry)
-            self._open[shard] = opened
-            if len(self._open) > _MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)  # closed with the last reference to it
-        return opened
-
-    def close(self) -> None:
-        """Close every shard that is still open here."""
-        with self._lock:
-            while self._open:
-                self._open.popitem()[1].close()
+        return self._opened(shard)
 
 
 def open_pictures(path: Path | str) -> PictureSet:

@@ -1,7 +1,6 @@
 """Bytes to pixels and back: foreign pictures and masks, and the encodings of our shards."""
 
 import io
-import re
 import warnings
 from pathlib import Path
 
@@ -15,9 +14,6 @@ from stillroom.jsonfile import read_bytes
 MAX_PIXELS = 100_000_000
 MAX_SIDE_PX = 10_000  # of a geometry
 MAX_FILE_BYTES = 1 << 27  # of a picture's file
-_MAX_SCANS, _MAX_SEGMENTS = 64, 4096  # of a JPEG; encoders make a dozen scans
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in pixels \xff is followed by 0 or a restart
-_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 PADDING_GREY = 128
 # Pillow only warns between one and two times its limit; for us the limit is a limit.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -37,7 +33,6 @@ def open_picture(path: Path) -> tuple[bytes, Image.Image]:
     """Return a file's bytes and its decoded image; raises BadPicture that names the file."""
     try:
         data = read_bytes(path, MAX_FILE_BYTES, links=True)
-        _check_jpeg(data)
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         image.load()
     except FileNotFoundError:
@@ -74,9 +69,7 @@ def can_keep_bytes(data: bytes, image: Image.Image, picture_format: str) -> bool
     if picture_format == "jpg":
         return image.format == "JPEG"
     still = image.format == "PNG" and not getattr(image, "is_animated", False)
-    eight_bit_rgb = (
-        data[24:26] == b"\x08\x02"
-    )  # bit depth and colour type; Pillow says RGB for 16 bits too
+    eight_bit_rgb = data[24:26] == b"\x08\x02"  # Pillow says RGB for 16 bits too
     return still and eight_bit_rgb and "transparency" not in image.info
 
 
@@ -127,29 +120,11 @@ def decode_stored(
     Raises ValueError where it holds something else. The size is compared before anything is
     allocated, and decoding releases the GIL.
     """
-    _check_jpeg(data)
     with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
         found = (image.height, image.width)
         if found != size or image.mode not in modes:
             raise ValueError(f"{found} {image.mode}, not {size} {'/'.join(modes)}")
         return np.array(image)
-
-
-def _check_jpeg(data: bytes) -> None:
-    """Raise ValueError for a JPEG that would be decoded over and over: each scan is a pass over all
-    pixels, and may take a few bytes only.
-    """
-    at, num_scans = 2, 0
-    for _ in range(_MAX_SEGMENTS if data.startswith(b"\xff\xd8") else 0):
-        marker = _MARKER.search(data, at)
-        if marker is None or marker[0] == _END_OF_IMAGE:
-            return
-        num_scans += marker[0] == _START_OF_SCAN
-        if num_scans > _MAX_SCANS:
-            raise ValueError(f"a JPEG of more than {_MAX_SCANS} scans")
-        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-    if data.startswith(b"\xff\xd8"):
-        raise ValueError(f"a JPEG of more than {_MAX_SEGMENTS} segments")
 
 
 def _opaque(image: Image.Image, path: Path) -> Image.Image:

@@ -15,17 +15,12 @@ _TITLE_PX = 18
 _SMALL_PX = 128
 
 
-def colours(palette: Sequence[Sequence[int]]) -> UInt8[np.ndarray, "256 3"]:
-    """Return a colour for each mask value; void is pale, a value outside the palette grey."""
+def colour_mask(mask: Integer[np.ndarray, "h w"], palette: Sequence[Sequence[int]]) -> Rgb:
+    """Return a mask of class indices as colours; void is pale, a value outside the palette grey."""
     table = np.full((256, 3), 128, np.uint8)
     table[: len(palette)] = np.array(palette, np.uint8)
     table[IGNORE] = _VOID
-    return table
-
-
-def colour_mask(mask: Integer[np.ndarray, "h w"], palette: Sequence[Sequence[int]]) -> Rgb:
-    """Return a mask of class indices as colours."""
-    return colours(palette)[mask]
+    return table[mask]
 
 
 def blend(

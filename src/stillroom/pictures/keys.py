@@ -1,14 +1,13 @@
 """Picture keys: how a source's name becomes the word that joins everything."""
 
 import hashlib
-import re
+
+import msgspec
 
 from stillroom.errors import UserError
+from stillroom.types import Key
 
-MAX_KEY_BYTES = 200
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-/")
-_LEGAL = re.compile(r"[A-Za-z0-9_=/-]+")
-_META = re.compile(r"__[^/]*__/")  # WebDataset skips such members without a word
 
 
 def key_of(name: str) -> str:
@@ -22,22 +21,15 @@ def key_of(name: str) -> str:
     except UnicodeEncodeError:
         raise UserError(f"the name {name!a} is not UTF-8", fix="rename the file") from None
     key = "".join(chr(byte) if byte in _PLAIN else f"={byte:02X}" for byte in data)
-    if problem := key_problem(key):
-        raise UserError(f"{name!r} makes no key: {problem}", found=key, fix="rename the file")
-    return key
-
-
-def key_problem(key: str) -> str | None:
-    """Return why a text is no key, or None if it is one."""
-    if not _LEGAL.fullmatch(key):
-        return "only A-Z a-z 0-9 _ = - and / may occur in it"
-    if len(key) > MAX_KEY_BYTES:
-        return f"it has {len(key)} bytes, more than {MAX_KEY_BYTES}"
-    if key.startswith("/") or key.endswith("/") or "//" in key:
-        return "a folder's name in it is empty"
-    if _META.match(key):
-        return "WebDataset readers skip folders named __like_this__"
-    return None
+    try:
+        return msgspec.convert(key, Key)
+    except msgspec.ValidationError:
+        raise UserError(
+            f"{name!r} makes no key",
+            found=f"{key} ({len(key)} bytes)",
+            wanted="1 to 200 bytes, no empty name of a folder, no first folder __like_this__",
+            fix="rename the file",
+        ) from None
 
 
 def share_of(key: str, purpose: str) -> float:

@@ -1,5 +1,6 @@
 """What mask values mean: class names, the palette, and the way from values to classes."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,9 @@ class Labels:
         num_classes = len(self.names)
         known = dict(self.mapping) or {number: number for number in range(num_classes)}
         known.setdefault(IGNORE, IGNORE)
-        table = np.full(65536, -1, np.int32)
+        table = np.full(65537, -1, np.int32)  # its last entry stands for all values beyond
         table[list(known)] = list(known.values())
-        inside = (values >= 0) & (values < len(table))
-        mask = np.where(inside, table[np.where(inside, values, 0)], -1)
+        mask = table[values.clip(-1, 65536)]
         if (mask < 0).any():
             wanted = ", ".join(str(value) for value in sorted(known))
             raise BadPicture(
@@ -46,22 +46,16 @@ class Labels:
 
 def parse_mask_values(texts: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
     """Return the pairs of `0:0 255:1`; raises UserError on anything else."""
-    pairs = []
-    for text in texts:
-        left, _, right = text.partition(":")
-        if not (left.isascii() and left.isdigit() and right.isascii() and right.isdigit()):
-            raise UserError(
-                "--mask-values not understood", found=text, wanted="FROM:TO, e.g. 255:1"
-            )
-        pairs.append((int(left), int(right)))
-    sources = [value for value, _ in pairs]
-    if len(set(sources)) != len(sources) or any(a > 65535 or b > IGNORE for a, b in pairs):
+    found = [re.fullmatch(r"([0-9]{1,5}):([0-9]{1,3})", text) for text in texts]
+    pairs = tuple((int(pair[1]), int(pair[2])) for pair in found if pair)
+    is_legal = all(a <= 65535 and b <= IGNORE for a, b in pairs)
+    if not is_legal or len(dict(pairs)) != len(texts):
         raise UserError(
             "--mask-values not understood",
             found=" ".join(texts),
-            wanted="each value once, 0..65535 to 0..255",
+            wanted="FROM:TO, e.g. 255:1, each value once, 0..65535 to 0..255",
         )
-    return tuple(pairs)
+    return pairs
 
 
 def decide_labels(

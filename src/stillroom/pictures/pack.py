@@ -20,13 +20,7 @@ import google_crc32c
 
 from stillroom.errors import FailureError, UserError
 from stillroom.jsonfile import digest, file_sha256, sync_folder, write_json
-from stillroom.pictures.dataset import (
-    FORMAT,
-    ShardInfo,
-    open_pictures,
-    pictures_digest,
-    set_digest,
-)
+from stillroom.pictures.dataset import FORMAT, ShardInfo, open_pictures, pictures_digest, set_digest
 from stillroom.pictures.labels import palette_of
 from stillroom.pictures.prepare import Geometry, PictureFormat, Prepared
 from stillroom.types import IGNORE, ShardId
@@ -176,8 +170,8 @@ def _read_back(folder: Path) -> None:
     """Read every member back; raises DamageError where the disk kept something else."""
     pictures = open_pictures(folder)
     for shard in pictures.shard_ids():
-        with pictures.open(shard) as opened:
-            for i in range(len(opened)):
-                opened.read_bytes(i, "picture")
-                if opened.has_mask(i):
-                    opened.read_bytes(i, "mask")
+        opened = pictures.open(shard)
+        for i in range(len(opened)):
+            opened.read_bytes(i, "picture")
+            if opened.has_mask(i):
+                opened.read_bytes(i, "mask")

@@ -105,7 +105,7 @@ def prepare(
         inside=inside,
         picture=data if keep else encode_picture(rgb, picture_format),
         mask=None if mask is None else encode_mask(mask),
-        extra=_extra({"source": item.name} if item.name != key else {}),
+        extra=None if item.name == key else _json({"source": item.name}),
     )
 
 
@@ -128,5 +128,5 @@ def _mask(
     return labels.translate(values, path)
 
 
-def _extra(body: dict[str, str]) -> bytes | None:
-    return json.dumps(body, sort_keys=True, ensure_ascii=False).encode() if body else None
+def _json(body: dict[str, str]) -> bytes:
+    return json.dumps(body, ensure_ascii=False).encode()

@@ -16,9 +16,7 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _VOC_NAMES = """background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog
 horse motorbike person pottedplant sheep sofa train tvmonitor"""
 VOC_CLASSES = tuple(_VOC_NAMES.split())
-_MAX_LIST_BYTES, _MAX_LIST_LINES = 3 << 23, 1_000_000  # of a split
-_MAX_CLASSES_BYTES = 1 << 20
-_MAX_NAME = 200
+_MAX_LIST_BYTES = 1 << 26  # of a split's names, or of the classes'
 _FORMS = "voc:PATH, folders:IMAGES,MASKS or unlabelled:PATH"
 
 
@@ -43,11 +41,10 @@ class VocSource:
         return tuple(split for split in ("train", "val") if self._list(split).is_file())
 
     def items(self, split: str) -> Iterator[Item]:
-        for name in _lines(self._list(split), _MAX_LIST_BYTES, _MAX_LIST_LINES):
-            if name:
-                _refuse_elsewhere(name, self._list(split))
-                mask = self.root / "SegmentationClass" / f"{name}.png"
-                yield Item(name=name, picture=self._picture(name), mask=mask)
+        for name in _lines(self._list(split), "surrogateescape"):
+            _refuse_elsewhere(name, self._list(split))
+            mask = self.root / "SegmentationClass" / f"{name}.png"
+            yield Item(name=name, picture=self._picture(name), mask=mask)
 
     def _list(self, split: str) -> Path:
         return self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
@@ -119,7 +116,7 @@ def _voc(path: Path) -> VocSource:
 def read_class_names(path: Path) -> tuple[str, ...]:
     """Return the names in a text file, one a line; raises UserError where they are no names."""
     try:
-        names = tuple(name for name in _lines(path, _MAX_CLASSES_BYTES, 10**4, "strict") if name)
+        names = tuple(_lines(path, "strict"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read class names from {path}: {error}") from None
     if not names or len(set(names)) != len(names) or len(names) > 255:
@@ -131,24 +128,20 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return names
 
 
-def _lines(
-    path: Path, max_bytes: int, max_lines: int, errors: str = "surrogateescape"
-) -> list[str]:
-    """Return a text file's lines without the spaces around them; UserError where it is too long."""
-    data = read_bytes(path, max_bytes, links=True)
-    if (lines := data.count(b"\n")) > max_lines:
-        raise UserError(f"{path} is too long", found=f"{lines} lines", wanted=max_lines)
-    return [line.strip() for line in data.decode(errors=errors).split("\n")]
+def _lines(path: Path, errors: str) -> list[str]:
+    """Return a text file's lines without the spaces around them and without the empty ones."""
+    text = read_bytes(path, _MAX_LIST_BYTES, links=True).decode(errors=errors)
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _refuse_elsewhere(name: str, path: Path) -> None:
-    """Raise UserError for a name that leads out of the source's folders, or is none."""
-    place, is_long = PurePosixPath(name), len(name) > _MAX_NAME
-    if place.is_absolute() or ".." in place.parts or "\0" in name or is_long:
+    """Raise UserError for a name that leads out of the source's folders, or can be no file's."""
+    place = PurePosixPath(name)
+    if place.is_absolute() or ".." in place.parts or "\0" in name or len(name) > 200:
         raise UserError(
             f"{path} names a picture outside its folder",
             found=f"{name!r:.80}",
-            wanted=f"names below JPEGImages, without .., of at most {_MAX_NAME} letters",
+            wanted="names below JPEGImages, without .., of at most 200 letters",
         )
 
 

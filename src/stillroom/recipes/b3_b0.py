@@ -18,14 +18,7 @@ temperature 3 to 1, 50 epochs of batches of 4, resizing that stretches. Not yet:
 score is claimed until it has been trained on the original data.
 """
 
-from stillroom.losses import (
-    BinaryCrossEntropy,
-    Dice,
-    FeatureMSE,
-    LogitMSE,
-    SoftKL,
-    Temperature,
-)
+from stillroom.losses import BinaryCrossEntropy, Dice, FeatureMSE, LogitMSE, SoftKL, Temperature
 from stillroom.recipe import AdamW, Data, Recipe
 from stillroom.students.definitions import SmpStudent
 from stillroom.teachers.configs import OnnxTeacher, SmpTeacher

@@ -14,14 +14,7 @@ The defaults describe a person segmenter of RGB in [0, 1] that answers with a pr
 Figures: docs/results.md.
 """
 
-from stillroom.losses import (
-    BinaryCrossEntropy,
-    Dice,
-    FeatureMSE,
-    LogitMSE,
-    SoftKL,
-    Temperature,
-)
+from stillroom.losses import BinaryCrossEntropy, Dice, FeatureMSE, LogitMSE, SoftKL, Temperature
 from stillroom.recipe import AdamW, Augment, Data, Recipe
 from stillroom.students.definitions import SmpStudent
 from stillroom.teachers.configs import OnnxTeacher

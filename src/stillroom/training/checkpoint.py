@@ -32,9 +32,6 @@ from stillroom.tensorfile import map_tensors
 FORMAT = "stillroom checkpoint 1"
 _TENSORS = ("model.safetensors", "optimizer.safetensors")
 _NAME = re.compile(r"step-([0-9]{6,12})")
-_NUMBER = re.compile(r"[0-9]{1,9}")
-_FIELDS = {"step", "exp_avg", "exp_avg_sq"}  # of AdamW's state
-_MOST_COPIES, _MORE_BYTES = 3, 1 << 24  # an optimiser keeps two numbers a parameter
 
 
 class CheckpointState(TypedDict):
@@ -69,19 +66,16 @@ def save_checkpoint(
 
 
 def newest_checkpoint(
-    run: Path, model: nn.Module, print: Callable[[str], None] = print
+    run: Path, print: Callable[[str], None] = print
 ) -> tuple[Path, dict[str, Any]]:
     """Return the newest checkpoint that verifies, and its state.
 
-    No file of it may be larger than `model` and its optimiser's state. Raises UserError where there
-    is none, DamageError where all are damaged.
+    Raises UserError where there is none, DamageError where all are damaged.
     """
-    values = model.state_dict().values()
-    max_bytes = _MOST_COPIES * sum(v.numel() * v.element_size() for v in values) + _MORE_BYTES
     problems = []
     for folder in reversed(_folders(run)):
         try:
-            return folder, _verified(folder, max_bytes)
+            return folder, _verified(folder)
         except (DamageError, FileNotFoundError) as error:
             problems.append(str(error))
             print(f"warning: {folder} is damaged and passed over: {error}")
@@ -92,16 +86,14 @@ def newest_checkpoint(
     )
 
 
-def _verified(folder: Path, max_bytes: int) -> dict[str, Any]:
+def _verified(folder: Path) -> dict[str, Any]:
     path = folder / "state.json"
     state = read_json(path, CheckpointState)
     if (found := state["step"]) != _step_of(folder):
         raise DamageError(f"{path} is of another step", found=found, wanted=_step_of(folder))
     hashes = state["files"]
     for name in _TENSORS:
-        map_tensors(folder / name, max_bytes)  # what is no such file need not be hashed
-        found = file_sha256(folder / name)
-        if found != hashes.get(name):
+        if (found := file_sha256(folder / name)) != hashes.get(name):
             raise DamageError(f"{folder / name} is damaged", found=found, wanted=hashes.get(name))
     return state
 
@@ -109,40 +101,19 @@ def _verified(folder: Path, max_bytes: int) -> dict[str, Any]:
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put the tensors of a verified checkpoint into a model and its optimiser.
 
-    Raises DamageError, and changes nothing, where they are not theirs.
+    Raises DamageError where they are not theirs.
     """
-    path = folder / _TENSORS[0]
-    tensors = map_tensors(path, path.stat().st_size)
-    found, wanted = _shapes(tensors), _shapes(model.state_dict())
-    if found != wanted:
-        differing = sorted({name for name, _ in found.items() ^ wanted.items()})
-        raise DamageError(f"{path} is not of this model", found=", ".join(differing[:5]))
-    state = _optimizer_state(folder / _TENSORS[1], optimizer)
-    model.load_state_dict(tensors)
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _optimizer_state(path: Path, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
-    """Return the fields of every parameter: AdamW's, single numbers or of the parameter's shape."""
+    tensors, moments = (map_tensors(folder / name) for name in _TENSORS)
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in map_tensors(path, path.stat().st_size).items():
-        number, _, field = name.partition(".")
-        state.setdefault(int(number) if _NUMBER.fullmatch(number) else -1, {})[field] = tensor
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, fields in state.items():
-        is_there = 0 <= number < len(parameters) and fields.keys() == _FIELDS
-        shapes = {tuple(tensor.shape) for tensor in fields.values() if tensor.ndim}
-        if not is_there or shapes - {tuple(parameters[number].shape)}:
-            raise DamageError(
-                f"{path} is not the state of this optimiser",
-                found=f"parameter {number}: {_shapes(fields)!s:.200}",
-            )
-    return state
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    try:
+        for name, tensor in moments.items():
+            number, _, field = name.partition(".")
+            state.setdefault(int(number), {})[field] = tensor
+        model.load_state_dict(tensors)
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    except (ValueError, RuntimeError) as error:
+        raise DamageError(f"{folder} is not of this model", found=f"{error!s:.300}") from None
 
 
 def save_student(folder: Path, student: nn.Module, about: dict[str, Any]) -> None:

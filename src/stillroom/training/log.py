@@ -61,24 +61,20 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     val = [line for line in lines if line["kind"] == "val"]
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
+
+    def draw(axes: Any, lines: list[dict[str, Any]], name: str, style: str, **more: Any) -> None:
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, **more)
+
     names = [n for n in (train[0] if train else {}) if n == "loss" or n.startswith("term_")]
     for name in names:
-        points = [(line["step"], line[name]) for line in train if line.get(name) is not None]
-        label = name.removeprefix("term_")
-        left.plot(
-            *zip(*points, strict=True), label=label, lw=2 if name == "loss" else 1
-        ) if points else None
+        width = 2 if name == "loss" else 1
+        draw(left, train, name, "-", label=name.removeprefix("term_"), lw=width)
     left.set(xlabel="step", ylabel="training loss (terms unweighted)", yscale="log")
     curves = {"miou": "student mIoU", "teacher_miou": "teacher mIoU", "agreement": "agreement"}
     for name, label in curves.items():
-        points = [(line["step"], line[name]) for line in val if line.get(name) is not None]
-        if points:
-            right.plot(
-                *zip(*points, strict=True),
-                "--" if name == "teacher_miou" else "o-",
-                ms=3,
-                label=label,
-            )
+        draw(right, val, name, "--" if name == "teacher_miou" else "o-", label=label, ms=3)
     right.set(xlabel="step", ylabel="validation")
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -128,7 +128,7 @@ def _restore(context: TrainContext) -> tuple[int, float]:
         return 0, -1.0
     if context.is_first:
         clear_leftovers(context.folder)
-    folder, state = newest_checkpoint(context.folder, context.distiller, context.print)
+    folder, state = newest_checkpoint(context.folder, context.print)
     load_checkpoint(folder, context.distiller, context.optimizer.optimizer)
     scaler = context.accelerator.scaler
     if scaler is not None and state["scaler"] is not None:

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from stillroom.cache.identity import both_sides, differences
 from stillroom.errors import UserError
 from stillroom.jsonfile import read_json, write_json
 from stillroom.recipe import Recipe, plain
@@ -81,23 +82,12 @@ def _recorded(recipe: Recipe) -> dict[str, Any]:
 
 
 def _require_same(stored: dict[str, Any], asked: dict[str, Any], folder: Path) -> None:
-    """Refuse to resume with a recipe whose results would differ; both sides of the first difference
-    are shown.
-    """
-    old, new = _flat(stored.get("recipe")), _flat(asked["recipe"])
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            raise UserError(
-                f"{folder} was started with another recipe: {name} differs",
-                found=new.get(name),
-                wanted=old.get(name),
-                fix="resume with the run's own flags, or start another with --run.name",
-            )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the values that are neither objects nor lists by their dotted names."""
-    if not isinstance(value, dict | list):
-        return {prefix.removeprefix("."): value}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {n: v for name, item in items for n, v in _flat(item, f"{prefix}.{name}").items()}
+    """Refuse to resume with a recipe whose results would differ; both sides are shown."""
+    if different := differences(asked["recipe"], stored.get("recipe")):
+        found, wanted = both_sides(different)
+        raise UserError(
+            f"{folder} was started with another recipe",
+            found=found,
+            wanted=wanted,
+            fix="resume with the run's own flags, or start another with --run.name",
+        )

@@ -61,7 +61,6 @@ class RowDataset:
         self.label_share, self._rows_of = label_share, rows_of
         self.places = self._find_places(labelled_only)
         self.parts = tuple(f"{name}.{part}" for name in targets for part in _parts(cache, name))
-        self._picture_shard = functools.lru_cache(_OPEN_SHARDS)(pictures.open)
         self._target_shard = (
             None if cache is None else functools.lru_cache(_OPEN_SHARDS)(cache.reader)
         )
@@ -107,7 +106,7 @@ class RowDataset:
             reader = self._target_shard(shard)
             i = reader.index(row.key, row.region, row.view.number)
             row, arrays = reader.rows[i], reader.read(i, parts=self.parts)
-        opened = self._picture_shard(shard)
+        opened = self.pictures.open(shard)
         assert self.pictures.geometry is not None
         picture = picture_of(opened.read(opened.index(row.key)), row, self.pictures.geometry)
         mask = mask_array(picture)

@@ -91,13 +91,12 @@ def validate(
         with autocast():
             outputs = distiller(batch.image)
         student = predict(outputs["logits"])
-        inside_mask = torch.where(batch.inside, batch.mask, 255)
-        tables[0] += confusion(student, inside_mask, k)
+        tables[0] += confusion(student, batch.mask, k, batch.inside)
         name = teacher_target(batch, classes)
         if name is not None:
             teacher = predict(batch.targets[name])
-            tables[1] += confusion(teacher, inside_mask, k)
-            tables[2] += confusion(student, torch.where(batch.inside, teacher, 255), k)
+            tables[1] += confusion(teacher, batch.mask, k, batch.inside)
+            tables[2] += confusion(student, teacher, k, batch.inside)
         sums[0] += term_totals(terms, outputs, batch, 1.0)
         sums[1] += torch.stack([term.count(batch) for term in terms])
     tables, sums = reduce(tables).cpu(), reduce(sums).cpu()
