@@ -48,6 +48,7 @@ class Reddish:
     preprocessing: Normalise
     damage: tuple[str, ...] = ()
     provider: str = "arithmetic"
+    identity: tuple = ()
 
     def __post_init__(self) -> None:
         self.red = 0 if self.trained.channels == "RGB" else 2
@@ -66,6 +67,7 @@ class Saying:
     preprocessing: Normalise | None
     damage: tuple[str, ...] = ()
     provider: str = "arithmetic"
+    identity: tuple = ()
 
     def __call__(self, image, *, rows=(), preprocessing=None, boxes=None):
         return {name: self.function(image) for name in ("said", "inner")}

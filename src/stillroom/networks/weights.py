@@ -17,11 +17,12 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
     """Load a whole network strictly.
 
     Takes safetensors, and torch files that hold a state dict, bare or under `state_dict` or
-    `model_state_dict`. A leading `model.` of the names is dropped. UserError lists what is missing,
-    unexpected or of another shape.
+    `model_state_dict`. A leading `model.` is dropped from names that the network does not have.
+    UserError lists what is missing, unexpected or of another shape.
     """
     own = network.state_dict()
-    state = {n.removeprefix("model."): value for n, value in _read(Path(path)).items()}
+    read = _read(Path(path)).items()
+    state = {n if n in own else n.removeprefix("model."): value for n, value in read}
     _require_equal(own, state, Path(path))
     network.load_state_dict(state)
 

@@ -15,6 +15,7 @@ from stillroom.errors import UserError
 from stillroom.jsonfile import file_sha256
 from stillroom.networks.description import Triple
 from stillroom.networks.finished_run import read_run
+from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD
 from stillroom.networks.smp import SmpFields
 from stillroom.teachers.files import MissingTeacherError as MissingTeacherError
 from stillroom.teachers.files import existing, file_inside, finished
@@ -54,9 +55,7 @@ class OnnxTeacher:
 
     def __post_init__(self) -> None:
         _check_taps(self.target, self.tensors)
-        _check_normalisation(self.mean, self.std)
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise UserError("a teacher's scale must be positive", found=self.scale, wanted="> 0")
+        _check_normalisation(self.mean, self.std, self.scale)
         if self.size is not None and min(self.size) < 1:
             raise UserError("a teacher's size must be positive", found=self.size, wanted="(h, w)")
 
@@ -183,6 +182,74 @@ class RunTeacher:
         return build_run(self, device)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchTeacher:
+    """Any `nn.Module` of your own: its logits and the outputs of its modules are targets.
+
+    It returns logits (b k y x), a dict with them under `out`, or a tuple that begins with them.
+    Preprocessing, in this order: RGB in [0, 1], channels reordered, times `scale`, minus `mean`,
+    divided by `std`. The factory's file is part of the identity; what that file imports is not, but
+    the weights that stand in the network are.
+    """
+
+    factory: str  # path/to/file.py:function, without arguments; it returns the nn.Module
+    # safetensors or a torch file, loaded strictly; None = as the factory leaves them
+    weights: str | None = None
+    target: str | None  # the name under which the logits are cached; None = not kept
+    outputs: Taps = ()  # (target, module name) pairs, kept as features: maps (b c y x)
+    mean: Triple = IMAGENET_MEAN  # subtracted after scaling, scaled units, network's order
+    std: Triple = IMAGENET_STD  # divided by last, scaled units, network's order
+    channels: Literal["RGB", "BGR"] = "RGB"  # the order that the network expects
+    scale: float = 1.0  # what RGB in [0, 1] is multiplied by first
+
+    def __post_init__(self) -> None:
+        _check_taps(self.target, self.outputs)
+        _check_normalisation(self.mean, self.std, self.scale)
+        if not all(self.factory.rpartition(":")):
+            raise UserError(
+                "no such factory", found=repr(self.factory), wanted="path/to/file.py:function"
+            )
+
+    @property
+    def targets(self) -> dict[str, Kind]:
+        """Return the kind of each target."""
+        return _kinds(self.target, self.outputs)
+
+    def identity(self, with_files: bool = True, recorded: Recorded = None) -> dict[str, Any]:
+        """Return what makes this teacher's words its own; `with_files` adds the sha256 of the
+        factory's file and of the weights.
+
+        Nothing of the file is run. Without files, the answer is a subset of the answer with.
+        """
+        path, _, function = self.factory.rpartition(":")
+        identity: dict[str, Any] = {
+            "class": "TorchTeacher",
+            "targets": dict.fromkeys(self.targets) | dict(self.outputs),  # None: what it returns
+            "function": function,
+            "preprocessing": {
+                "channels": self.channels,
+                "scale": self.scale,
+                "mean": list(self.mean),
+                "std": list(self.std),
+            },
+            "precision": "float32",
+        }
+        if with_files:
+            identity["factory_sha256"] = file_sha256(existing(path, "factory"), links=True)
+            identity["weights_sha256"] = _weights_sha256(self.weights)
+        return identity
+
+    def build(self, device: str) -> "BuiltTorchTeacher":
+        """Call the factory and load the weights strictly; raises UserError with the fix."""
+        from stillroom.teachers.torch import build_own
+
+        return build_own(self, device)
+
+
+def _weights_sha256(path: str | None) -> str | None:
+    return None if path is None else file_sha256(existing(path, "weights"), links=True)
+
+
 def _external_names(path: Path, sha256: str, recorded: Recorded) -> Iterable[str]:
     if recorded is None:
         from stillroom.teachers.onnx_file import external_names, load_graph
@@ -197,21 +264,25 @@ def _check_target(name: str) -> None:
         raise UserError("no such target name", found=repr(name), wanted="[a-z][a-z0-9_]*")
 
 
-def _check_normalisation(mean: Triple, std: Triple) -> None:
+def _check_normalisation(mean: Triple, std: Triple, scale: float = 1.0) -> None:
+    if not (math.isfinite(scale) and scale > 0):
+        raise UserError("a teacher's scale must be positive", found=scale, wanted="> 0")
     if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise UserError("mean and std must be finite, std positive", found=f"{mean}, {std}")
 
 
-def _check_taps(target: str, taps: Taps) -> None:
-    names = [target, *(name for name, _ in taps)]
+def _check_taps(target: str | None, taps: Iterable[tuple[str, Any]]) -> None:
+    names = [*([] if target is None else [target]), *(name for name, _ in taps)]
+    if not names:
+        raise UserError("a teacher that makes no target", fix="name one")
     for name in names:
         _check_target(name)
     if len(set(names)) < len(names):
         raise UserError("two targets of one teacher have one name", found=", ".join(names))
 
 
-def _kinds(target: str, taps: Taps) -> dict[str, Kind]:
-    kinds: dict[str, Kind] = {target: "logits"}
+def _kinds(target: str | None, taps: Iterable[tuple[str, Any]]) -> dict[str, Kind]:
+    kinds: dict[str, Kind] = {} if target is None else {target: "logits"}
     for name, _ in taps:
         kinds[name] = "features"
     return kinds

@@ -10,14 +10,14 @@ class MissingTeacherError(UserError):
     """A teacher's file is not here; stage 2 can do without, stage 1 cannot."""
 
 
-def existing(path: str) -> Path:
+def existing(path: str, flag: str = "path") -> Path:
     """Return the path of a teacher's file; raises MissingTeacherError where there is none."""
     if not Path(path).is_file():
         raise MissingTeacherError(
             f"the teacher's file {path} does not exist",
             found="a folder" if Path(path).is_dir() else "nothing",
             wanted="the network's file",
-            fix="give its place with --teachers.N.path FILE (N counts teachers from 0)",
+            fix=f"give its place with --teachers.N.{flag} FILE (N counts teachers from 0)",
         )
     return Path(path)
 

@@ -58,7 +58,7 @@ class BuiltOnnxTeacher:
         self._rows = self.batch or 0  # rows per run; 0 = as they come
         self._seen: set[tuple[int, int]] = set()
         self.preprocessing = Normalise(config.mean, config.std, config.scale, config.channels)
-        self.provider = self._session.provider
+        self.provider, self.identity = self._session.provider, {}
 
     @torch.inference_mode()
     def __call__(

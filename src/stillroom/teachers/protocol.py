@@ -29,6 +29,13 @@ class BuiltTeacher(Protocol):
         """What runs it, for the provenance of a shard."""
         ...
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Members of its identity that only a built network knows: stage 1 adds them, stage 2 does
+        not compare them.
+        """
+        ...
+
     def __call__(
         self,
         image: Float[Tensor, "b 3 h w"],
