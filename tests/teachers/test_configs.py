@@ -18,8 +18,8 @@ from stillroom.teachers.configs import (
     OnnxTeacher,
     RunTeacher,
     SmpTeacher,
-    TorchTeacher,
 )
+from stillroom.teachers.own_configs import TorchTeacher
 
 ONNX = OnnxTeacher(target="detector", path="a.onnx", tensor="inner", kind="features")
 SMP = SmpTeacher(
@@ -48,7 +48,7 @@ ALL = pytest.mark.parametrize("teacher", [ONNX, SMP, RUN], ids=lambda t: type(t)
 
 def test_importing_and_identifying_loads_nothing_heavy():
     code = (
-        "import sys; from stillroom.teachers import configs\n"
+        "import sys; from stillroom.teachers import configs, own_configs\n"
         "configs.OnnxTeacher(target='a', path='no', kind='logits').identity(False)\n"
         "configs.SmpTeacher(target='a', path='no', encoder='resnet18').identity(False)\n"
         "configs.RunTeacher(target='a', path='no').identity(False)\n"
@@ -57,7 +57,10 @@ def test_importing_and_identifying_loads_nothing_heavy():
         "print(sorted(m[19:] for m in sys.modules if m.startswith('stillroom.teachers.')))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[]", "['configs', 'files']"]
+    assert done.stdout.splitlines() == [
+        "[]",
+        "['configs', 'fields', 'files', 'own_configs', 'protocol']",
+    ]
 
 
 def sha256(path: Path) -> str:

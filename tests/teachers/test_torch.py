@@ -10,7 +10,8 @@ from torch import nn
 from stillroom.errors import UserError
 from stillroom.networks.build import build_network
 from stillroom.networks.normalise import Normalise
-from stillroom.teachers.configs import RunTeacher, SmpTeacher, TorchTeacher
+from stillroom.teachers.configs import RunTeacher, SmpTeacher
+from stillroom.teachers.own_configs import TorchTeacher
 from stillroom.teachers.torch import state_sha256
 from stillroom.training.checkpoint import save_student
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from stillroom.recipe import Recipe
 from stillroom.recipes.tiny import tiny
-from stillroom.teachers.configs import TorchTeacher
+from stillroom.teachers.own_configs import TorchTeacher
 
 
 class Net(nn.Module):

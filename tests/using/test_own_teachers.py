@@ -5,8 +5,10 @@ evaluation.
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from stillroom.cache.folder import Cache
@@ -71,7 +73,13 @@ def goes_the_whole_way(recipe_of, name: str, *more: str) -> Cache:
 
 @pytest.mark.parametrize(
     ("name", "flags"),
-    [("own_torch_teacher", {"--teachers.0.weights", "--teachers.0.outputs", "--teachers.0.mean"})],
+    [
+        (
+            "own_torch_teacher",
+            {"--teachers.0.weights", "--teachers.0.outputs", "--teachers.0.mean"},
+        ),
+        ("file_teacher", {"--teachers.0.confidence", "--teachers.1.folder"}),
+    ],
 )
 def test_a_teachers_fields_are_flags_and_nothing_warns(name, flags, capsys):
     with pytest.raises(SystemExit):
@@ -117,6 +125,59 @@ def test_stage_2_never_calls_the_factory(recipe_of, tmp_path):
     code.write_text(code.read_text() + "# changed\n")
     with pytest.raises(UserError, match="factory_sha256"):
         train(recipe_of("own_torch_teacher", *flags, "--run.name", "other"))
+
+
+@pytest.fixture
+def files(tiny_world, tmp_path) -> tuple[str, ...]:
+    """Flags that name files for every picture: its own mask, and its colours at a quarter."""
+    pictures = open_pictures(tiny_world / "shards")
+    for shard in map(pictures.open, pictures.shard_ids()):
+        for i, key in enumerate(shard.keys):
+            picture = shard.read(i)
+            for name in ("masks", "features"):
+                (tmp_path / name / key).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.mask).save(tmp_path / "masks" / f"{key}.png")
+            np.save(
+                tmp_path / "features" / f"{key}.npy", picture.image[::4, ::4].transpose(2, 0, 1)
+            )
+    folders = (f"{tmp_path}/masks", f"{tmp_path}/features")
+    return tuple(w for i, f in enumerate(folders) for w in (f"--teachers.{i}.folder", f))
+
+
+def test_targets_in_files_are_a_teacher_that_the_gate_judges(recipe_of, files, capsys):
+    cache = goes_the_whole_way(recipe_of, "file_teacher", *files)
+    assert "quality gate, shapes: finite 1, dead_channels 0, miou 1" in capsys.readouterr().out
+    assert cache.specs["shapes"].shape == (4, 32, 48) and cache.specs["inner"].shape == (3, 8, 12)
+    assert (cache.specs["shapes"].stride, cache.specs["inner"].stride) == (1, 4)
+
+
+def test_files_of_other_pictures_fail_the_gate(recipe_of, files, tmp_path):
+    masks = sorted((tmp_path / "masks").rglob("*.png"))
+    contents = [path.read_bytes() for path in masks]
+    for path, data in zip(masks, contents[1:] + contents[:1], strict=True):
+        path.write_bytes(data)
+    with pytest.raises(UserError, match=r"failed the quality gate(.|\n)*mIoU 0\.[0-4]"):
+        made(recipe_of("file_teacher", *files))
+
+
+def test_a_picture_without_a_file_is_named(recipe_of, files, tmp_path):
+    lost = sorted((tmp_path / "features").rglob("*.npy"))[5]
+    lost.unlink()
+    with pytest.raises(UserError, match=f"no file for the picture {lost.stem}"):
+        made(recipe_of("file_teacher", *files, "--gate", "off"))
+
+
+def test_files_that_change_or_go_are_noticed_in_stage_2(recipe_of, files, tmp_path):
+    made(recipe_of("file_teacher", *files, "--gate", "off"))
+    mask = next((tmp_path / "masks").rglob("*.png"))
+    before = mask.read_bytes()
+    Image.new("L", (48, 32)).save(mask)
+    with pytest.raises(UserError, match="files_sha256"):
+        train(recipe_of("file_teacher", *files))
+    mask.write_bytes(before)
+    shutil.rmtree(tmp_path / "masks")
+    gone = (*files[2:], "--teachers.0.folder", "masks", "--epochs", "1")
+    assert (train(recipe_of("file_teacher", *gone)) / "student.json").exists()
 
 
 def test_a_factory_on_the_command_line_that_is_not_there_is_refused(recipe_of):

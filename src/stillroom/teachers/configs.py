@@ -4,9 +4,7 @@ Stage 2 imports this module to recognise a cache; what runs a teacher is importe
 only.
 """
 
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,21 +13,22 @@ from stillroom.errors import UserError
 from stillroom.jsonfile import file_sha256
 from stillroom.networks.description import Triple
 from stillroom.networks.finished_run import read_run
-from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD
 from stillroom.networks.smp import SmpFields
+from stillroom.teachers.fields import (
+    Taps,
+    check_normalisation,
+    check_taps,
+    kinds,
+    tensors,
+)
 from stillroom.teachers.files import MissingTeacherError as MissingTeacherError
 from stillroom.teachers.files import existing, file_inside, finished
+from stillroom.teachers.protocol import Recorded
 from stillroom.types import Kind
 
 if TYPE_CHECKING:
     from stillroom.teachers.onnx import BuiltOnnxTeacher
     from stillroom.teachers.torch import BuiltTorchTeacher
-
-Taps = tuple[tuple[str, str], ...]  # (target, tap) pairs
-# what the caches at hand say of their teachers, in stage 2; None in stage 1
-Recorded = Sequence[Mapping[str, Any]] | None
-
-_TARGET = re.compile(r"[a-z][a-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +53,8 @@ class OnnxTeacher:
     tensors: Taps = ()  # more (target, tensor) pairs of the same pass, kept as features
 
     def __post_init__(self) -> None:
-        _check_taps(self.target, self.tensors)
-        _check_normalisation(self.mean, self.std, self.scale)
+        check_taps(self.target, self.tensors)
+        check_normalisation(self.mean, self.std, self.scale)
         if self.size is not None and min(self.size) < 1:
             raise UserError("a teacher's size must be positive", found=self.size, wanted="(h, w)")
 
@@ -63,7 +62,7 @@ class OnnxTeacher:
     def targets(self) -> dict[str, Kind]:
         """Return the kind of each target as it is stored."""
         kind: Kind = "features" if self.kind == "features" else "logits"
-        return {**_kinds(self.target, self.tensors), self.target: kind}
+        return {**kinds(self.target, self.tensors), self.target: kind}
 
     def identity(self, with_files: bool = True, recorded: Recorded = None) -> dict[str, Any]:
         """Return what makes this teacher's words its own; `with_files` adds the files' sha256.
@@ -110,13 +109,13 @@ class SmpTeacher(SmpFields):
     taps: Taps = ()  # (target, tap) pairs, e.g. ("feature", "encoder.3")
 
     def __post_init__(self) -> None:
-        _check_taps(self.target, self.taps)
-        _check_normalisation(self.mean, self.std)
+        check_taps(self.target, self.taps)
+        check_normalisation(self.mean, self.std)
 
     @property
     def targets(self) -> dict[str, Kind]:
         """Return the kind of each target."""
-        return _kinds(self.target, self.taps)
+        return kinds(self.target, self.taps)
 
     def identity(self, with_files: bool = True, recorded: Recorded = None) -> dict[str, Any]:
         """Return what makes this teacher's words its own; `with_files` adds the weights' sha256.
@@ -125,7 +124,7 @@ class SmpTeacher(SmpFields):
         """
         identity: dict[str, Any] = {
             "class": "SmpTeacher",
-            "targets": _tensors(self.target, self.taps),
+            "targets": tensors(self.target, self.taps),
             "architecture": self.architecture(),
             "precision": "float32",
         }
@@ -151,12 +150,12 @@ class RunTeacher:
     taps: Taps = ()  # (target, tap) pairs, e.g. ("feature", "encoder.3")
 
     def __post_init__(self) -> None:
-        _check_taps(self.target, self.taps)
+        check_taps(self.target, self.taps)
 
     @property
     def targets(self) -> dict[str, Kind]:
         """Return the kind of each target."""
-        return _kinds(self.target, self.taps)
+        return kinds(self.target, self.taps)
 
     def identity(self, with_files: bool = True, recorded: Recorded = None) -> dict[str, Any]:
         """Return what makes this teacher's words its own.
@@ -166,7 +165,7 @@ class RunTeacher:
         """
         identity: dict[str, Any] = {
             "class": "RunTeacher",
-            "targets": _tensors(self.target, self.taps),
+            "targets": tensors(self.target, self.taps),
             "precision": "float32",
         }
         if with_files:
@@ -182,74 +181,6 @@ class RunTeacher:
         return build_run(self, device)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TorchTeacher:
-    """Any `nn.Module` of your own: its logits and the outputs of its modules are targets.
-
-    It returns logits (b k y x), a dict with them under `out`, or a tuple that begins with them.
-    Preprocessing, in this order: RGB in [0, 1], channels reordered, times `scale`, minus `mean`,
-    divided by `std`. The factory's file is part of the identity; what that file imports is not, but
-    the weights that stand in the network are.
-    """
-
-    factory: str  # path/to/file.py:function, without arguments; it returns the nn.Module
-    # safetensors or a torch file, loaded strictly; None = as the factory leaves them
-    weights: str | None = None
-    target: str | None  # the name under which the logits are cached; None = not kept
-    outputs: Taps = ()  # (target, module name) pairs, kept as features: maps (b c y x)
-    mean: Triple = IMAGENET_MEAN  # subtracted after scaling, scaled units, network's order
-    std: Triple = IMAGENET_STD  # divided by last, scaled units, network's order
-    channels: Literal["RGB", "BGR"] = "RGB"  # the order that the network expects
-    scale: float = 1.0  # what RGB in [0, 1] is multiplied by first
-
-    def __post_init__(self) -> None:
-        _check_taps(self.target, self.outputs)
-        _check_normalisation(self.mean, self.std, self.scale)
-        if not all(self.factory.rpartition(":")):
-            raise UserError(
-                "no such factory", found=repr(self.factory), wanted="path/to/file.py:function"
-            )
-
-    @property
-    def targets(self) -> dict[str, Kind]:
-        """Return the kind of each target."""
-        return _kinds(self.target, self.outputs)
-
-    def identity(self, with_files: bool = True, recorded: Recorded = None) -> dict[str, Any]:
-        """Return what makes this teacher's words its own; `with_files` adds the sha256 of the
-        factory's file and of the weights.
-
-        Nothing of the file is run. Without files, the answer is a subset of the answer with.
-        """
-        path, _, function = self.factory.rpartition(":")
-        identity: dict[str, Any] = {
-            "class": "TorchTeacher",
-            "targets": dict.fromkeys(self.targets) | dict(self.outputs),  # None: what it returns
-            "function": function,
-            "preprocessing": {
-                "channels": self.channels,
-                "scale": self.scale,
-                "mean": list(self.mean),
-                "std": list(self.std),
-            },
-            "precision": "float32",
-        }
-        if with_files:
-            identity["factory_sha256"] = file_sha256(existing(path, "factory"), links=True)
-            identity["weights_sha256"] = _weights_sha256(self.weights)
-        return identity
-
-    def build(self, device: str) -> "BuiltTorchTeacher":
-        """Call the factory and load the weights strictly; raises UserError with the fix."""
-        from stillroom.teachers.torch import build_own
-
-        return build_own(self, device)
-
-
-def _weights_sha256(path: str | None) -> str | None:
-    return None if path is None else file_sha256(existing(path, "weights"), links=True)
-
-
 def _external_names(path: Path, sha256: str, recorded: Recorded) -> Iterable[str]:
     if recorded is None:
         from stillroom.teachers.onnx_file import external_names, load_graph
@@ -257,36 +188,3 @@ def _external_names(path: Path, sha256: str, recorded: Recorded) -> Iterable[str
         return external_names(load_graph(path))
     same = (r.get("external_data_sha256", ()) for r in recorded if r.get("onnx_sha256") == sha256)
     return next(same, ())  # no cache has this network, so none fits whatever its files are
-
-
-def _check_target(name: str) -> None:
-    if not _TARGET.fullmatch(name):
-        raise UserError("no such target name", found=repr(name), wanted="[a-z][a-z0-9_]*")
-
-
-def _check_normalisation(mean: Triple, std: Triple, scale: float = 1.0) -> None:
-    if not (math.isfinite(scale) and scale > 0):
-        raise UserError("a teacher's scale must be positive", found=scale, wanted="> 0")
-    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
-        raise UserError("mean and std must be finite, std positive", found=f"{mean}, {std}")
-
-
-def _check_taps(target: str | None, taps: Iterable[tuple[str, Any]]) -> None:
-    names = [*([] if target is None else [target]), *(name for name, _ in taps)]
-    if not names:
-        raise UserError("a teacher that makes no target", fix="name one")
-    for name in names:
-        _check_target(name)
-    if len(set(names)) < len(names):
-        raise UserError("two targets of one teacher have one name", found=", ".join(names))
-
-
-def _kinds(target: str | None, taps: Iterable[tuple[str, Any]]) -> dict[str, Kind]:
-    kinds: dict[str, Kind] = {} if target is None else {target: "logits"}
-    for name, _ in taps:
-        kinds[name] = "features"
-    return kinds
-
-
-def _tensors(target: str, taps: Taps) -> dict[str, str]:
-    return {target: "logits", **dict(taps)}

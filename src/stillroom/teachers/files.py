@@ -35,6 +35,22 @@ def finished(path: str) -> Path:
     return Path(path)
 
 
+def target_files(folder: str, suffix: str) -> dict[str, Path]:
+    """Return the regular files below a folder whose names end so, by key, in order.
+
+    What lies behind a link is not among them. Raises MissingTeacherError where there is none.
+    """
+    found = (p for p in Path(folder).rglob(f"*{suffix}") if p.is_file() and not p.is_symlink())
+    keys = {p.relative_to(folder).as_posix().removesuffix(suffix): p for p in found}
+    if not keys:
+        raise MissingTeacherError(
+            f"the teacher's folder {folder} holds no {suffix} file",
+            wanted=f"KEY{suffix} for the key of each picture",
+            fix="give its place with --teachers.N.folder FOLDER, or --teachers.N.suffix",
+        )
+    return dict(sorted(keys.items()))
+
+
 def file_inside(folder: Path, name: str) -> Path:
     """Return the file that a network or a cache names, below its own folder.
 

@@ -17,10 +17,12 @@ from stillroom.networks.finished_run import load_run
 from stillroom.networks.normalise import Normalise
 from stillroom.networks.taps import require_taps
 from stillroom.networks.torch_network import kind_of, load_module, require_modules, run_module
-from stillroom.teachers.configs import RunTeacher, SmpTeacher, Taps, TorchTeacher
+from stillroom.teachers.configs import RunTeacher, SmpTeacher
 from stillroom.teachers.damage import damage_of, network_weights
 from stillroom.teachers.devices import open_device
+from stillroom.teachers.fields import Taps
 from stillroom.teachers.files import existing, finished
+from stillroom.teachers.own_configs import TorchTeacher
 from stillroom.types import Row
 
 Run = Callable[[Tensor, Normalise], dict[str, Tensor]]  # of RGB in [0, 1], on the device
@@ -119,7 +121,7 @@ def state_sha256(module: nn.Module) -> str:
     for name, tensor in sorted(module.state_dict().items()):
         if isinstance(tensor, Tensor):  # a module's `get_extra_state` may be anything
             digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
