@@ -43,9 +43,14 @@ def recipe_of(tiny_world, tmp_path):
             "run.evaluate-every": 1,
         }
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-        return recipe_from([f"{HERE / name}.py:recipe", *words, *more])
+        return recipe_from([place(name), *words, *more])
 
     return read
+
+
+def place(name: str) -> str:
+    file, _, function = name.partition(":")
+    return f"{HERE / file}.py:{function or 'recipe'}"
 
 
 def made(recipe: Recipe) -> Cache:
@@ -78,16 +83,20 @@ def goes_the_whole_way(recipe_of, name: str, *more: str) -> Cache:
             "own_torch_teacher",
             {"--teachers.0.weights", "--teachers.0.outputs", "--teachers.0.mean"},
         ),
+        (
+            "timm_teacher:transformer",
+            {"--teachers.0.model", "--teachers.0.taps", "--teachers.0.no-norm"},
+        ),
         ("file_teacher", {"--teachers.0.confidence", "--teachers.1.folder"}),
     ],
 )
 def test_a_teachers_fields_are_flags_and_nothing_warns(name, flags, capsys):
     with pytest.raises(SystemExit):
-        recipe_from([f"{HERE / name}.py:recipe", "--help"])
+        recipe_from([place(name), "--help"])
     printed = capsys.readouterr()
     assert flags <= set(printed.out.split()) and "{fixed}" not in printed.out
     assert printed.err == ""
-    assert (HERE / f"{name}.py").read_text().count("\n") <= 30
+    assert Path(place(name).rpartition(":")[0]).read_text().count("\n") <= 30
 
 
 def test_a_module_of_ones_own_is_a_teacher(recipe_of):
@@ -125,6 +134,18 @@ def test_stage_2_never_calls_the_factory(recipe_of, tmp_path):
     code.write_text(code.read_text() + "# changed\n")
     with pytest.raises(UserError, match="factory_sha256"):
         train(recipe_of("own_torch_teacher", *flags, "--run.name", "other"))
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("timm_teacher:transformer", {"early": (64, 8, 12), "late": (64, 8, 12)}),
+        ("timm_teacher:convolutional", {"inner": (48, 8, 12)}),
+    ],
+)
+def test_a_timm_model_is_a_teacher_of_features(recipe_of, name, shapes):
+    cache = goes_the_whole_way(recipe_of, name, "--gate", "off")
+    assert {target: spec.shape for target, spec in cache.specs.items()} == shapes
 
 
 @pytest.fixture

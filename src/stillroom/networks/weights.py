@@ -34,14 +34,18 @@ def load_encoder_weights(network: SmpNetwork, path: Path | str) -> tuple[str, ..
     A name that the encoder has and the file has not, or another shape, is a UserError. timm writes
     `stages.0` of some networks as `stages_0` in a feature extractor; both fit.
     """
-    encoder: Any = getattr(network.encoder, "model", network.encoder)
-    own: dict[str, Tensor] = encoder.state_dict()
+    return load_trunk(getattr(network.encoder, "model", network.encoder), path)
+
+
+def load_trunk(trunk: nn.Module, path: Path | str) -> tuple[str, ...]:
+    """Load a timm classifier's weights into what is left of it without its head; as above."""
+    own: dict[str, Tensor] = trunk.state_dict()
     read = _read(Path(path))
     found = {name.replace(".", "_"): (name, value) for name, value in read.items()}
     used = {name: found[name.replace(".", "_")] for name in own if name.replace(".", "_") in found}
     state = {name: value for name, (_, value) in used.items()}
     _require_equal(own, state, Path(path))
-    encoder.load_state_dict(state)
+    trunk.load_state_dict(state)
     taken = {name for name, _ in used.values()}
     return tuple(name for name, _ in found.values() if name not in taken)
 

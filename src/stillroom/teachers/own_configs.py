@@ -85,6 +85,69 @@ class TorchTeacher:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TimmTeacher:
+    """Any timm model as a teacher of features, ViTs included: their tokens are laid out as a grid.
+
+    Pictures come in as RGB, minus `mean`, divided by `std`.
+    """
+
+    model: str  # timm's name of it, e.g. vit_small_patch14_dinov2.lvd142m
+    # (target, number) pairs: of timm's intermediate features (blocks of a ViT, stages of a CNN) the
+    # number-th from 0, or from the end: -1 is the last
+    taps: tuple[tuple[str, int], ...] = (("feature", -1),)
+    # a file of timm's names, safetensors or torch; "pretrained" downloads; None: random, for tests
+    weights: str | None = None
+    # (h, w) that the network sees, px; None = the picture's; ViTs of fixed position embeddings have
+    # them resampled
+    size: tuple[int, int] | None = None
+    norm: bool = True  # a ViT's last normalisation on every tap
+    mean: Triple | None = None  # of RGB in [0, 1]; None = the model's own
+    std: Triple | None = None  # of RGB in [0, 1]; None = the model's own
+
+    def __post_init__(self) -> None:
+        check_taps(None, self.taps)
+        check_normalisation(self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD)
+        if self.size is not None and min(self.size) < 1:
+            raise UserError("a teacher's size must be positive", found=self.size, wanted="(h, w)")
+
+    @property
+    def targets(self) -> dict[str, Kind]:
+        """Return the kind of each target."""
+        return kinds(None, self.taps)
+
+    def identity(self, with_files: bool = True, recorded: Recorded = None) -> dict[str, Any]:
+        """Return what makes these features their own; `with_files` adds the weights' sha256.
+
+        Without, no file need exist, and the answer is a subset of the answer with.
+        """
+        identity: dict[str, Any] = {
+            "class": "TimmTeacher",
+            "model": self.model,
+            "targets": dict(self.taps),
+            "weights": "file" if self._has_file else self.weights,
+            "preprocessing": {
+                name: None if value is None else list(value)
+                for name, value in (("size", self.size), ("mean", self.mean), ("std", self.std))
+            },
+            "norm": self.norm,
+            "precision": "float32",
+        }
+        if with_files:
+            identity["weights_sha256"] = _weights_sha256(self.weights if self._has_file else None)
+        return identity
+
+    def build(self, device: str) -> "BuiltTorchTeacher":
+        """Return the model with its weights; raises UserError with the fix."""
+        from stillroom.teachers.timm import build_timm
+
+        return build_timm(self, device)
+
+    @property
+    def _has_file(self) -> bool:
+        return self.weights not in (None, "pretrained")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FileTeacher:
     """Targets that lie in files already, one a picture: masks, soft labels, another's features.
 
