@@ -45,7 +45,7 @@ ALLOWED = {
         "teachers.configs",
     },
     "using": BASE | {"pictures", "cache", "students", "metrics", "recipe", "networks"},
-    "recipes": BASE | {"recipe", "losses", "students", "teachers.configs"},
+    "recipes": BASE | {"recipe", "losses", "students", "teachers.configs", "teachers.own_configs"},
     "cli": BASE | {"recipe", "recipes"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -92,9 +92,11 @@ def _require_named_files(default: Recipe, recipe: Recipe) -> None:
     if recipe.run.recorded_teachers:
         return
     for number, (before, teacher) in enumerate(zip(default.teachers, recipe.teachers, strict=True)):
-        for name in ("path", "folder", "weights"):
+        for name in ("path", "folder", "weights", "factory"):
             path = getattr(teacher, name, None)
-            if path not in (None, getattr(before, name, None)) and not Path(path).exists():
+            if path in (None, "pretrained", getattr(before, name, None)):
+                continue
+            if not Path(path.rpartition(":")[0] if name == "factory" else path).exists():
                 raise UserError(
                     f"--teachers.{number}.{name} {path} is not there",
                     fix="name the file; --run.recorded-teachers where stage 2 runs without it",

@@ -13,9 +13,8 @@ from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet, PictureShard
 from stillroom.pictures.rows import Views, WholePicture, rows_of
 from stillroom.students.definitions import Student
-from stillroom.teachers.configs import Recorded
-from stillroom.teachers.protocol import TeacherConfig
-from stillroom.types import Row, TargetSpec
+from stillroom.teachers.protocol import Recorded, TeacherConfig
+from stillroom.types import Kind, Row, TargetSpec
 
 _WHOLE = WholePicture()
 
@@ -113,9 +112,9 @@ class Recipe:
         """The name of the run's folder."""
         return self.run.name or self.name
 
-    def target_kinds(self) -> dict[str, str]:
+    def target_kinds(self) -> dict[str, Kind]:
         """Return each target's kind; raises UserError where two teachers name one target."""
-        kinds: dict[str, str] = {}
+        kinds: dict[str, Kind] = {}
         for teacher in self.teachers:
             for name, kind in teacher.targets.items():
                 if name in kinds:

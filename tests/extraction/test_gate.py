@@ -48,6 +48,7 @@ class Reddish:
     preprocessing: Normalise
     damage: tuple[str, ...] = ()
     provider: str = "arithmetic"
+    identity: tuple = ()
 
     def __post_init__(self) -> None:
         self.red = 0 if self.trained.channels == "RGB" else 2
@@ -66,6 +67,7 @@ class Saying:
     preprocessing: Normalise | None
     damage: tuple[str, ...] = ()
     provider: str = "arithmetic"
+    identity: tuple = ()
 
     def __call__(self, image, *, rows=(), preprocessing=None, boxes=None):
         return {name: self.function(image) for name in ("said", "inner")}
@@ -209,7 +211,20 @@ def test_what_is_no_function_of_pixels_is_scored_and_no_other_preprocessing_is_t
     built = Saying(lambda image: image[:, [0]] - 0.5, None)
     verdict = judged(built, samples, floor=0.99)
     assert verdict.reasons == () and verdict.figures["miou"] == 1.0
-    assert "best_other_miou" not in verdict.figures
+    assert "best_other_miou" not in verdict.figures and "repeat_error" not in verdict.figures
+
+
+def test_a_class_that_a_mask_never_names_is_not_dead(samples):
+    def mask(image):
+        red = image[:, [0]] > 0.5
+        return torch.cat([~red, red, torch.zeros_like(red)], 1).float()
+
+    for built, is_dead in (
+        (Saying(mask, None), False),
+        (Saying(mask, preprocessing("in [0, 1]")), True),
+    ):
+        (reasons,) = {verdict.reasons for verdict in judge(CONFIG, built, samples, 3, 0.5)}
+        assert any("dead" in reason for reason in reasons) == is_dead
 
 
 def test_the_gate_stops_between_two_batches_when_it_is_told(samples):

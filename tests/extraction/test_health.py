@@ -29,6 +29,7 @@ class Saying:
     preprocessing: None = None
     damage: tuple[str, ...] = ()
     provider: str = "arithmetic"
+    identity: tuple = ()
 
     def __call__(self, image, *, rows=(), preprocessing=None, boxes=None):
         return {"said": self.function(image)}

@@ -13,19 +13,42 @@ from safetensors.torch import save_file
 
 from stillroom.errors import DamageError, UserError
 from stillroom.jsonfile import write_json
-from stillroom.teachers.configs import OnnxTeacher, RunTeacher, SmpTeacher
+from stillroom.teachers.configs import (
+    MissingTeacherError,
+    OnnxTeacher,
+    RunTeacher,
+    SmpTeacher,
+)
+from stillroom.teachers.own_configs import TorchTeacher
 
 ONNX = OnnxTeacher(target="detector", path="a.onnx", tensor="inner", kind="features")
 SMP = SmpTeacher(
     target="person", path="a.pth", encoder="resnet18", classes=2, taps=(("feature", "encoder.3"),)
 )
 RUN = RunTeacher(target="person", path="run", taps=(("feature", "decoder.0"),))
+OWN = TorchTeacher(target="own", factory="mine.py:build")
+ONNX_CHANGES = (
+    {"tensor": "other"},
+    {"kind": "logits"},
+    {"size": (32, 32)},
+    {"channels": "BGR"},
+    {"scale": 255.0},
+    {"mean": (0.5, 0.5, 0.5)},
+    {"std": (0.5, 0.5, 0.5)},
+    {"tensors": (("more", "other"),)},
+)
+OWN_CHANGES = (
+    {"factory": "mine.py:other"},
+    {"target": None, "outputs": (("own", "logits"), ("inner", "stem"))},
+    *ONNX_CHANGES[3:7],
+    {"outputs": (("inner", "stem"),)},
+)
 ALL = pytest.mark.parametrize("teacher", [ONNX, SMP, RUN], ids=lambda t: type(t).__name__)
 
 
 def test_importing_and_identifying_loads_nothing_heavy():
     code = (
-        "import sys; from stillroom.teachers import configs\n"
+        "import sys; from stillroom.teachers import configs, own_configs\n"
         "configs.OnnxTeacher(target='a', path='no', kind='logits').identity(False)\n"
         "configs.SmpTeacher(target='a', path='no', encoder='resnet18').identity(False)\n"
         "configs.RunTeacher(target='a', path='no').identity(False)\n"
@@ -34,7 +57,10 @@ def test_importing_and_identifying_loads_nothing_heavy():
         "print(sorted(m[19:] for m in sys.modules if m.startswith('stillroom.teachers.')))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[]", "['configs', 'files']"]
+    assert done.stdout.splitlines() == [
+        "[]",
+        "['configs', 'fields', 'files', 'own_configs', 'protocol']",
+    ]
 
 
 def sha256(path: Path) -> str:
@@ -77,20 +103,11 @@ def test_a_missing_file_is_named_with_the_flag(teacher, tmp_path):
             act()
 
 
-def test_every_field_that_changes_the_answer_changes_the_identity():
-    changes = [
-        {"tensor": "other"},
-        {"kind": "logits"},
-        {"size": (32, 32)},
-        {"channels": "BGR"},
-        {"scale": 255.0},
-        {"mean": (0.5, 0.5, 0.5)},
-        {"std": (0.5, 0.5, 0.5)},
-        {"tensors": (("more", "other"),)},
-    ]
-    identities = [dataclasses.replace(ONNX, **change).identity(False) for change in changes]
+@pytest.mark.parametrize(("teacher", "changes"), [(ONNX, ONNX_CHANGES), (OWN, OWN_CHANGES)])
+def test_every_field_that_changes_the_answer_changes_the_identity(teacher, changes):
+    changed = [dataclasses.replace(teacher, **change).identity(False) for change in changes]
+    identities = [teacher.identity(False), *changed]
     assert all(identities.count(identity) == 1 for identity in identities)
-    assert ONNX.identity(False) not in identities
 
 
 def test_weights_and_architecture_are_in_the_identity(files):
@@ -100,6 +117,20 @@ def test_weights_and_architecture_are_in_the_identity(files):
     run = dataclasses.replace(RUN, path=str(files / "run")).identity()
     assert run["weights_sha256"] == sha256(files / "run" / "student.safetensors")
     assert run["architecture"] == {"name": "unet", "width": 4}
+
+
+def test_the_factory_and_the_weights_of_ones_own_module_are_in_the_identity(tmp_path):
+    (tmp_path / "mine.py").write_text("raise SystemExit('never run')")
+    (tmp_path / "a.pth").write_bytes(b"weights")
+    teacher = dataclasses.replace(OWN, factory=f"{tmp_path}/mine.py:build")
+    assert teacher.identity(False) == OWN.identity(False)
+    full = teacher.identity()
+    assert {name: full[name] for name in teacher.identity(False)} == teacher.identity(False)
+    assert (full["factory_sha256"], full["weights_sha256"]) == (sha256(tmp_path / "mine.py"), None)
+    loaded = dataclasses.replace(teacher, weights=str(tmp_path / "a.pth")).identity()
+    assert loaded["weights_sha256"] == hashlib.sha256(b"weights").hexdigest()
+    with pytest.raises(MissingTeacherError, match=r"mine\.py(.|\n)*--teachers\.N\.factory"):
+        OWN.identity()
 
 
 def test_targets_have_the_kind_in_which_they_are_stored():
@@ -120,6 +151,9 @@ def test_targets_have_the_kind_in_which_they_are_stored():
         (SMP, {"taps": (("person", "encoder.3"),)}),
         (SMP, {"taps": (("x", "encoder.3"), ("x", "encoder.2"))}),
         (RUN, {"taps": (("../x", "encoder.3"),)}),
+        (OWN, {"factory": "mine.py"}),
+        (OWN, {"target": None}),
+        (OWN, {"scale": -1.0}),
     ],
 )
 def test_impossible_fields_are_refused(teacher, fields):

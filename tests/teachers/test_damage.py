@@ -11,8 +11,8 @@ from stillroom.networks.build import build_network
 from stillroom.students.definitions import UNetStudent
 from stillroom.teachers.configs import OnnxTeacher
 from stillroom.teachers.damage import damage_of, network_weights
-from stillroom.teachers.onnx import logits_of
 from stillroom.teachers.onnx_weights import graph_damage
+from stillroom.teachers.probabilities import logits_of
 
 
 @pytest.fixture
@@ -100,4 +100,4 @@ def test_infinity_in_a_mask_is_no_damage():
 
 def test_log_odds_of_nan_are_nan():
     said = torch.tensor([0.25, torch.nan]).view(1, 1, 1, 2)
-    assert torch.isnan(logits_of(said)).flatten().tolist() == [False, True]
+    assert torch.isnan(logits_of(said, "a tensor")).flatten().tolist() == [False, True]

@@ -9,10 +9,10 @@ from torch.nn import functional
 from stillroom.errors import UserError
 from stillroom.networks.normalise import Normalise
 from stillroom.teachers.configs import OnnxTeacher
-from stillroom.teachers.onnx import logits_of
 from stillroom.teachers.onnx_file import load_graph
 from stillroom.teachers.onnx_graph import cut
 from stillroom.teachers.onnx_session import OnnxSession
+from stillroom.teachers.probabilities import logits_of
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -223,7 +223,7 @@ def test_several_probabilities_become_log_probabilities(tmp_path, make_onnx, pla
 
 
 def test_certain_probabilities_are_finite_and_symmetric_and_fit_float16():
-    logits = logits_of(torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3)).flatten()
+    logits = logits_of(torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3), "a tensor").flatten()
     bound = float(np.log((1 - 2.0**-20) * 2.0**20))
     torch.testing.assert_close(logits, torch.tensor([-bound, 0.0, bound]), atol=1e-5, rtol=0)
     assert float((logits.half().float() - logits).abs().max()) <= 0.004

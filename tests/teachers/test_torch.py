@@ -5,11 +5,14 @@ normalisation.
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from stillroom.errors import UserError
 from stillroom.networks.build import build_network
 from stillroom.networks.normalise import Normalise
 from stillroom.teachers.configs import RunTeacher, SmpTeacher
+from stillroom.teachers.own_configs import TorchTeacher
+from stillroom.teachers.torch import state_sha256
 from stillroom.training.checkpoint import save_student
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
@@ -145,3 +148,83 @@ def test_on_a_gpu_the_answer_is_that_of_the_cpu(tmp_path, network, image):
     wanted = smp(tmp_path / "a.pth").build("cpu")(image)["person"]
     assert found.is_cuda
     torch.testing.assert_close(found.cpu(), wanted, atol=1e-4, rtol=1e-4)
+
+
+class Own(nn.Module):
+    """Logits at a quarter of the size; `seq` gives tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.norm = nn.BatchNorm2d(8)
+        self.seq = nn.Identity()
+        self.head = nn.Conv2d(8, 5, 1)
+
+    def forward(self, image):
+        feature = self.norm(self.stem(image))
+        self.seq(feature.flatten(2).transpose(1, 2))
+        return self.head(feature), feature
+
+
+def vector():
+    return nn.Flatten()
+
+
+def own(function="Own", **fields):
+    return TorchTeacher(**{"factory": f"{__file__}:{function}", "target": "own", **fields})
+
+
+def test_a_module_of_ones_own_answers_as_it_does_alone(tmp_path, image):
+    torch.manual_seed(5)
+    module = Own().eval()
+    torch.save(module.state_dict(), tmp_path / "own.pth")
+    fields = {"channels": "BGR", "scale": 255.0, "mean": (9.0, 8.0, 7.0), "std": (50.0, 60.0, 70.0)}
+    weights = str(tmp_path / "own.pth")
+    built = own(weights=weights, outputs=(("inner", "stem"),), **fields).build("cpu")
+    found = built(image)
+    normalised = (image.flip(1) * 255 - torch.tensor([9.0, 8, 7]).view(3, 1, 1)) / torch.tensor(
+        [50.0, 60, 70]
+    ).view(3, 1, 1)
+    with torch.no_grad():
+        logits, inner = module(normalised)[0], module.stem(normalised)
+    large = nn.functional.interpolate(logits, (64, 96), mode="bilinear")
+    torch.testing.assert_close(found["own"], large)
+    torch.testing.assert_close(found["inner"], inner)
+    assert not any(m._forward_hooks for m in built._network.modules())
+    only = own(target=None, outputs=(("inner", "stem"),), weights=weights, **fields)
+    assert list(only.build("cpu")(image)) == ["inner"] == list(only.targets)
+
+
+def test_a_factory_without_weights_makes_the_same_ones_each_time():
+    first, again = own().build("cpu"), own().build("cpu")
+    assert first.identity == again.identity and len(first.identity["state_dict_sha256"]) == 64
+
+
+def test_the_sha256_of_a_state_dict_sees_names_types_shapes_and_bytes():
+    def sha256(**buffers):
+        module = nn.Module()
+        for name, value in buffers.items():
+            module.register_buffer(name, value)
+        return state_sha256(module)
+
+    ones = torch.ones(2, 2)
+    other = [{"b": ones}, {"a": ones.double()}, {"a": ones.view(4)}, {"a": ones + 1e-6}]
+    assert len({sha256(a=ones), *(sha256(**buffers) for buffers in other)}) == 5
+    pair = {"a": ones.t(), "b": torch.tensor(True)}
+    assert sha256(**pair) == sha256(**dict(reversed(pair.items())))
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"outputs": (("inner", "seq"),)}, r"seq is no map(.|\n)*tokens have no grid"),
+        ({"outputs": (("inner", "sem"),)}, "no module 'sem'(.|\n)*near names: stem"),
+        ({"function": "vector"}, r"does not give logits(.|\n)*--teachers\.N\.target None"),
+        ({"function": "own"}, "no torch.nn.Module"),
+        ({"function": "nobody"}, "no function nobody"),
+        ({"weights": "no.pth"}, r"no\.pth does not exist(.|\n)*--teachers\.N\.weights"),
+    ],
+)
+def test_what_is_no_teacher_is_refused(image, fields, text):
+    with pytest.raises(UserError, match=text):
+        own(**fields).build("cpu")(image)

@@ -70,14 +70,10 @@ def repair(
 
 def _identity(recipe: Recipe, pictures: PictureSet | None, device: str) -> dict[str, Any]:
     """The identity of the cache that stage 1 would make of a recipe; builds its teachers."""
-    assert pictures is not None and pictures.geometry is not None
+    assert pictures is not None
     check(recipe, pictures)
-    specs = [
-        spec
-        for config in recipe.teachers
-        for spec in probe(config, config.build(device), pictures.geometry, recipe.codec, device)
-    ]
-    return compose(recipe, pictures, specs)
+    teachers = [config.build(device) for config in recipe.teachers]
+    return compose(recipe, pictures, teachers, probe(recipe, pictures, teachers, device))
 
 
 def _restore_codecs(cache: Cache, result: CheckResult) -> list[str]:

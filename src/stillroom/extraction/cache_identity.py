@@ -1,9 +1,11 @@
 """What a cache must agree on: which pictures, which teachers, which views, kept how."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stillroom.cache.identity import make_identity
 from stillroom.codecs import parse_codec
@@ -12,7 +14,7 @@ from stillroom.extraction.calibrate import calibration_keys
 from stillroom.pictures.dataset import PictureSet
 from stillroom.pictures.rows import num_views
 from stillroom.recipe import Recipe, teacher_identities, views_identity
-from stillroom.teachers.protocol import BuiltTeacher, TeacherConfig
+from stillroom.teachers.protocol import BuiltTeacher
 from stillroom.types import TargetSpec
 
 
@@ -37,16 +39,20 @@ def _num_rows(pictures: PictureSet, recipe: Recipe) -> Iterator[int]:
 
 
 def probe(
-    config: TeacherConfig,
-    built: BuiltTeacher,
-    size: tuple[int, int],
-    codecs: dict[str, str],
-    device: str,
+    recipe: Recipe, pictures: PictureSet, teachers: Sequence[BuiltTeacher], device: str
 ) -> tuple[TargetSpec, ...]:
-    """Run a teacher on one grey picture of `size` (h, w) and return what it makes."""
-    answers = built(torch.full((1, 3, *size), 0.5, device=device))
+    """Run the recipe's teachers on one grey picture, in the name of the first row; return what they
+    make.
+    """
+    assert pictures.geometry is not None
+    size, codecs = pictures.geometry, recipe.codec
+    rows = (row for shard in pictures.shards for row in recipe.rows_of(pictures.open(shard.id)))
+    first, grey = tuple(islice(rows, 1)), torch.full((1, 3, *size), 0.5, device=device)
+    answers: dict[str, Tensor] = {}
+    for built in teachers:
+        answers |= built(grey, rows=first)
     specs = []
-    for name, kind in config.targets.items():
+    for name, kind in recipe.target_kinds().items():
         shape = tuple(answers[name].shape[1:])
         if len(shape) != 3:
             raise UserError(
@@ -66,13 +72,21 @@ def probe(
     return tuple(specs)
 
 
-def compose(recipe: Recipe, pictures: PictureSet, specs: Sequence[TargetSpec]) -> dict[str, Any]:
-    """Return the body of identity.json; `specs` are all targets of its teachers."""
+def compose(
+    recipe: Recipe,
+    pictures: PictureSet,
+    teachers: Sequence[BuiltTeacher],
+    specs: Sequence[TargetSpec],
+) -> dict[str, Any]:
+    """Return the body of identity.json; `specs` are all targets of the recipe's teachers."""
     assert pictures.geometry is not None
-    teachers = teacher_identities(recipe, with_files=True)
+    made_by = teacher_identities(recipe, with_files=True)
+    for config, built in zip(recipe.teachers, teachers, strict=True):
+        for name in config.targets:
+            made_by[name] |= built.identity
     targets = {
         spec.name: {
-            "teacher": teachers[spec.name],
+            "teacher": made_by[spec.name],
             "shape": list(spec.shape),
             "stride": spec.stride,
             "kind": spec.kind,

@@ -88,16 +88,11 @@ def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Even
     check(recipe, pictures)
     if not recipe.teachers:
         raise UserError(f"recipe {recipe.name!r} has no teacher, so there is nothing to cache")
-    assert pictures.geometry is not None
     teachers = tuple(config.build(process.device) for config in recipe.teachers)
-    specs = [
-        spec
-        for config, built in zip(recipe.teachers, teachers, strict=True)
-        for spec in probe(config, built, pictures.geometry, recipe.codec, process.device)
-    ]
+    specs = probe(recipe, pictures, teachers, process.device)
     check_targets(recipe, {spec.name: spec for spec in specs})
     raise_if_stopped(stop, "nothing was begun")
-    identity = compose(recipe, pictures, specs)
+    identity = compose(recipe, pictures, teachers, specs)
     cache = _existing(recipe, identity)
     if cache is not None:
         restore_fitted(cache)

@@ -67,12 +67,13 @@ def judge(
 ) -> tuple[Verdict, ...]:
     """Judge every target of one teacher on pictures of equal size; Stopped once `stop` is set."""
     samples = _spread(pictures, _NUM_OBSERVED)
-    outputs, steady = observe(built, samples, stop), steadiness(built, samples)
+    outputs, is_network = observe(built, samples, stop), built.preprocessing is not None
+    steady = steadiness(built, samples) if is_network else {}
     verdicts = []
     for name, kind in config.targets.items():
-        figures, infinite, dead = examine(outputs[name], kind)
+        figures, infinite, dead = examine(outputs[name], kind, is_network)
         reasons = [*built.damage, *infinite]
-        if not infinite:
+        if not infinite and is_network:
             figures |= steady[name][0]
             reasons += steady[name][1]
         note = _unscored(outputs[name].channels, pictures, classes) if kind == "logits" else ""

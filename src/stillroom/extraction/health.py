@@ -10,9 +10,10 @@ from torch import Tensor
 
 from stillroom.pictures.dataset import Picture
 from stillroom.pictures.loader import image_tensor
+from stillroom.pictures.rows import whole_row
 from stillroom.signals import raise_if_stopped
 from stillroom.teachers.protocol import BuiltTeacher
-from stillroom.types import Kind
+from stillroom.types import Kind, Row
 
 CHUNK = 4  # pictures in one pass
 UNSTEADY = 0.003  # root mean square of a difference, in the answer's standard deviations
@@ -39,13 +40,16 @@ class Health:
 
 def chunks(
     pictures: Sequence[Picture], stop: threading.Event | None = None
-) -> Iterator[tuple[Sequence[Picture], Float[Tensor, "b 3 h w"]]]:
-    """Yield a few pictures at a time, also as a batch; raises Stopped once `stop` is set."""
+) -> Iterator[tuple[Sequence[Picture], tuple[Row, ...], Float[Tensor, "b 3 h w"]]]:
+    """Yield a few pictures at a time, also as rows and as a batch; raises Stopped once `stop` is
+    set.
+    """
     for start in range(0, len(pictures), CHUNK):
         if stop is not None:
             raise_if_stopped(stop, "no shard was begun")
         some = pictures[start : start + CHUNK]
-        yield some, torch.stack([image_tensor(picture.image) for picture in some])
+        image = torch.stack([image_tensor(picture.image) for picture in some])
+        yield some, tuple(map(whole_row, some)), image
 
 
 def observe(
@@ -53,15 +57,21 @@ def observe(
 ) -> dict[str, Health]:
     """Run a teacher over some pictures; returns what it gave per target."""
     batches = chunks(pictures, stop)
-    outputs = [{n: _digest(a) for n, a in built(image).items()} for _, image in batches]
+    answers = (built(image, rows=rows) for _, rows, image in batches)
+    outputs = [{name: _digest(a) for name, a in answer.items()} for answer in answers]
     return {
         name: Health(*(torch.cat([getattr(s[name], f) for s in outputs]) for f in Health.__slots__))
         for name in outputs[0]
     }
 
 
-def examine(health: Health, kind: Kind) -> tuple[Metrics, list[str], list[str]]:
-    """Return figures, why the answer is not finite, and why it is dead."""
+def examine(
+    health: Health, kind: Kind, is_network: bool = True
+) -> tuple[Metrics, list[str], list[str]]:
+    """Return figures, why the answer is not finite, and why it is dead.
+
+    What is no network may leave classes out: a mask says nothing of those that no picture shows.
+    """
     finite = float(health.finite.double().mean())
     if finite < 1:
         bad = int((health.finite < 1).any(0).sum())
@@ -75,7 +85,7 @@ def examine(health: Health, kind: Kind) -> tuple[Metrics, list[str], list[str]]:
     if share == 1:
         where = "everywhere on every picture" if _flat(health).all() else "for every picture"
         return figures, [], [f"dead: the output is the same {where}"]
-    if share > (0 if kind == "logits" else MAX_DEAD):
+    if is_network and share > (0 if kind == "logits" else MAX_DEAD):
         return figures, [], [f"dead: {share:.0%} of the channels never change"]
     return figures, [], []
 
@@ -88,7 +98,7 @@ def steadiness(
     The same batch is asked twice, then its first two pictures alone: ten rows in all. BatchNorm in
     training mode and Dropout show by what they do, whatever a flag says.
     """
-    _, image = next(chunks(pictures))
+    _, _, image = next(chunks(pictures))
     image = torch.cat([image, image / 2])[:CHUNK]  # never one picture only
     together, again = built(image), built(image)
     alone = [built(row) for row in image[:2].split(1)]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from stillroom.errors import UserError
@@ -35,11 +36,7 @@ class TorchNetwork(Network):
 
     def __init__(self, module: nn.Module, about: TorchFields) -> None:
         super().__init__()
-        names = [name for name, _ in module.named_modules() if name]
-        for tap in about.taps:
-            if tap not in names:
-                near = ", ".join(get_close_matches(tap, names, 8, 0.4)) or "none"
-                raise UserError(f"the network has no module {tap!r}", wanted=f"near names: {near}")
+        require_modules(module, about.taps)
         self.normalise = Normalise(about.mean, about.std)
         self.stride, self.taps = about.stride, about.taps
         self.module = module
@@ -47,21 +44,17 @@ class TorchNetwork(Network):
 
     def _run(self, image: Tensor, taps: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return logits and features; UserError where they are no maps of the picture."""
-        named: dict[str, Any] = {}
-        with kept_outputs({tap: self.module.get_submodule(tap) for tap in taps}, named):
-            found = self.module(image)
-        return self._logits(found, image), {tap: _feature(tap, named.get(tap)) for tap in taps}
+        found, features = run_module(self.module, image, taps)
+        return self._logits(found, image), features
 
     def _logits(self, found: Any, image: Tensor) -> Tensor:
-        if isinstance(found, tuple | list | dict):
-            found = found.get("out") if isinstance(found, dict) else found[0]
         if isinstance(found, Tensor) and found.ndim == 4 and self._about.resize_logits:
             found = nn.functional.interpolate(found, image.shape[2:], mode="bilinear")
         wanted = (len(image), self._about.classes, *image.shape[2:])
         if not isinstance(found, Tensor) or found.shape != wanted:
             raise UserError(
                 f"{self._about.factory} does not give logits for every pixel",
-                found=_kind(found),
+                found=kind_of(found),
                 wanted=wanted,
                 fix="--student.classes, or --student.resize-logits where only the size differs",
             )
@@ -79,19 +72,56 @@ def build_torch(about: TorchFields, code: str | None) -> TorchNetwork:
             found=f"a network of {about.factory}",
             fix=f"name the code: --code {about.factory}",
         )
+    return TorchNetwork(load_module(code), about)
+
+
+def load_module(code: str) -> nn.Module:
+    """Return what a function of the user's own makes; UserError where that is no `nn.Module`."""
     module = load_function(code)()
     if not isinstance(module, nn.Module):
         raise UserError(f"{code} makes no torch.nn.Module", found=type(module).__name__)
-    return TorchNetwork(module, about)
+    return module
+
+
+def require_modules(module: nn.Module, taps: tuple[str, ...]) -> None:
+    """Raise UserError for a tap that names no module, with near names."""
+    names = [name for name, _ in module.named_modules() if name]
+    for tap in taps:
+        if tap not in names:
+            near = ", ".join(get_close_matches(tap, names, 8, 0.4)) or "none"
+            raise UserError(f"the network has no module {tap!r}", wanted=f"near names: {near}")
+
+
+def run_module(
+    module: nn.Module, normalised: Float[Tensor, "b 3 h w"], taps: tuple[str, ...]
+) -> tuple[Any, dict[str, Float[Tensor, "b _ _ _"]]]:
+    """Return a module's main output (of a dict `out`, of a tuple the first) and its taps' maps.
+
+    Raises UserError for a tap that is no map.
+    """
+    named: dict[str, Any] = {}
+    with kept_outputs({tap: module.get_submodule(tap) for tap in taps}, named):
+        found = module(normalised)
+    if isinstance(found, tuple | list | dict):
+        found = found.get("out") if isinstance(found, dict) else found[0]
+    return found, {tap: _feature(tap, named.get(tap)) for tap in taps}
 
 
 def _feature(tap: str, found: Any) -> Tensor:
     if not isinstance(found, Tensor) or found.ndim != 4:
+        is_tokens = isinstance(found, Tensor) and found.ndim == 3
         raise UserError(
-            f"the output of the module {tap} is no map", found=_kind(found), wanted="b c y x"
+            f"the output of the module {tap} is no map",
+            found=kind_of(found),
+            wanted="b c y x",
+            fix="tokens have no grid: tap a module that makes maps of them, or name the model in a"
+            " TimmTeacher"
+            if is_tokens
+            else "tap another module",
         )
     return found
 
 
-def _kind(found: Any) -> str:
+def kind_of(found: Any) -> str:
+    """Return a tensor's shape, or the type of anything else, for an error."""
     return f"{tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__

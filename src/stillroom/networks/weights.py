@@ -17,11 +17,12 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
     """Load a whole network strictly.
 
     Takes safetensors, and torch files that hold a state dict, bare or under `state_dict` or
-    `model_state_dict`. A leading `model.` of the names is dropped. UserError lists what is missing,
-    unexpected or of another shape.
+    `model_state_dict`. A leading `model.` is dropped from names that the network does not have.
+    UserError lists what is missing, unexpected or of another shape.
     """
     own = network.state_dict()
-    state = {n.removeprefix("model."): value for n, value in _read(Path(path)).items()}
+    read = _read(Path(path)).items()
+    state = {n if n in own else n.removeprefix("model."): value for n, value in read}
     _require_equal(own, state, Path(path))
     network.load_state_dict(state)
 
@@ -33,14 +34,18 @@ def load_encoder_weights(network: SmpNetwork, path: Path | str) -> tuple[str, ..
     A name that the encoder has and the file has not, or another shape, is a UserError. timm writes
     `stages.0` of some networks as `stages_0` in a feature extractor; both fit.
     """
-    encoder: Any = getattr(network.encoder, "model", network.encoder)
-    own: dict[str, Tensor] = encoder.state_dict()
+    return load_trunk(getattr(network.encoder, "model", network.encoder), path)
+
+
+def load_trunk(trunk: nn.Module, path: Path | str) -> tuple[str, ...]:
+    """Load a timm classifier's weights into what is left of it without its head; as above."""
+    own: dict[str, Tensor] = trunk.state_dict()
     read = _read(Path(path))
     found = {name.replace(".", "_"): (name, value) for name, value in read.items()}
     used = {name: found[name.replace(".", "_")] for name in own if name.replace(".", "_") in found}
     state = {name: value for name, (_, value) in used.items()}
     _require_equal(own, state, Path(path))
-    encoder.load_state_dict(state)
+    trunk.load_state_dict(state)
     taken = {name for name, _ in used.values()}
     return tuple(name for name, _ in found.values() if name not in taken)
 

@@ -69,6 +69,12 @@ def rows_of(shard: PictureShard, views: Views, *, regions: bool = False) -> tupl
     )
 
 
+def whole_row(picture: Picture) -> Row:
+    """Return the row that is a packed picture as it stands."""
+    height, width = picture.image.shape[:2]
+    return Row(key=picture.key, view=View(x0=0, y0=0, x1=width, y1=height))
+
+
 def picture_of(picture: Picture, row: Row, size: tuple[int, int]) -> Picture:
     """Return the picture of a row at `size` (h, w): cropped, resized and mirrored as its view says.
 

@@ -4,9 +4,7 @@ Stage 2 imports this module to recognise a cache; what runs a teacher is importe
 only.
 """
 
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,19 +14,21 @@ from stillroom.jsonfile import file_sha256
 from stillroom.networks.description import Triple
 from stillroom.networks.finished_run import read_run
 from stillroom.networks.smp import SmpFields
+from stillroom.teachers.fields import (
+    Taps,
+    check_normalisation,
+    check_taps,
+    kinds,
+    tensors,
+)
 from stillroom.teachers.files import MissingTeacherError as MissingTeacherError
 from stillroom.teachers.files import existing, file_inside, finished
+from stillroom.teachers.protocol import Recorded
 from stillroom.types import Kind
 
 if TYPE_CHECKING:
     from stillroom.teachers.onnx import BuiltOnnxTeacher
     from stillroom.teachers.torch import BuiltTorchTeacher
-
-Taps = tuple[tuple[str, str], ...]  # (target, tap) pairs
-# what the caches at hand say of their teachers, in stage 2; None in stage 1
-Recorded = Sequence[Mapping[str, Any]] | None
-
-_TARGET = re.compile(r"[a-z][a-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +53,8 @@ class OnnxTeacher:
     tensors: Taps = ()  # more (target, tensor) pairs of the same pass, kept as features
 
     def __post_init__(self) -> None:
-        _check_taps(self.target, self.tensors)
-        _check_normalisation(self.mean, self.std)
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise UserError("a teacher's scale must be positive", found=self.scale, wanted="> 0")
+        check_taps(self.target, self.tensors)
+        check_normalisation(self.mean, self.std, self.scale)
         if self.size is not None and min(self.size) < 1:
             raise UserError("a teacher's size must be positive", found=self.size, wanted="(h, w)")
 
@@ -64,7 +62,7 @@ class OnnxTeacher:
     def targets(self) -> dict[str, Kind]:
         """Return the kind of each target as it is stored."""
         kind: Kind = "features" if self.kind == "features" else "logits"
-        return {**_kinds(self.target, self.tensors), self.target: kind}
+        return {**kinds(self.target, self.tensors), self.target: kind}
 
     def identity(self, with_files: bool = True, recorded: Recorded = None) -> dict[str, Any]:
         """Return what makes this teacher's words its own; `with_files` adds the files' sha256.
@@ -111,13 +109,13 @@ class SmpTeacher(SmpFields):
     taps: Taps = ()  # (target, tap) pairs, e.g. ("feature", "encoder.3")
 
     def __post_init__(self) -> None:
-        _check_taps(self.target, self.taps)
-        _check_normalisation(self.mean, self.std)
+        check_taps(self.target, self.taps)
+        check_normalisation(self.mean, self.std)
 
     @property
     def targets(self) -> dict[str, Kind]:
         """Return the kind of each target."""
-        return _kinds(self.target, self.taps)
+        return kinds(self.target, self.taps)
 
     def identity(self, with_files: bool = True, recorded: Recorded = None) -> dict[str, Any]:
         """Return what makes this teacher's words its own; `with_files` adds the weights' sha256.
@@ -126,7 +124,7 @@ class SmpTeacher(SmpFields):
         """
         identity: dict[str, Any] = {
             "class": "SmpTeacher",
-            "targets": _tensors(self.target, self.taps),
+            "targets": tensors(self.target, self.taps),
             "architecture": self.architecture(),
             "precision": "float32",
         }
@@ -152,12 +150,12 @@ class RunTeacher:
     taps: Taps = ()  # (target, tap) pairs, e.g. ("feature", "encoder.3")
 
     def __post_init__(self) -> None:
-        _check_taps(self.target, self.taps)
+        check_taps(self.target, self.taps)
 
     @property
     def targets(self) -> dict[str, Kind]:
         """Return the kind of each target."""
-        return _kinds(self.target, self.taps)
+        return kinds(self.target, self.taps)
 
     def identity(self, with_files: bool = True, recorded: Recorded = None) -> dict[str, Any]:
         """Return what makes this teacher's words its own.
@@ -167,7 +165,7 @@ class RunTeacher:
         """
         identity: dict[str, Any] = {
             "class": "RunTeacher",
-            "targets": _tensors(self.target, self.taps),
+            "targets": tensors(self.target, self.taps),
             "precision": "float32",
         }
         if with_files:
@@ -190,32 +188,3 @@ def _external_names(path: Path, sha256: str, recorded: Recorded) -> Iterable[str
         return external_names(load_graph(path))
     same = (r.get("external_data_sha256", ()) for r in recorded if r.get("onnx_sha256") == sha256)
     return next(same, ())  # no cache has this network, so none fits whatever its files are
-
-
-def _check_target(name: str) -> None:
-    if not _TARGET.fullmatch(name):
-        raise UserError("no such target name", found=repr(name), wanted="[a-z][a-z0-9_]*")
-
-
-def _check_normalisation(mean: Triple, std: Triple) -> None:
-    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
-        raise UserError("mean and std must be finite, std positive", found=f"{mean}, {std}")
-
-
-def _check_taps(target: str, taps: Taps) -> None:
-    names = [target, *(name for name, _ in taps)]
-    for name in names:
-        _check_target(name)
-    if len(set(names)) < len(names):
-        raise UserError("two targets of one teacher have one name", found=", ".join(names))
-
-
-def _kinds(target: str, taps: Taps) -> dict[str, Kind]:
-    kinds: dict[str, Kind] = {target: "logits"}
-    for name, _ in taps:
-        kinds[name] = "features"
-    return kinds
-
-
-def _tensors(target: str, taps: Taps) -> dict[str, str]:
-    return {target: "logits", **dict(taps)}

@@ -10,14 +10,14 @@ class MissingTeacherError(UserError):
     """A teacher's file is not here; stage 2 can do without, stage 1 cannot."""
 
 
-def existing(path: str) -> Path:
+def existing(path: str, flag: str = "path") -> Path:
     """Return the path of a teacher's file; raises MissingTeacherError where there is none."""
     if not Path(path).is_file():
         raise MissingTeacherError(
             f"the teacher's file {path} does not exist",
             found="a folder" if Path(path).is_dir() else "nothing",
             wanted="the network's file",
-            fix="give its place with --teachers.N.path FILE (N counts teachers from 0)",
+            fix=f"give its place with --teachers.N.{flag} FILE (N counts teachers from 0)",
         )
     return Path(path)
 
@@ -33,6 +33,22 @@ def finished(path: str) -> Path:
             fix="finish that run, or give its folder with --teachers.N.path runs/NAME",
         )
     return Path(path)
+
+
+def target_files(folder: str, suffix: str) -> dict[str, Path]:
+    """Return the regular files below a folder whose names end so, by key, in order.
+
+    What lies behind a link is not among them. Raises MissingTeacherError where there is none.
+    """
+    found = (p for p in Path(folder).rglob(f"*{suffix}") if p.is_file() and not p.is_symlink())
+    keys = {p.relative_to(folder).as_posix().removesuffix(suffix): p for p in found}
+    if not keys:
+        raise MissingTeacherError(
+            f"the teacher's folder {folder} holds no {suffix} file",
+            wanted=f"KEY{suffix} for the key of each picture",
+            fix="give its place with --teachers.N.folder FOLDER, or --teachers.N.suffix",
+        )
+    return dict(sorted(keys.items()))
 
 
 def file_inside(folder: Path, name: str) -> Path:

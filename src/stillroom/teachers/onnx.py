@@ -23,11 +23,9 @@ from stillroom.teachers.onnx_graph import (
 )
 from stillroom.teachers.onnx_session import RUN_ERRORS, OnnxSession
 from stillroom.teachers.onnx_weights import graph_damage
+from stillroom.teachers.probabilities import logits_of
 from stillroom.types import Row
 
-EPSILON = (
-    2.0**-20
-)  # probabilities are clamped to [EPSILON, 1 - EPSILON]: exact in float32, log-odds +-13.86
 _PROBE = (256, 256)  # picture size that a network without one is probed at, px
 
 
@@ -58,7 +56,7 @@ class BuiltOnnxTeacher:
         self._rows = self.batch or 0  # rows per run; 0 = as they come
         self._seen: set[tuple[int, int]] = set()
         self.preprocessing = Normalise(config.mean, config.std, config.scale, config.channels)
-        self.provider = self._session.provider
+        self.provider, self.identity = self._session.provider, {}
 
     @torch.inference_mode()
     def __call__(
@@ -84,7 +82,7 @@ class BuiltOnnxTeacher:
         outputs = {target: answers[name] for target, name in self._tensors.items()}
         main = outputs[self._config.target]
         if self._config.kind == "probabilities":
-            main = logits_of(main)
+            main = logits_of(main, "a tensor")
         if self._config.kind != "features":
             outputs[self._config.target] = _resize(main, (height, width))
         return outputs
@@ -125,27 +123,6 @@ class BuiltOnnxTeacher:
                 )
         self._seen.add(size)
         return answers
-
-
-def logits_of(probabilities: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
-    """Return log-odds for one channel, log-probabilities for several.
-
-    Bounded because probabilities are clamped at EPSILON, at 13.86; float16 keeps such a number to
-    within 0.004. NaN stays NaN, for the gate to name. Raises UserError where the values are no
-    probabilities.
-    """
-    low, high = (float(value) for value in probabilities.aminmax())
-    if low < -1e-3 or high > 1 + 1e-3:
-        raise UserError(
-            "a tensor declared as probabilities holds other values",
-            found=f"{low:.4g} to {high:.4g}",
-            wanted="0 to 1",
-            fix="declare what it is with --teachers.N.kind logits",
-        )
-    if probabilities.shape[1] > 1:
-        return probabilities.clamp(EPSILON, 1).log()
-    clamped = probabilities.clamp(EPSILON, 1 - EPSILON)
-    return clamped.log() - torch.log1p(-clamped)
 
 
 def _freed(

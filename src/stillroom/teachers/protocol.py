@@ -1,14 +1,16 @@
 """What a teacher is to stage 1 and to the checks: a description, and what it builds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.networks.normalise import Normalise
-from stillroom.teachers.configs import Recorded
 from stillroom.types import Kind, Row
+
+# what the caches at hand say of their teachers, in stage 2; None in stage 1
+Recorded = Sequence[Mapping[str, Any]] | None
 
 
 @runtime_checkable
@@ -27,6 +29,13 @@ class BuiltTeacher(Protocol):
     @property
     def provider(self) -> str:
         """What runs it, for the provenance of a shard."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Members of its identity that only a built network knows: stage 1 adds them, stage 2 does
+        not compare them.
+        """
         ...
 
     def __call__(

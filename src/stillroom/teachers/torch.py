@@ -1,35 +1,53 @@
-"""Runs torch teachers: networks of the networks room with strict weights, frozen, in float32."""
+"""Runs torch teachers, frozen, in float32: networks of the networks room, modules of one's own."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
+from stillroom.errors import UserError
+from stillroom.hashing import keyed_hash
 from stillroom.networks.build import Network, build_network, load_weights
 from stillroom.networks.finished_run import load_run
 from stillroom.networks.normalise import Normalise
 from stillroom.networks.taps import require_taps
-from stillroom.teachers.configs import RunTeacher, SmpTeacher, Taps
+from stillroom.networks.torch_network import kind_of, load_module, require_modules, run_module
+from stillroom.teachers.configs import RunTeacher, SmpTeacher
 from stillroom.teachers.damage import damage_of, network_weights
 from stillroom.teachers.devices import open_device
+from stillroom.teachers.fields import Taps
 from stillroom.teachers.files import existing, finished
+from stillroom.teachers.own_configs import TorchTeacher
 from stillroom.types import Row
+
+Run = Callable[[Tensor, Normalise], dict[str, Tensor]]  # of RGB in [0, 1], on the device
 
 
 class BuiltTorchTeacher:
-    """A torch network as a `BuiltTeacher`; it sees the picture at its own size."""
+    """A torch module as a `BuiltTeacher`; `run` gives every target of it, float32."""
 
     provider = "torch"
 
-    def __init__(self, network: Network, target: str, taps: Taps, device: str) -> None:
-        """Take over a network with its weights; raises UserError where a tap is not there."""
-        require_taps(tuple(tap for _, tap in taps), network.taps)
+    def __init__(
+        self,
+        module: nn.Module,
+        run: Run,
+        preprocessing: Normalise,
+        device: str,
+        identity: dict[str, Any] | None = None,
+    ) -> None:
+        """Take over a module with its weights; raises UserError for no such device."""
         self.device = open_device(device)
-        self.damage = damage_of(network_weights(network))
-        self.preprocessing: Normalise = network.normalise
-        self._network = network.to(self.device).eval().requires_grad_(False)
-        self._target, self._taps = target, taps
+        self.damage = damage_of(network_weights(module))
+        self.preprocessing = preprocessing
+        self.identity = identity or {}
+        self._network = module.to(self.device).eval().requires_grad_(False)
+        self._run = run
 
     @torch.inference_mode()
     def __call__(
@@ -40,20 +58,18 @@ class BuiltTorchTeacher:
         preprocessing: Normalise | None = None,
         boxes: Float[Tensor, "b 4"] | None = None,
     ) -> dict[str, Float[Tensor, "b _ _ _"]]:
-        """Return logits and tapped features, float32 on the device.
+        """Return every target, float32 on the device.
 
         Raises UserError for a picture size that the network cannot take.
         """
         assert not self._network.training, "a teacher never trains"
         image = image.to(self.device, torch.float32)
-        names = tuple(tap for _, tap in self._taps)
         normalise = (preprocessing or self.preprocessing).to(self.device)
         with (
             torch.autocast(self.device.type, enabled=False),
             torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
         ):
-            logits, features = self._network.forward_taps(image, names, normalise)
-        return {self._target: logits, **{name: features[tap] for name, tap in self._taps}}
+            return self._run(image, normalise)
 
 
 def build_smp(config: SmpTeacher, device: str) -> BuiltTorchTeacher:
@@ -61,10 +77,76 @@ def build_smp(config: SmpTeacher, device: str) -> BuiltTorchTeacher:
     weights = existing(config.path)
     network = build_network(config.architecture())
     load_weights(network, weights)
-    return BuiltTorchTeacher(network, config.target, config.taps, device)
+    return _of_network(network, config.target, config.taps, device)
 
 
 def build_run(config: RunTeacher, device: str) -> BuiltTorchTeacher:
     """Return the student of a finished run as a teacher."""
     network, _ = load_run(finished(config.path), code=config.code)
-    return BuiltTorchTeacher(network, config.target, config.taps, device)
+    return _of_network(network, config.target, config.taps, device)
+
+
+def build_own(config: TorchTeacher, device: str) -> BuiltTorchTeacher:
+    """Return a module of the user's own, with weights from a file or as its factory left them."""
+    with seeded(config.factory.rpartition(":")[2]):
+        module = load_module(config.factory)
+    if config.weights is not None:
+        load_weights(module, existing(config.weights, "weights"))
+    taps = tuple(tap for _, tap in config.outputs)
+    require_modules(module, taps)
+
+    def run(image: Tensor, normalise: Normalise) -> dict[str, Tensor]:
+        found, features = run_module(module, normalise(image), taps)
+        outputs = {name: features[tap].float() for name, tap in config.outputs}
+        if config.target is not None:
+            outputs[config.target] = _logits(found, image, config.factory)
+        return outputs
+
+    normalise = Normalise(config.mean, config.std, config.scale, config.channels)
+    identity = {"state_dict_sha256": state_sha256(module)}
+    return BuiltTorchTeacher(module, run, normalise, device, identity)
+
+
+@contextmanager
+def seeded(name: str) -> Iterator[None]:
+    """Draw first weights from a name alone, so that each process that builds has the same ones."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed_hash("first weights", name))
+        yield
+
+
+def state_sha256(module: nn.Module) -> str:
+    """Return the sha256 of a state dict: names in order, each with type, shape and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if isinstance(tensor, Tensor):  # a module's `get_extra_state` may be anything
+            digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _of_network(network: Network, target: str, taps: Taps, device: str) -> BuiltTorchTeacher:
+    names = tuple(tap for _, tap in taps)
+    require_taps(names, network.taps)
+
+    def run(image: Tensor, normalise: Normalise) -> dict[str, Tensor]:
+        logits, features = network.forward_taps(image, names, normalise)
+        return {target: logits, **{name: features[tap] for name, tap in taps}}
+
+    return BuiltTorchTeacher(network, run, network.normalise, device)
+
+
+def _logits(found: Any, image: Tensor, factory: str) -> Tensor:
+    """Return logits at the size of the picture."""
+    if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != len(image):
+        raise UserError(
+            f"{factory} does not give logits",
+            found=kind_of(found),
+            wanted=f"{len(image)} x classes x height x width, or a dict with them under `out`, or a"
+            " tuple that begins with them",
+            fix="wrap it in a module that returns them; where only `outputs` are wanted,"
+            " --teachers.N.target None",
+        )
+    if found.shape[2:] == image.shape[2:]:
+        return found.float()
+    return functional.interpolate(found.float(), image.shape[2:], mode="bilinear")

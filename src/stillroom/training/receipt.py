@@ -13,7 +13,8 @@ from torch import Tensor
 import stillroom
 from stillroom.training.context import TrainContext
 
-_TEACHER_MODULES = ("onnx", "onnxruntime", "stillroom.teachers.onnx", "stillroom.teachers.torch")
+_RUNNERS = ("onnx", "torch", "timm", "target_files")
+_TEACHER_MODULES = ("onnx", "onnxruntime", *(f"stillroom.teachers.{name}" for name in _RUNNERS))
 
 
 def describe(context: TrainContext) -> str:

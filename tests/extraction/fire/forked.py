@@ -51,6 +51,7 @@ class NumpyTeacher(RunTeacher):
 class _Built:
     provider = "numpy"
     damage: tuple[str, ...] = ()  # nothing was found in its weights
+    identity: Any = ()  # nothing that only the built one knows
 
     def __init__(self, logits: str, features: str) -> None:
         self._names, self.preprocessing = (logits, features), Normalise((0.0,) * 3, (1.0,) * 3)

@@ -45,11 +45,11 @@ def _send_at(module: Any, name: str, visit: int, number: int) -> None:
     """Send this process a signal at a visit of a function, before the function does anything."""
     function, visits = getattr(module, name), []
 
-    def visited(*words: Any) -> Any:
+    def visited(*words: Any, **more: Any) -> Any:
         visits.append(1)
         if len(visits) == visit:
             os.kill(os.getpid(), number)
-        return function(*words)
+        return function(*words, **more)
 
     setattr(module, name, visited)
 
