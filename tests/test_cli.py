@@ -11,7 +11,7 @@ from stillroom.recipes import RECIPES
 
 TINY = """
 --name --body --freeze --freeze-epochs --batch --micro-batch --epochs --seed --on-damage --precision
---gate --gate-floor --data.shards --data.label-share
+--gate --gate-floor --data.shards --data.label-share --data.regions
 --teachers.0.target --teachers.0.path --teachers.0.code --teachers.0.taps
 --codec.shapes --codec.inner
 --student.width --student.depth --student.classes --student.mean --student.std
@@ -23,7 +23,7 @@ TINY = """
 --terms.5.target --terms.5.weight --terms.5.tap --terms.5.hidden
 --augment.photometric --augment.mirror
 --optimizer.lr --optimizer.weight-decay --optimizer.warmup --optimizer.final --optimizer.clip
---run.out --run.name --run.cache --run.resume --run.overwrite
+--run.out --run.name --run.cache --run.recorded-teachers --run.resume --run.overwrite
 --run.device --run.workers --run.log-every --run.evaluate-every --run.keep
 --run.shard-limit-gb --run.preflight
 """
@@ -59,7 +59,15 @@ def test_every_field_of_every_recipe_is_a_flag_with_a_sentence(name, capsys):
 
 def test_flags_reach_inside_terms_teachers_students_and_codecs():
     words = ["tiny", "--terms.4.weight", "0.7", "--terms.2.temperature.start", "5"]
-    words += ["--teachers.0.path", "runs/x", "--student.width", "9", "--codec.inner", "float32"]
+    words += [
+        "--teachers.0.path",
+        "runs/x",
+        "--run.recorded-teachers",
+        "--student.width",
+        "9",
+        "--codec.inner",
+        "float32",
+    ]
     recipe = recipe_from(words)
     assert type(recipe) is Recipe
     assert (recipe.terms[4].weight, recipe.terms[2].temperature.start) == (0.7, 5.0)

@@ -154,7 +154,8 @@ def test_both_views_are_kept_of_training_and_the_first_of_validation(two_views):
     assert [row.view.number for row in found] == [0, 1]
     teacher = two_views.teachers[0].build("cpu")
     picture = open_pictures(two_views.data.shards).open(ShardId("train", 0)).read(0).image
-    half = np.array(Image.fromarray(picture[:, :16]).resize((32, 32), Image.Resampling.BILINEAR))
+    half = Image.fromarray(picture[:, :24]).resize((48, 32), Image.Resampling.BILINEAR)
+    half = np.array(half)
     for row, image in zip(found, (picture, half[:, ::-1].copy()), strict=True):
         outputs = teacher(image_tensor(image)[None])["shapes"][0]
         torch.testing.assert_close(row.targets["shapes"], outputs, atol=2e-3, rtol=2e-3)

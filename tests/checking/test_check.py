@@ -180,7 +180,7 @@ def test_a_file_within_a_shard_that_does_not_belong_is_damage(spoilt):
 
 @pytest.mark.parametrize("change", ["key", "view"])
 def test_keys_and_views_are_compared_with_the_pictures_where_these_are_given(
-    spoilt, pictures, change
+    spoilt, spoilt_recipe, pictures, change
 ):
     file = folder_of(spoilt) / "shard.json"
     body = read_json(file)
@@ -192,7 +192,7 @@ def test_keys_and_views_are_compared_with_the_pictures_where_these_are_given(
     write_json(file, body)  # with every checksum right
     assert open_cache(spoilt).finalize()
     assert check_cache(spoilt).problems == ()
-    (problem,) = check_cache(spoilt, pictures).problems
+    (problem,) = check_cache(spoilt, pictures, spoilt_recipe.rows_of).problems
     assert problem.shard == SHARD and f"the rows of {key}" in problem.what
     assert (f"{key}x" in problem.what) == (change == "key")
 
@@ -207,9 +207,9 @@ def test_other_pictures_are_named_by_shard_and_size(spoilt, tiny_world, tmp_path
     (problem,) = check_cache(spoilt, open_pictures(shards)).problems
     assert problem.kind == "pictures" and str(SHARD) in problem.what
     other_size = open_pictures(tiny_world / "shards")
-    other_size.geometry = (32, 48)
+    other_size.geometry = (32, 64)
     problem = check_cache(spoilt, other_size).problems[0]
-    assert problem.kind == "pictures" and "size = [32, 48]" in problem.what
+    assert problem.kind == "pictures" and "size = [32, 64]" in problem.what
 
 
 def test_a_damaged_index_of_the_pictures_is_not_the_fault_of_the_cache(

@@ -19,6 +19,7 @@ from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.process import ProcessContext
 from stillroom.jsonfile import file_sha256, read_json, write_json
 from stillroom.pictures.loader import image_tensor
+from stillroom.teachers.torch import BuiltTorchTeacher
 from stillroom.types import ShardId
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,15 +55,13 @@ def swapped(spoilt_recipe, tmp_path, monkeypatch):
 @pytest.fixture
 def change_answers(spoilt_recipe, monkeypatch):
     """Lets the teacher's answers pass through a function before anybody sees them."""
-    config = type(spoilt_recipe.teachers[0])
-    build = config.build
+    call = BuiltTorchTeacher.__call__
 
     def change(function):
-        def building(self, device):
-            built = build(self, device)
-            return lambda image: {name: function(value) for name, value in built(image).items()}
+        def calling(self, image, **options):
+            return {name: function(v) for name, v in call(self, image, **options).items()}
 
-        monkeypatch.setattr(config, "build", building)
+        monkeypatch.setattr(BuiltTorchTeacher, "__call__", calling)
 
     return change
 
@@ -188,7 +187,7 @@ def test_other_teachers_are_refused_with_both_sides(spoilt, spoilt_recipe, tmp_p
         "more": replace(teacher, taps=(*teacher.taps, ("deep", "encoder.1"))),
     }
     for other in others.values():
-        with pytest.raises(UserError, match=r"other teachers(.|\n)*found:(.|\n)*wanted:"):
+        with pytest.raises(UserError, match=r"not made by the teachers(.|\n)*found:(.|\n)*wanted:"):
             refuse_other_teachers(cache, replace(spoilt_recipe, teachers=(other,)))
     for name in ("tap", "missing", "more"):  # what can be seen without the teachers' files
         with pytest.raises(UserError):

@@ -156,7 +156,7 @@ def test_a_shard_that_is_too_large_is_told_with_the_rows_that_fit(recipe, capsys
     small = replace(recipe, run=replace(recipe.run, shard_limit_gb=(3.5 * row_bytes) / 1e9))
     cache_teacher(small, ProcessContext())
     assert "--shard-rows 3 " in capsys.readouterr().out
-    run = replace(recipe.run, cache=recipe.run.out, shard_limit_gb=8 * row_bytes / 1e9)
+    run = replace(recipe.run, cache=recipe.run.out, shard_limit_gb=8.5 * row_bytes / 1e9)
     cache_teacher(replace(recipe, run=run), ProcessContext())
     assert "--shard-rows" not in capsys.readouterr().out
 

@@ -264,7 +264,7 @@ def sound(gated, make_tiny, tmp_path):
     """The same over pictures of one class more, so that its random weights are not scored."""
     make_tiny.make_pictures(tmp_path, train=16, val=0, classes=(*CLASSES, "more"))
     data = replace(gated.data, shards=str(tmp_path / "shards"))
-    terms = tuple(term for term in gated.terms if term.output != "logits")
+    terms = tuple(term for term in gated.terms if term.needs.output != "logits")
     return replace(gated, data=data, terms=terms)
 
 

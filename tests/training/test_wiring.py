@@ -15,8 +15,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch import nn
 
 import stillroom.training.loop as loop
+import stillroom.training.setup as setup
 import stillroom.training.validate as validate
 from stillroom.cache import find_caches
 from stillroom.hashing import keyed_hash
@@ -26,7 +28,7 @@ from stillroom.pictures.augment import mirror, photometric
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.loader import inside_array
 from stillroom.recipe import AdamW, Augment, Recipe
-from stillroom.students.distiller import Distiller
+from stillroom.students.distiller import Distiller, build_distiller
 from stillroom.training.log import read_metrics
 from stillroom.training.order import Order
 from stillroom.training.setup import prepare
@@ -51,10 +53,10 @@ def distilled(recipe: Recipe) -> Recipe:
 
 
 def plain(recipe: Recipe) -> Recipe:
-    """The same from labels alone, with mirrored pictures."""
-    terms = (CrossEntropy(weight=0.7), Dice(weight=0.2))
-    changes = {"terms": terms, "teachers": (), "codec": {}, "name": "plain"}
-    return replace(distilled(recipe), augment=Augment(photometric=0.3, mirror=True), **changes)
+    """The same from labels alone, with mirrored pictures and a line of the log every other step."""
+    recipe, terms = distilled(recipe), (CrossEntropy(weight=0.7), Dice(weight=0.2))
+    changes = {"terms": terms, "teachers": (), "codec": {}, "run": replace(recipe.run, log_every=2)}
+    return replace(recipe, augment=Augment(photometric=0.3, mirror=True), **changes)
 
 
 def rows_of(recipe: Recipe, split: str, share: float) -> list[dict[str, Any]]:
@@ -97,9 +99,11 @@ def batch_of(rows: list[dict[str, Any]], targets: tuple[str, ...]) -> Batch:
     )
 
 
-def reference(recipe: Recipe) -> tuple[Distiller, list[float], list[float]]:
-    """Train in plain torch; return the network, and each step's loss and rate."""
-    model, config, losses, rates = prepare(recipe).distiller.train(), recipe.optimizer, [], []
+def reference(recipe: Recipe) -> tuple[Distiller, np.ndarray, list[float]]:
+    """Train in plain torch; return the network, each step's (total, count) of every term, and each
+    step's rate.
+    """
+    model, config, sums, rates = prepare(recipe).distiller.train(), recipe.optimizer, [], []
     rows = rows_of(recipe, "train", recipe.data.label_share)
     order = Order(rows=len(rows), seed=recipe.seed)
     wide, narrow = (
@@ -127,41 +131,61 @@ def reference(recipe: Recipe) -> tuple[Distiller, list[float], list[float]]:
             batch_of(seen[i : i + recipe.micro_batch], recipe.wanted_targets())
             for i in range(0, recipe.batch, recipe.micro_batch)
         ]
-        outputs = [model(batch.image) for batch in batches]
-        loss = torch.zeros(())
+        outputs = []
+        for micro, batch in enumerate(batches):
+            torch.manual_seed(keyed_hash("forward", recipe.seed, step, micro) >> 1)
+            outputs.append(model(batch.image))
+        loss, sums_of_step = torch.zeros(()), []
         for term in recipe.terms:
             progress = (step // per_epoch) / (recipe.epochs - 1)
             pairs = zip(outputs, batches, strict=True)
             total = sum(term.total(o, b, progress) for o, b in pairs)
             count = sum(float(term.count(b)) for b in batches)
             loss = loss + (term.weight * total / count if count else 0.0)
+            sums_of_step.append((float(total.detach()), count))
         loss.backward()
         assert torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip) > config.clip
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss.detach()))
+        sums.append(sums_of_step)
         rates.append(config.lr * share)
-    return model, losses, rates
+    return model, np.array(sums), rates
 
 
 def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
 
 
-@pytest.mark.parametrize("make", [distilled, plain])
-def test_a_run_ends_where_the_plain_trainer_ends(tiny_recipe, make: Callable[[Recipe], Recipe]):
+def with_dropout(*words: Any) -> Distiller:
+    """The distiller of a recipe, which draws in each forward pass."""
+    distiller = build_distiller(*words)
+    distiller.student.encoder[1].append(nn.Dropout(0.2))
+    return distiller
+
+
+@pytest.mark.parametrize(
+    ("make", "logged"), [(distilled, [*range(1, 13)]), (plain, [2, 4, 6, 8, 9, 10, 12])]
+)
+def test_a_run_ends_where_the_plain_trainer_ends(
+    tiny_recipe, monkeypatch, make: Callable[[Recipe], Recipe], logged: list[int]
+):
+    monkeypatch.setattr(setup, "build_distiller", with_dropout)
     recipe = make(tiny_recipe)
     start = flat(prepare(recipe).distiller.state_dict())
-    model, losses, rates = reference(recipe)
+    model, sums, rates = reference(recipe)
     run = loop.train(recipe)
     found = flat(load_file(run / "checkpoints" / "step-000012" / "model.safetensors"))
     wanted = flat(model.state_dict())
     assert (found - wanted).norm() < 1e-3 * (wanted - start).norm()
     lines = [line for line in read_metrics(run) if line["kind"] == "train"]
-    assert [line["step"] for line in lines] == list(range(1, 13))
-    assert [line["epoch"] for line in lines] == [step // 3 for step in range(12)]
-    assert [line["loss"] for line in lines] == pytest.approx(losses, rel=1e-4)
-    assert [line["lr"] for line in lines] == pytest.approx(rates, rel=1e-9)
+    assert [line["step"] for line in lines] == logged
+    assert [line["epoch"] for line in lines] == [(step - 1) // 3 for step in logged]
+    assert [line["lr"] for line in lines] == pytest.approx([rates[step - 1] for step in logged])
+    weights = [term.weight for term in recipe.terms]
+    for line, before in zip(lines, [0, *logged[:-1]], strict=True):
+        total, count = sums[before : line["step"]].sum(0).T
+        means = total / np.maximum(count, 1e-9)
+        assert line["loss"] == pytest.approx(means @ weights, rel=1e-4)
 
 
 def test_an_evaluation_is_that_of_the_weights_of_its_step_at_the_end_of_all_schedules(tiny_recipe):
@@ -227,7 +251,7 @@ def test_only_the_last_micro_batch_of_a_step_is_synchronised(tiny_recipe, monkey
     totals = loop.term_totals
 
     @contextmanager
-    def no_sync(self: Accelerator, model: torch.nn.Module):
+    def no_sync(self: Accelerator, model: nn.Module):
         seen.append("alone")
         yield
         seen.append("done")
