@@ -64,7 +64,7 @@ def quarantine(world: World, many: bool) -> dict[str, Any]:
 def open_files(world: World, many: bool) -> dict[str, Any]:
     """Fewer and fewer files may be open."""
     open_now = len(list(Path("/proc/self/fd").iterdir())) - 1
-    top = open_now + (9 if world.body == "zarr" else 6)  # enough
+    top = open_now + (10 if world.body == "zarr" else 6)  # enough
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     outcomes = {}
     for limit in range(top, top - 5, -1 if many else -2):
