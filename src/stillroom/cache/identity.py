@@ -145,8 +145,9 @@ def _problem(identity: _Identity) -> str | None:
 
 def differences(found: Any, wanted: Any, name: str = "") -> list[tuple[str, Any, Any]]:
     """Return (dotted name, found, wanted) where two JSON values differ; absent is None."""
-    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
-        found, wanted = ({f"{i}": v for i, v in enumerate(side)} for side in (found, wanted))
+    sides = (found, wanted)
+    if all(isinstance(s, list) and all(isinstance(v, dict) for v in s) for s in sides):
+        found, wanted = ({f"{i}": v for i, v in enumerate(side)} for side in sides)
     if isinstance(found, dict) and isinstance(wanted, dict):
         result = []
         for member in sorted(found.keys() | wanted.keys()):
