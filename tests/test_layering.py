@@ -46,7 +46,7 @@ ALLOWED = {
     },
     "using": BASE | {"pictures", "cache", "students", "metrics", "recipe", "networks"},
     "recipes": BASE | {"recipe", "losses", "students", "teachers.configs", "teachers.own_configs"},
-    "cli": BASE | {"recipe", "recipes"},
+    "cli": BASE | {"recipe", "recipes", "teachers.files"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 

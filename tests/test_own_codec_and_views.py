@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stillroom.cache import Cache, open_cache
 from stillroom.codecs import CODECS, Codec
-from stillroom.errors import UserError
+from stillroom.errors import DamageError, UserError
 from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.process import ProcessContext
 from stillroom.jsonfile import read_json
@@ -128,6 +128,19 @@ def test_fitted_values_that_are_gone_are_not_fitted_again_while_a_shard_stands(r
     with pytest.raises(UserError, match="not the fitted values"):
         cache_teacher(recipe, ALONE)
     assert not open_cache(cache.path).is_fitted
+
+
+@pytest.mark.parametrize("byte", [4, -1])
+def test_damaged_fitted_values_are_not_blamed_on_the_shards(recipe, byte):
+    cache = cache_teacher(recipe, ALONE)
+    path = cache.path / "codecs.safetensors"
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamageError, match=r"codecs\.safetensors"):
+        cache_teacher(recipe, ALONE)
+    assert open_cache(cache.path).missing() == ()
+    assert not list((cache.path / "quarantine").iterdir())
 
 
 def test_the_student_reads_what_the_codec_decodes(recipe):

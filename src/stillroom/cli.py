@@ -22,6 +22,7 @@ from tyro.constructors import (
 from stillroom.errors import StillroomError, UserError
 from stillroom.recipe import Recipe
 from stillroom.recipes import RECIPES
+from stillroom.teachers.files import MissingTeacherError
 from stillroom.user_code import load_function
 
 
@@ -91,16 +92,13 @@ def _require_named_files(default: Recipe, recipe: Recipe) -> None:
     """Raise UserError for a teacher's file that the command line names and that is not there."""
     if recipe.run.recorded_teachers:
         return
-    for number, (before, teacher) in enumerate(zip(default.teachers, recipe.teachers, strict=True)):
-        for name in ("path", "folder", "weights", "factory"):
-            path = getattr(teacher, name, None)
-            if path in (None, "pretrained", getattr(before, name, None)):
-                continue
-            if not Path(path.rpartition(":")[0] if name == "factory" else path).exists():
-                raise UserError(
-                    f"--teachers.{number}.{name} {path} is not there",
-                    fix="name the file; --run.recorded-teachers where stage 2 runs without it",
-                )
+    for before, teacher in zip(default.teachers, recipe.teachers, strict=True):
+        try:
+            if teacher != before:
+                teacher.identity(with_files=True, recorded=())
+        except MissingTeacherError as error:
+            fix = f"{error.fix}; --run.recorded-teachers where stage 2 runs without it"
+            raise UserError(error.what, found=error.found, wanted=error.wanted, fix=fix) from None
 
 
 def _registry() -> ConstructorRegistry:

@@ -261,11 +261,17 @@ def teacher_identities(
     """
     found = {}
     for teacher in recipe.teachers:
-        identity = teacher.identity(with_files=with_files, recorded=recorded)
-        tensors = identity.pop("targets")
-        for name in teacher.targets:
-            found[name] = {**identity, "tensor": tensors[name]}
+        found |= teacher_identity(teacher, with_files, recorded)
     return found
+
+
+def teacher_identity(
+    teacher: TeacherConfig, with_files: bool, recorded: Recorded = None
+) -> dict[str, dict[str, Any]]:
+    """Return the same of one teacher."""
+    identity = teacher.identity(with_files=with_files, recorded=recorded)
+    tensors = identity.pop("targets")
+    return {name: {**identity, "tensor": tensors[name]} for name in teacher.targets}
 
 
 def views_identity(recipe: Recipe) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stillroom.hashing import keyed_hash
 
+MAX_VIEW_PIXELS = 100_000_000  # of a view, with what lies outside the picture
 IGNORE = 255  # the mask value that no loss and no metric counts
 # A picture's key; WebDataset skips folders named __like_this__ without a word.
 _KEY = r"^(?!__[^/]*__/)[A-Za-z0-9_=-]+(/[A-Za-z0-9_=-]+)*\Z"
@@ -32,7 +33,8 @@ class View:
     mirrored: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.number >= 0 and self.x0 < self.x1 and self.y0 < self.y1):
+        width, height = self.x1 - self.x0, self.y1 - self.y0
+        if not (self.number >= 0 and min(width, height) > 0 and width * height <= MAX_VIEW_PIXELS):
             raise ValueError(f"no such view: {self}")
 
 

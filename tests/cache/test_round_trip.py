@@ -2,6 +2,7 @@
 
 import threading
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,19 @@ def test_several_views_of_a_key_are_several_rows(tmp_path: Path, make):
     assert [reader.index(row.key, view=row.view.number) for row in rows] == [0, 1, 2, 3]
     with pytest.raises(UserError, match="no row for key 'c'"):
         reader.index("c")
+
+
+@pytest.mark.parametrize("box", [(-4, -2, 36, 30), (3, 1, 44, 33)])
+def test_a_view_may_pass_the_edges_of_its_picture(tmp_path: Path, make, box):
+    cache = claim_cache(tmp_path, "edges", make.identity())
+    cache.publish_fitted({})
+    view = View(x0=box[0], y0=box[1], x1=box[2], y1=box[3])
+    with cache.writer(TRAIN) as writer:
+        for i in range(cache.shard_rows(TRAIN)):
+            said = make.values(cache, TRAIN, i)
+            writer.append(replace(make.row(TRAIN, i), view=view), said, make.statistics(said))
+        assert writer.publish({})
+    assert cache.reader(TRAIN).rows[0].view == view
 
 
 def test_a_key_without_all_its_views_is_not_published(tmp_path: Path, make):

@@ -30,6 +30,14 @@ def about(**more) -> TorchFields:
     return TorchFields(**{"factory": "mine.py:build", "classes": 2, "stride": 2, **more})
 
 
+def test_a_tapped_map_is_what_the_module_returned_whatever_is_written_into_it_later():
+    module = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(inplace=True))
+    network = TorchNetwork(module, about(mean=HALF, std=HALF, stride=1, taps=("0",)))
+    image = torch.rand(1, 3, 4, 4)
+    _, features = network.forward_taps(image, ("0",))
+    assert torch.equal(features["0"], module[0]((image - 0.5) / 0.5)) and features["0"].min() < 0
+
+
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"out": x, "aux": 0}, lambda x: (x, 0)])
 def test_logits_alone_in_a_dict_or_first_of_a_tuple_are_found_and_resized(wrap):
     module, image = Answer(wrap), torch.rand(2, 3, 8, 12)

@@ -52,6 +52,14 @@ def test_arrays_of_logits_and_features_are_taken_as_they_are(tmp_path, suffix, d
     assert np.array_equal(answer(tmp_path / "one", array[0], suffix, "logits")[0], found[0])
 
 
+def test_numbers_of_a_palette_are_no_probabilities(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.fromarray((SOFT[0] * 255).astype(np.uint8)).convert("P").save(tmp_path / "a/b.png")
+    config = FileTeacher(target="t", folder=str(tmp_path), kind="probabilities", suffix=".png")
+    with pytest.raises(UserError, match="mode P instead of grey"):
+        config.build("cpu")(GREY, rows=(row(),))
+
+
 @pytest.mark.parametrize(("dtype", "most"), [(np.uint8, 255), (np.uint16, 65535)])
 def test_grey_of_8_and_16_bits_is_a_probability(tmp_path, dtype, most):
     grey = (SOFT[0] * most).astype(dtype)

@@ -127,6 +127,17 @@ def test_a_state_without_moments_is_restored_too(tmp_path):
     assert equal(new.go(2), Training().load(tmp_path).go(2))
 
 
+def test_a_network_with_shared_weights_is_kept_and_restored(tmp_path):
+    class Tied(Training):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model.append(nn.Conv2d(1, 1, 1)).append(nn.Conv2d(1, 1, 1))
+            self.model[4].weight = self.model[3].weight
+
+    Tied().go(2).save(tmp_path)
+    assert equal(Tied().load(tmp_path).go(1), Tied().go(3))
+
+
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, is_durable):
     assert is_durable(Training().go(1).save(tmp_path))
 

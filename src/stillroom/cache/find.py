@@ -6,15 +6,24 @@ from typing import Any
 
 from stillroom.cache.folder import IDENTITY_FILE, Cache, open_cache
 from stillroom.cache.identity import both_sides, differences, plain
-from stillroom.errors import UserError
+from stillroom.errors import DamageError, UserError
 from stillroom.jsonfile import digest
 
 
 def find_caches(root: Path) -> tuple[Cache, ...]:
-    """Return the caches directly below a folder, by name, or the folder itself where it is one."""
+    """Return the caches directly below a folder, by name, or the folder itself where it is one.
+
+    One below it that cannot be opened is told and passed over.
+    """
     if (root / IDENTITY_FILE).exists():
         return (open_cache(root),)
-    return tuple(open_cache(path.parent) for path in sorted(root.glob(f"*/{IDENTITY_FILE}")))
+    found = []
+    for path in sorted(root.glob(f"*/{IDENTITY_FILE}")):
+        try:
+            found.append(open_cache(path.parent))
+        except (DamageError, UserError) as error:
+            print(f"warning: the cache {path.parent} is passed over: {error.what}", flush=True)
+    return tuple(found)
 
 
 def match_cache(

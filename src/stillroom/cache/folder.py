@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.cache.body import Body, Part
+from stillroom.cache.cached_rows import CachedRow, CachedRows
 from stillroom.cache.faults import reach
 from stillroom.cache.identity import (
     FORMAT,
@@ -27,8 +28,13 @@ from stillroom.cache.identity import (
     target_specs,
 )
 from stillroom.cache.reader import ShardReader
-from stillroom.cache.rows import CachedRow, CachedRows
-from stillroom.cache.shard_index import ShardIndex, ShardSpec, check_files, read_shard_index
+from stillroom.cache.shard_index import (
+    ShardIndex,
+    ShardSpec,
+    check_files,
+    read_shard_index,
+    stated_by_shards,
+)
 from stillroom.cache.tar_body import TarBody
 from stillroom.cache.writer import ShardWriter
 from stillroom.cache.zarr_body import ZarrBody
@@ -231,8 +237,18 @@ class Cache:
         return place
 
     def quarantine_bad(self) -> tuple[Path, ...]:
-        """Quarantine every shard that `is_published` finds bad; returns where they lie now."""
-        places = []
+        """Quarantine every shard that `is_published` finds bad; returns where they lie now.
+
+        Raises DamageError where the fitted values are at fault, which no shard can help.
+        """
+        stated, places = stated_by_shards(self.path, self.fingerprint), []
+        if stated is not None and stated != (self.fingerprint, self.codecs_sha256):
+            raise DamageError(
+                f"{self.path / _CODECS} is not the file that the shards were made with",
+                found=self.codecs_sha256,
+                wanted=stated[1],
+                fix=f"restore it, or python tools/check_cache.py {self.path} RECIPE --repair",
+            )
         for shard_id in self._rows:
             try:
                 self.is_published(shard_id)

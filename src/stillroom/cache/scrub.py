@@ -59,7 +59,7 @@ def scrub_shard(cache: "Cache", shard_id: ShardId) -> list[Problem]:
 def scrub_folder(
     folder: Path, spec: ShardSpec, raw_crcs: dict[str, list[int]] | None = None
 ) -> list[Problem]:
-    """Check record, files, rows, coverage; `raw_crcs` has the decoded rows' crc32c per part."""
+    """Check shard.json, files, rows, coverage; `raw_crcs` has the decoded rows' crc32c per part."""
     try:
         reader = ShardReader(folder, spec)
     except DamageError as error:
@@ -75,7 +75,8 @@ def scrub_reader(
     raw_crcs: dict[str, list[int]] | None = None,
     tick: Tick = lambda num_bytes, num_rows: None,
 ) -> list[Problem]:
-    """Check everything of an open shard; `tick` hears of each row (bytes of its frames, 1)."""
+    """Check everything of an open shard; `tick` is called for each row (bytes of its
+    frames, 1)."""
     return [
         *_file_problems(reader, folder, spec, tick),
         *_coverage_problems(reader, folder, spec),

@@ -15,11 +15,12 @@ import msgspec
 from stillroom.cache.body import Body, Part, Spans, StoredFile
 from stillroom.cache.identity import FORMAT
 from stillroom.errors import DamageError
-from stillroom.jsonfile import Declared, read_json_and_digest
+from stillroom.jsonfile import Declared, read_json, read_json_and_digest
 from stillroom.types import Key, Kind, Row, ShardId, View
 
 FILE = "shard.json"
-_Pixels = Annotated[int, msgspec.Meta(ge=0, le=100_000_000)]  # of a source; also a box's number
+_Number = Annotated[int, msgspec.Meta(ge=0, le=100_000_000)]  # of a view or a region
+_Pixels = Annotated[int, msgspec.Meta(ge=-100_000_000, le=100_000_000)]
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -43,11 +44,11 @@ class ShardSpec:
 
 
 class RowColumns(Declared, frozen=True):
-    """Who each row is; a view is number, x0, y0, x1, y1 in source pixels, and mirrored."""
+    """Who each row is; a view is number, x0, y0, x1, y1 in packed pixels, and mirrored."""
 
     key: list[Key]
-    region: list[_Pixels | None]
-    view: list[tuple[_Pixels, _Pixels, _Pixels, _Pixels, _Pixels, Literal[0, 1]]]
+    region: list[_Number | None]
+    view: list[tuple[_Number, _Pixels, _Pixels, _Pixels, _Pixels, Literal[0, 1]]]
 
 
 class Statistics(Declared, frozen=True):
@@ -126,6 +127,24 @@ def read_shard_index(folder: Path, spec: ShardSpec) -> tuple[ShardIndex, str]:
     if problem := _row_problem(shard_index, spec) or _file_problem(shard_index, spec):
         raise DamageError(f"{path} is not what this cache needs", found=problem)
     return shard_index, sha256
+
+
+def stated_by_shards(cache: Path, fingerprint: str) -> tuple[str, str] | None:
+    """Return the fingerprint and the codecs' sha256 that the first shard of this cache states.
+
+    Where none is of this cache, what the first one states whose shard.json verifies.
+    """
+    first = None
+    for path in sorted(cache.glob(f"*/{FILE}")):
+        try:
+            index = read_json(path)
+        except (OSError, DamageError):
+            continue  # the scrub says what is wrong with it
+        stated = str(index.get("fingerprint")), str(index.get("codecs_sha256"))
+        if stated[0] == fingerprint:
+            return stated
+        first = first or stated
+    return first
 
 
 def check_files(folder: Path, spec: ShardSpec, shard_index: ShardIndex) -> None:

@@ -6,6 +6,7 @@ one row and its compressed frame. A killed writer leaves a folder in `tmp/`, whi
 """
 
 import errno
+import math
 import os
 import re
 import shutil
@@ -76,7 +77,8 @@ class ShardWriter:
         assert parts.keys() == self._parts.keys(), sorted(parts)
         assert statistics.keys() == self._statistics.keys(), sorted(statistics)
         for name, figures in statistics.items():
-            self._check_figures(row, name, figures)
+            assert (figures.confidence is not None) == (self._spec.kinds[name] == "logits"), name
+            require_finite(row, name, figures)
             for column, figure in zip(astuple(self._statistics[name]), figures, strict=True):
                 column.append(figure)
         for name in self._parts:
@@ -114,11 +116,6 @@ class ShardWriter:
             )
         reach("read-back")
         return self._rename()
-
-    def _check_figures(self, row: Row, name: str, figures: RowStatistics) -> None:
-        assert (figures.confidence is not None) == (self._spec.kinds[name] == "logits"), name
-        if not (all(np.isfinite(f) for f in figures if f is not None) and figures.finite == 1):
-            raise _not_finite(row, name, ", ".join(map(str, figures)))
 
     def _append_part(self, row: Row, name: str, value: np.ndarray) -> None:
         part = self._parts[name]
@@ -163,9 +160,16 @@ class ShardWriter:
         return True
 
 
+def require_finite(row: Row, name: str, statistics: RowStatistics) -> None:
+    """Raise UserError, with the picture's key, where a target's values are not all finite."""
+    known = [figure for figure in statistics if figure is not None]
+    if not (all(map(math.isfinite, known)) and statistics.finite == 1):
+        raise _not_finite(row, name, ", ".join(map(str, statistics)))
+
+
 def _not_finite(row: Row, name: str, found: str) -> UserError:
     return UserError(
-        f"what the teacher said of {row.key} as {name} is not finite",
+        f"the target {name} of {row.key} is not finite",
         found=found,
         wanted="finite values only",
         fix="check the teacher's weights and preprocessing",

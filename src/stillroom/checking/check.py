@@ -11,11 +11,10 @@ from typing import Any
 from stillroom.cache.folder import Cache, open_cache
 from stillroom.cache.identity import both_sides, differences
 from stillroom.cache.scrub import Problem, ProblemKind
-from stillroom.cache.shard_index import FILE
+from stillroom.cache.shard_index import stated_by_shards
 from stillroom.checking.check_result import CheckResult
 from stillroom.checking.parallel_scrub import RowsOf, scrub_shards
 from stillroom.errors import DamageError, StillroomError, UserError
-from stillroom.jsonfile import read_json
 from stillroom.pictures.dataset import PictureSet
 from stillroom.types import ShardId
 
@@ -86,29 +85,11 @@ def open_or_problem(folder: Path) -> Cache | Problem:
         cache = open_cache(folder)
     except (DamageError, OSError) as error:
         return _unreadable("identity", path, error)
-    stated = stated_by_shards(cache)
+    stated = stated_by_shards(cache.path, cache.fingerprint)
     if stated is not None and stated[0] != cache.fingerprint:
         sides = f"it is {cache.fingerprint[:8]}, the shards are of {stated[0][:8]}"
         return _problem("identity", path, f"is the identity of another cache ({sides})")
     return cache
-
-
-def stated_by_shards(cache: Cache) -> tuple[str, str] | None:
-    """Return the fingerprint and the codecs' sha256 that the first shard of this cache states.
-
-    Where none is of this cache, what the first one states whose shard.json verifies.
-    """
-    first = None
-    for path in sorted(cache.path.glob(f"*/{FILE}")):
-        try:
-            index = read_json(path)
-        except (OSError, DamageError):
-            continue  # the scrub says what is wrong with it
-        stated = str(index.get("fingerprint")), str(index.get("codecs_sha256"))
-        if stated[0] == cache.fingerprint:
-            return stated
-        first = first or stated
-    return first
 
 
 def _problem(kind: ProblemKind, path: Path, text: str) -> Problem:
@@ -122,7 +103,7 @@ def _unreadable(kind: ProblemKind, path: Path, error: DamageError | OSError) -> 
 
 def _check_codecs(cache: Cache) -> tuple[str, list[Problem]]:
     """The sha256 of the fitted values that the shards name, and what is wrong with the file."""
-    path, stated = cache.path / CODECS, stated_by_shards(cache)
+    path, stated = cache.path / CODECS, stated_by_shards(cache.path, cache.fingerprint)
     wanted = stated[1] if stated is not None else "-"
     if not path.exists():
         problem = _problem("codecs", path, "is missing, and there are shards that need it")

@@ -10,7 +10,8 @@ from typing import Any
 import safetensors.torch
 
 from stillroom.cache.folder import Cache, claim_cache, open_cache
-from stillroom.checking.check import CODECS, MANIFEST, check_cache, stated_by_shards
+from stillroom.cache.shard_index import stated_by_shards
+from stillroom.checking.check import CODECS, MANIFEST, check_cache
 from stillroom.checking.check_result import START_ANEW, CheckResult
 from stillroom.errors import DamageError
 from stillroom.extraction.cache_identity import compose, probe
@@ -78,7 +79,7 @@ def _identity(recipe: Recipe, pictures: PictureSet | None, device: str) -> dict[
 
 def _restore_codecs(cache: Cache, result: CheckResult) -> list[str]:
     """Write the file of fitted values again where its bytes are known; nothing is fitted again."""
-    path, stated = cache.path / CODECS, stated_by_shards(cache)
+    path, stated = cache.path / CODECS, stated_by_shards(cache.path, cache.fingerprint)
     nothing = hashlib.sha256(safetensors.torch.save({})).hexdigest()
     needs_fit = any(codec.needs_fit for codec in cache.codecs.values())
     if stated is not None and (needs_fit or stated[1] != nothing):

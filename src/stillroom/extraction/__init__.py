@@ -1,1 +1,1 @@
-"""Stage 1: teachers said it once; this is where it is said and kept."""
+"""Stage 1: the frozen teachers run once over every picture, and what they answer is kept."""

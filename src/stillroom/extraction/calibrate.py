@@ -1,6 +1,7 @@
 """Codecs are fitted once, on rows that everybody would choose, before the first row is kept."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from torch import Tensor
 
@@ -23,14 +24,9 @@ def calibration_keys(pictures: PictureSet) -> tuple[str, ...]:
     step = max(1, len(shards) // NUM_ROWS)
     chosen = shards[::step][:NUM_ROWS]
     each = -(-NUM_ROWS // len(chosen))
-    keys = (
-        key
-        for shard in chosen
-        for key in sorted(pictures.open(shard).keys, key=lambda k: keyed_hash("calibration", k))[
-            :each
-        ]
-    )
-    return tuple(sorted(keys))
+    draw = partial(keyed_hash, "calibration")
+    keys = [key for id_ in chosen for key in sorted(pictures.open(id_).keys, key=draw)[:each]]
+    return tuple(sorted(sorted(keys, key=draw)[:NUM_ROWS]))
 
 
 def fit_codecs(
@@ -78,6 +74,8 @@ def _rows(cache: Cache, recipe: Recipe, pictures: PictureSet) -> list[tuple[Shar
     wanted = set(cache.identity["calibration"])
     found: dict[str, tuple[ShardId, Row]] = {}
     for shard in pictures.shard_ids():
+        if len(found) == len(wanted):
+            break
         if wanted.isdisjoint(pictures.open(shard).keys):
             continue
         for row in recipe.rows_of(pictures.open(shard)):

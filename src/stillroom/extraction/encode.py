@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.cache.folder import Cache
+from stillroom.cache.writer import require_finite
 from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.pictures.loader import image_tensor, read_ahead
 from stillroom.pictures.rows import picture_of
@@ -70,11 +71,13 @@ def run_teachers(
 def encode(
     cache: Cache, rows: Sequence[Row], outputs: dict[str, Float[Tensor, "b c y x"]]
 ) -> EncodedBatch:
-    """Return what the cache's codecs keep of some rows' targets."""
+    """Return what the cache's codecs keep of some rows' targets; UserError for what they cannot."""
     parts: dict[str, np.ndarray] = {}
     statistics: dict[str, list[RowStatistics]] = {}
     for name, target in outputs.items():
         statistics[name] = _statistics(target, cache.specs[name].kind)
+        for row, figures in zip(rows, statistics[name], strict=True):
+            require_finite(row, name, figures)
         for part, tensor in cache.encode(name, target, rows).items():
             parts[f"{name}.{part}"] = tensor.cpu().numpy()
     return EncodedBatch(rows=tuple(rows), parts=parts, statistics=statistics)

@@ -52,21 +52,23 @@ class _Job:
     stop: threading.Event
 
     def outputs(
-        self, places: Iterable[tuple[ShardId, Row]]
+        self, places: Iterable[tuple[ShardId, Row]], under_way: str = "no shard was begun"
     ) -> Generator[tuple[list[Row], dict[str, Tensor]], None, None]:
         """Yield rows and what the teachers answer, batch by batch, on the device."""
         size, workers = self.recipe.micro_batch, self.recipe.run.workers
         with closing(read_batches(self.pictures, places, size, workers)) as batches:
             for batch in batches:
+                raise_if_stopped(self.stop, under_way)
                 rows = [row for row, _ in batch]
                 yield rows, run_teachers(self.teachers, batch, self.process.device)
 
     def batches(self, shard: ShardId) -> Generator[EncodedBatch, None, None]:
         """Yield what is kept of a shard's rows, in order; batches never straddle shards."""
         rows = self.recipe.rows_of(self.pictures.open(shard))
-        with closing(self.outputs((shard, row) for row in rows)) as outputs:
+        under_way = f"{shard} was not finished and is left out"
+        with closing(self.outputs(((shard, row) for row in rows), under_way)) as outputs:
             for some, targets in outputs:
-                raise_if_stopped(self.stop, f"{shard} was not finished and is left out")
+                raise_if_stopped(self.stop, under_way)
                 yield encode(self.cache, some, targets)
 
 

@@ -45,10 +45,16 @@ class Network(nn.Module):
 
 @contextmanager
 def kept_outputs(modules: Mapping[str, nn.Module], outputs: dict[str, Any]) -> Iterator[None]:
-    """Put what modules return into `outputs`, by name, through hooks that live for this block."""
+    """Put what modules return into `outputs`, by name, through hooks that live for this block.
+
+    A tensor is copied: the layer that follows may write into it (`ReLU(inplace=True)`).
+    """
 
     def keep(name: str) -> Any:
-        return lambda module, args, output: outputs.update({name: output})
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            outputs[name] = output.clone() if isinstance(output, Tensor) else output
+
+        return hook
 
     hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
     try:

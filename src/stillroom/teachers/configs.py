@@ -172,6 +172,9 @@ class RunTeacher:
             about = read_run(finished(self.path))
             identity["architecture"] = about["network"]
             identity["weights_sha256"] = about["weights_sha256"]
+            if self.code is not None:
+                code = existing(self.code.rpartition(":")[0], "code")
+                identity["code_sha256"] = file_sha256(code, links=True)
         return identity
 
     def build(self, device: str) -> "BuiltTorchTeacher":

@@ -75,7 +75,9 @@ class BuiltFileTeacher:
                 wanted="one for every picture, named by its key",
                 fix="make it, or leave the picture out of the shards",
             )
-        target = _as_target(_read_array(path), self._config, size, path)
+        target = _as_target(
+            _read_array(path, self._config.kind == "mask"), self._config, size, path
+        )
         self._shape = self._shape or tuple(target.shape)
         if tuple(target.shape) != self._shape:
             raise UserError(
@@ -93,13 +95,13 @@ def _is_whole(row: Row, size: tuple[int, int]) -> bool:
     return row.region is None and not view.mirrored and box == (0, 0, size[1], size[0])
 
 
-def _read_array(path: Path) -> Shaped[np.ndarray, "*c y x"]:
+def _read_array(path: Path, is_mask: bool) -> Shaped[np.ndarray, "*c y x"]:
     """Return the array that a file holds; UserError for anything else.
 
-    Grey of 8 or 16 bits stays uint8 or uint16.
+    Grey of 8 or 16 bits stays uint8 or uint16; the numbers of a palette mean something in a mask.
     """
     try:
-        values = _READERS[path.suffix](path)
+        values = _READERS[path.suffix](path, is_mask)
     except StillroomError:
         raise
     except Exception as error:  # what readers and decoders raise on bad bytes cannot be listed
@@ -163,13 +165,13 @@ def _of_mask(
     return mask_logits(mask, config.classes, config.confidence)
 
 
-def _read_npy(path: Path) -> np.ndarray:
+def _read_npy(path: Path, is_mask: bool) -> np.ndarray:
     mapped = np.lib.format.open_memmap(path, mode="r")  # refuses objects, needs no memory
     _bound(mapped.shape)
     return np.array(mapped)
 
 
-def _read_safetensors(path: Path) -> np.ndarray:
+def _read_safetensors(path: Path, is_mask: bool) -> np.ndarray:
     tensors = list(map_tensors(path).values())
     if len(tensors) != 1:
         raise ValueError(f"{len(tensors)} tensors instead of one")
@@ -177,11 +179,11 @@ def _read_safetensors(path: Path) -> np.ndarray:
     return (tensors[0].float() if tensors[0].is_floating_point() else tensors[0]).numpy()
 
 
-def _read_png(path: Path) -> np.ndarray:
+def _read_png(path: Path, is_mask: bool) -> np.ndarray:
     with Image.open(io.BytesIO(read_bytes(path, _MAX_BYTES)), formats=("PNG",)) as image:
         _bound(image.size)
-        if image.mode not in ("L", "P", "I;16"):
-            raise ValueError(f"mode {image.mode} instead of grey or palette")
+        if image.mode not in (("L", "P", "I;16") if is_mask else ("L", "I;16")):
+            raise ValueError(f"mode {image.mode} instead of grey")
         return np.array(image)
 
 

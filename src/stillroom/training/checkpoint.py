@@ -161,7 +161,7 @@ def replace_folder(aside: Path, folder: Path) -> None:
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write a safetensors file, durable; return its sha256 (hex)."""
-    data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    data = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
     write_bytes(path, data)
     return hashlib.sha256(data).hexdigest()
 

@@ -1,12 +1,13 @@
 """Which cache a recipe means: the one that holds what its teachers said of these pictures."""
 
 from pathlib import Path
+from typing import Any
 
 from stillroom.cache.find import find_caches, match_cache
 from stillroom.cache.folder import Cache
 from stillroom.errors import UserError
 from stillroom.pictures.dataset import PictureSet
-from stillroom.recipe import Recipe, teacher_identities, views_identity
+from stillroom.recipe import Recipe, teacher_identity, views_identity
 from stillroom.teachers.configs import MissingTeacherError
 
 
@@ -16,15 +17,19 @@ def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | N
     The teachers' files need not be here: then, and always with `run.recorded_teachers`, a cache
     that recorded such a teacher is taken at its word, and said so. Raises UserError.
     """
-    wanted, without_files = recipe.wanted_targets(), recipe.run.recorded_teachers
+    wanted = recipe.wanted_targets()
     if not wanted:
         return None
     assert pictures.geometry is not None
     recorded = [r for cache in find_caches(Path(recipe.run.cache)) for r in cache.teachers]
-    try:
-        teachers = teacher_identities(recipe, not without_files, recorded)
-    except MissingTeacherError:
-        teachers, without_files = teacher_identities(recipe, with_files=False), True
+    teachers: dict[str, Any] = {}
+    absent: list[str] = []  # targets of teachers that cannot be compared
+    for teacher in recipe.teachers:
+        try:
+            teachers |= teacher_identity(teacher, not recipe.run.recorded_teachers, recorded)
+        except MissingTeacherError:
+            teachers |= teacher_identity(teacher, with_files=False)
+            absent += teacher.targets
     cache = match_cache(
         Path(recipe.run.cache),
         pictures.digest,
@@ -41,9 +46,8 @@ def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | N
             fix=f"{_rebuild(recipe, cache.identity['body'])}: it goes on where it stopped",
         )
     if verbose:
-        note = (
-            " (teachers' files are not looked at: the recorded identity is taken)" * without_files
-        )
+        names = ", ".join(teachers if recipe.run.recorded_teachers else absent)
+        note = f" (of the teachers of {names} the recorded identity is taken)" if names else ""
         print(f"cache: {cache.path}{note}", flush=True)
     return cache
 

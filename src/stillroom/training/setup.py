@@ -39,6 +39,12 @@ def prepare(recipe: Recipe) -> TrainContext:
     schedule = _schedule(recipe, accelerator)
     cache = find_cache(recipe, pictures, accelerator.is_main_process)
     dataset, validation = _sources(recipe, pictures, cache)
+    if recipe.batch > len(dataset):
+        raise UserError(
+            "one step takes more rows than there are to train on",
+            found=f"--batch {recipe.batch}, {len(dataset)} rows in {pictures.path}",
+            fix="a smaller --batch (and --micro-batch), or a larger --data.label-share",
+        )
     distiller = _distiller(recipe, cache, pictures.geometry, accelerator)
     optimizer = make_optimizer(recipe.optimizer, distiller)
     model, wrapped = accelerator.prepare(distiller, optimizer)
