@@ -33,7 +33,12 @@ def pictures_identity(pictures: PictureSet, recipe: Recipe) -> dict[str, Any]:
 def _num_rows(pictures: PictureSet, recipe: Recipe) -> Iterator[int]:
     for shard in pictures.shards:
         if recipe.data.regions:
-            yield len(recipe.rows_of(pictures.open(shard.id)))
+            if not (rows := recipe.rows_of(pictures.open(shard.id))):
+                raise UserError(
+                    f"no picture of shard {shard.id} of {pictures.path} names a box",
+                    fix="leave out --data.regions, or pack the pictures that have boxes",
+                )
+            yield len(rows)
         else:
             yield shard.rows * num_views(recipe.views, shard.split)
 
