@@ -3,6 +3,7 @@
 import pytest
 
 from stillroom.cache import Cache
+from stillroom.cache.shard_index import stated_by_shards
 from stillroom.errors import DamageError
 from stillroom.jsonfile import read_json, write_json
 from stillroom.types import ShardId
@@ -119,3 +120,12 @@ def test_paths_in_a_record_are_never_followed(make, cache: Cache):
     write_json(path, body)
     with pytest.raises(DamageError, match="files "):
         cache.reader(TRAIN)
+
+
+def test_a_stranger_s_shard_does_not_speak_for_this_cache(tmp_path):
+    for folder, fingerprint, codecs in (("a.zarr", "0", "11"), ("b.zarr", "5", "22")):
+        (tmp_path / folder).mkdir()
+        body = {"fingerprint": fingerprint, "codecs_sha256": codecs}
+        write_json(tmp_path / folder / "shard.json", body)
+    assert stated_by_shards(tmp_path, "5") == ("5", "22")
+    assert stated_by_shards(tmp_path, "7") == ("0", "11")
