@@ -35,6 +35,7 @@ def match_cache(
     views: dict[str, Any] | None = None,
     body: str = "zarr",
     rebuild: str = "python tools/cache_teacher.py RECIPE",
+    caches: Sequence[Cache] | None = None,
 ) -> Cache:
     """Return the one cache of these pictures and views with every target of these teachers.
 
@@ -42,9 +43,9 @@ def match_cache(
     has them, or None for any; `teachers` has, per needed target, the items of its teacher's
     identity that must be equal. `body` decides between caches that differ in nothing else. Raises
     UserError where none fits (with the nearest one's differences, and `rebuild` as its fix) or
-    several do.
+    several do. `caches` are those of `root`, where they are open already.
     """
-    caches = find_caches(root)
+    caches = find_caches(root) if caches is None else caches
     if not caches:
         raise UserError(
             f"there is no cache in {root}",

@@ -98,8 +98,8 @@ def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Even
     cache = _existing(recipe, identity)
     if cache is not None:
         restore_fitted(cache)
-    for folder in () if cache is None else cache.quarantine_bad():
-        print(f"warning: a damaged shard was set aside and is made again: {folder}", flush=True)
+        for folder in cache.quarantine_bad():
+            print(f"warning: a damaged shard was set aside and is made again: {folder}", flush=True)
     if cache is None or cache.missing():
         quality = _gate(recipe, teachers, pictures, process, stop)
         raise_if_stopped(stop, "no shard was begun")

@@ -19,6 +19,7 @@ from stillroom.teachers.fields import (
     check_normalisation,
     check_taps,
     kinds,
+    preprocessing,
     tensors,
 )
 from stillroom.teachers.files import MissingTeacherError as MissingTeacherError
@@ -76,13 +77,9 @@ class OnnxTeacher:
             "class": "OnnxTeacher",
             "targets": {self.target: self.tensor, **dict(self.tensors)},
             "kind": self.kind,
-            "preprocessing": {
-                "size": None if self.size is None else list(self.size),
-                "channels": self.channels,
-                "scale": self.scale,
-                "mean": list(self.mean),
-                "std": list(self.std),
-            },
+            "preprocessing": preprocessing(
+                self.channels, self.scale, self.mean, self.std, size=self.size and list(self.size)
+            ),
             "precision": "float32",
         }
         if with_files:

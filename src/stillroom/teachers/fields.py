@@ -28,6 +28,14 @@ def check_normalisation(mean: Triple, std: Triple, scale: float = 1.0) -> None:
         raise UserError("mean and std must be finite, std positive", found=f"{mean}, {std}")
 
 
+def preprocessing(
+    channels: str, scale: float, mean: Triple, std: Triple, **more: Any
+) -> dict[str, Any]:
+    """Return how pictures become what a network takes, as an identity records it."""
+    numbers = {"scale": scale, "mean": list(mean), "std": list(std)}
+    return {"channels": channels, **numbers, **more}
+
+
 def check_taps(target: str | None, taps: Iterable[tuple[str, Any]]) -> None:
     """Raise UserError for targets without a name, or two of one name."""
     names = [*([] if target is None else [target]), *(name for name, _ in taps)]

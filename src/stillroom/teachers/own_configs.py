@@ -10,7 +10,14 @@ from stillroom.errors import UserError
 from stillroom.jsonfile import digest, file_sha256
 from stillroom.networks.description import Triple
 from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD
-from stillroom.teachers.fields import Taps, check_normalisation, check_taps, check_target, kinds
+from stillroom.teachers.fields import (
+    Taps,
+    check_normalisation,
+    check_taps,
+    check_target,
+    kinds,
+    preprocessing,
+)
 from stillroom.teachers.files import existing, target_files
 from stillroom.teachers.protocol import Recorded
 from stillroom.types import Kind
@@ -64,12 +71,7 @@ class TorchTeacher:
             "class": "TorchTeacher",
             "targets": dict.fromkeys(self.targets) | dict(self.outputs),  # None: what it returns
             "function": function,
-            "preprocessing": {
-                "channels": self.channels,
-                "scale": self.scale,
-                "mean": list(self.mean),
-                "std": list(self.std),
-            },
+            "preprocessing": preprocessing(self.channels, self.scale, self.mean, self.std),
             "precision": "float32",
         }
         if with_files:

@@ -21,7 +21,8 @@ def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | N
     if not wanted:
         return None
     assert pictures.geometry is not None
-    recorded = [r for cache in find_caches(Path(recipe.run.cache)) for r in cache.teachers]
+    caches = find_caches(Path(recipe.run.cache))
+    recorded = [teacher for cache in caches for teacher in cache.teachers]
     teachers: dict[str, Any] = {}
     absent: list[str] = []  # targets of teachers that cannot be compared
     for teacher in recipe.teachers:
@@ -38,6 +39,7 @@ def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | N
         views=views_identity(recipe),
         body=recipe.body,
         rebuild=_rebuild(recipe, recipe.body),
+        caches=caches,
     )
     if missing := cache.missing():
         raise UserError(
