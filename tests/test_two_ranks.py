@@ -1,4 +1,6 @@
-"""Two processes are one: the same gradient, one log, one checkpoint, one complaint."""
+"""Two processes are one: the same gradient and running buffers, one log, one checkpoint, one
+complaint.
+"""
 
 import importlib.util
 import json
@@ -45,19 +47,34 @@ def call(
     )
 
 
-def start_two(script: str, *words: object) -> None:
-    """Run a script in two processes as torchrun would; that itself takes three seconds more."""
+def start(world: int, script: str, *words: object) -> None:
+    """Run a script in so many processes as torchrun would; that itself takes three seconds more."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    place["WORLD_SIZE"] = str(world)
     children = [
         subprocess.Popen(
             [sys.executable, str(ROOT / script), *map(str, words)],
-            env={**ENVIRONMENT, **place, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"},
+            env={**ENVIRONMENT, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
-        for rank in "01"
+        for rank in range(world)
     ]
-    assert [child.wait(100) for child in children] == [0, 0]
+    assert [child.wait(100) for child in children] == [0] * world
+
+
+def first_step(
+    tiny_world: Path, out: Path, process: int, micro_batch: int = 4
+) -> dict[str, torch.Tensor]:
+    """What the first step of so many processes leaves."""
+    if process == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        driver.main(tiny_world, out, micro_batch)
+        torch.set_num_threads(threads)
+    else:
+        start(process, "tests/two_ranks_driver.py", tiny_world, out, micro_batch)
+    return load_file(out / "first_step.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +83,33 @@ def first_steps(tiny_world, tmp_path_factory) -> dict[int, dict[str, torch.Tenso
     found = {}
     for process in (1, 2):
         out = tmp_path_factory.mktemp(f"ranks{process}")
-        if process == 1:
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)
-            driver.main(tiny_world, out)
-            torch.set_num_threads(threads)
-        else:
-            start_two("tests/two_ranks_driver.py", tiny_world, out)
-        found[process] = load_file(out / "first_step.safetensors")
+        found[process] = first_step(tiny_world, out, process)
         found[process]["refused"] = json.loads((out / "refused.json").read_text())
     return found
+
+
+def require_equal_buffers(one: dict[str, torch.Tensor], more: dict[str, torch.Tensor]) -> None:
+    """To the last bit; every one of them has moved."""
+    names = {name for name in one if name.startswith("buffer.")}
+    assert names == {name for name in more if name.startswith("buffer.")}
+    assert any(name.endswith("running_var") for name in names)
+    for name in names:
+        assert torch.equal(one[name], more[name]), name
+        assert one[name].abs().sum() > 0
+
+
+def test_the_running_buffers_after_a_step_are_those_of_one_process(first_steps):
+    require_equal_buffers(first_steps[1], first_steps[2])
+
+
+@pytest.mark.slow
+def test_four_processes_leave_the_buffers_and_the_gradient_of_one(tiny_world, tmp_path):
+    for world in "14":
+        (tmp_path / world).mkdir()
+    one, four = (first_step(tiny_world, tmp_path / str(n), n, micro_batch=2) for n in (1, 4))
+    require_equal_buffers(one, four)
+    for name in (name for name in one if name.startswith("gradient.")):
+        assert (one[name] - four[name]).norm() <= 1e-5 * one[name].norm().clamp_min(1e-6), name
 
 
 def test_the_first_gradient_is_that_of_one_process(first_steps):
@@ -158,8 +192,8 @@ def test_two_ranks_train_the_student_of_one_and_say_no_more(tiny_recipe, tmp_pat
 
 
 def parameters(state: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What is trained; the running means of BatchNorm differ with the number of ranks."""
-    names = sorted(name for name in state if name.endswith((".weight", ".bias")))
+    """What is trained, and the running means of BatchNorm."""
+    names = sorted(name for name in state if not name.endswith("num_batches_tracked"))
     return torch.cat([state[name].flatten() for name in names])
 
 

@@ -1,6 +1,7 @@
-"""Runs the first optimiser step of `train` and writes down its gradient, counts and totals.
+"""Runs the first optimiser step of `train` and writes down its gradient, running buffers, counts
+and totals.
 
-torchrun --nproc-per-node N tests/two_ranks_driver.py WORLD OUT
+torchrun --nproc-per-node N tests/two_ranks_driver.py WORLD OUT [MICRO_BATCH]
 
 The network gets what a split into ranks could change: BatchNorm (it has it), dropout, DropPath. A
 world that does not divide the micro-batches is tried first.
@@ -32,9 +33,9 @@ make = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(make)
 
 
-def main(world: Path, out: Path) -> None:
+def main(world: Path, out: Path, micro_batch: int = 4) -> None:
     """Write `first_step.safetensors` and what is said of steps of one micro-batch."""
-    recipe = make.tiny_recipe(world, out / "runs")
+    recipe = replace(make.tiny_recipe(world, out / "runs"), micro_batch=micro_batch)
     refused = refusal(replace(recipe, micro_batch=8, run=replace(recipe.run, name="refused")))
     first = FirstStep(out)
     with (
@@ -105,6 +106,8 @@ class FirstStep:
         for name, parameter in context.distiller.named_parameters():
             if parameter.grad is not None:
                 self.found[f"gradient.{name}"] = parameter.grad.clone()
+        for name, buffer in context.distiller.named_buffers():
+            self.found[f"buffer.{name}"] = buffer
         if context.is_first:
             save_file(self.found, self.out / "first_step.safetensors")
         context.accelerator.wait_for_everyone()
@@ -113,4 +116,4 @@ class FirstStep:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))

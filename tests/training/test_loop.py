@@ -200,3 +200,26 @@ def test_a_substituted_row_is_counted_in_the_receipt(
     run = loop.train(recipe)
     assert read_json(run / "receipt.json")["substituted_rows"] == 1
     assert "1 damaged rows were left out" in capsys.readouterr().out
+
+
+def test_a_rank_resumes_where_the_first_says_and_does_not_look_for_itself(tiny_recipe, monkeypatch):
+    recipe, steps = plain(tiny_recipe), []
+    loop.train(recipe)  # leaves step 3 and step 6
+    chosen, reduce, begin = iter([3, 12]), TrainContext.reduce, loop.RunningBuffers.begin
+
+    def reduce_as_second(context: TrainContext, values: torch.Tensor) -> torch.Tensor:
+        is_choice = values.dtype == torch.int64 and values.ndim == 0 and not steps
+        return values + next(chosen) if is_choice else reduce(context, values)
+
+    monkeypatch.setattr(TrainContext, "reduce", reduce_as_second)
+    monkeypatch.setattr(TrainContext, "is_first", property(lambda _: False))
+    monkeypatch.setattr(loop, "newest_checkpoint", lambda *_: pytest.fail("a listing may be old"))
+    monkeypatch.setattr(
+        loop.RunningBuffers, "begin", lambda buffers: (steps.append(1), begin(buffers))
+    )
+    again = replace(recipe, run=replace(recipe.run, resume=True))
+    loop.train(again)
+    assert len(steps) == 3  # from step 3 to step 6
+    steps.clear()
+    with pytest.raises(DamageError, match=r"step-000012 cannot be read, though another process"):
+        loop.train(again)

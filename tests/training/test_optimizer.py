@@ -10,6 +10,8 @@ from torch import nn
 from stillroom.recipe import AdamW
 from stillroom.training.optimizer import learning_rate, make_optimizer
 
+CPU = torch.device("cpu")
+
 
 def test_it_rises_in_a_line_then_falls_as_half_a_cosine():
     config = AdamW(lr=0.4, warmup=0.1, final=0.05)
@@ -43,7 +45,7 @@ def test_short_runs_have_positive_finite_rates_that_never_pass_the_maximum(steps
 def test_biases_and_normalisation_do_not_decay_and_frozen_parameters_are_left_out():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     model[2].requires_grad_(False)
-    decaying, still = make_optimizer(AdamW(weight_decay=0.3), model).param_groups
+    decaying, still = make_optimizer(AdamW(weight_decay=0.3), model, CPU).param_groups
     assert [p is q for p, q in zip(decaying["params"], [model[0].weight], strict=True)] == [True]
     assert {id(p) for p in still["params"]} == {
         id(p) for p in (model[0].bias, model[1].weight, model[1].bias)

@@ -3,11 +3,14 @@ world size.
 """
 
 import itertools
+import re
 
 import pytest
 
+from stillroom.errors import UserError
 from stillroom.hashing import keyed_hash
-from stillroom.training.order import MicroBatchSchedule, Order, legal_worlds, permuted
+from stillroom.recipes import RECIPES
+from stillroom.training.order import MicroBatchSchedule, Order, make_schedule, permuted
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 100, 1000, 4097])
@@ -49,5 +52,20 @@ def test_ranks_together_hold_every_micro_batch_once_with_the_same_rows(world):
     ]
 
 
-def test_legal_worlds_divide_the_micro_batches():
-    assert legal_worlds(24, 4) == (1, 2, 3, 6)
+@pytest.mark.parametrize("world", [2, 3, 8])
+@pytest.mark.parametrize("recipe", [make() for make in RECIPES.values()], ids=RECIPES)
+def test_a_world_that_does_not_fit_is_told_the_flags_that_do(recipe, world):
+    num_micros = recipe.batch // recipe.micro_batch
+    assert num_micros % world, "choose worlds that do not fit"
+    with pytest.raises(UserError) as refused:
+        make_schedule(recipe.batch, recipe.micro_batch, 0, world)
+    for flag, number in re.findall(r"--(micro-batch|batch) ([0-9]+)", refused.value.fix):
+        sizes = {"batch": recipe.batch, "micro-batch": recipe.micro_batch, flag: int(number)}
+        assert make_schedule(sizes["batch"], sizes["micro-batch"], 0, world).world == world
+    assert "--batch" in refused.value.fix
+    assert "--micro-batch" in refused.value.fix or recipe.batch % world
+
+
+def test_the_legal_worlds_are_listed():
+    with pytest.raises(UserError, match="wanted: 1, 2, 3, 6 processes"):
+        make_schedule(24, 4, 0, 4)

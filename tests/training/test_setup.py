@@ -10,7 +10,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from torch import nn
 
 from stillroom.cache import find_caches
 from stillroom.errors import UserError
@@ -23,7 +22,6 @@ from stillroom.teachers.configs import RunTeacher
 from stillroom.training.checkpoint import save_student
 from stillroom.training.find_cache import find_cache
 from stillroom.training.loop import train
-from stillroom.training.parameters import average_buffers
 from stillroom.training.setup import prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
@@ -116,25 +114,6 @@ def test_frozen_for_good_asks_for_no_gradient_and_keeps_still(tiny_recipe):
     after = student(train(recipe), 3)
     assert not {name for name in moved(start, after) if name.startswith("encoder.")}
     assert moved(start, after)
-
-
-def test_averaging_leaves_constants_and_frozen_statistics_alone(monkeypatch):
-    network = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
-    network.register_buffer("mean", torch.tensor(0.1))
-    network[1].eval()
-    network[0].running_mean.fill_(3.0)
-    seen = []
-
-    def all_reduce(flat):
-        seen.append(flat.clone())
-        flat.mul_(2).add_(1)  # the other rank has one more
-
-    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
-    average_buffers(network, 2)
-    assert seen[0].tolist() == [3.0, 3.0, 1.0, 1.0]
-    assert network[0].running_mean.tolist() == [3.5, 3.5]
-    assert network[1].running_var.tolist() == [1.0, 1.0]
-    assert network.mean == torch.tensor(0.1)
 
 
 def test_without_the_teacher_s_files_the_recorded_identity_is_taken_and_said_so(

@@ -258,6 +258,6 @@ def test_only_the_last_micro_batch_of_a_step_is_synchronised(tiny_recipe, monkey
 
     monkeypatch.setattr(Accelerator, "no_sync", no_sync)
     monkeypatch.setattr(loop, "term_totals", lambda *a: (seen.append("forward"), totals(*a))[1])
-    monkeypatch.setattr(loop, "average_buffers", lambda *_: seen.append("step"))
+    monkeypatch.setattr(loop.RunningBuffers, "finish", lambda *_: seen.append("step"))
     loop.train(replace(tiny_recipe, micro_batch=2, epochs=1))
     assert seen == [*["alone", "forward", "done"] * 3, "forward", "step"] * 3

@@ -50,7 +50,7 @@ def save_checkpoint(
     """Write `checkpoints/step-NNNNNN` whole, then prune all but the newest `keep`; `state` holds
     `step`.
     """
-    folder = run / "checkpoints" / f"step-{state['step']:06d}"
+    folder = _folder(run, state["step"])
     aside = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -84,6 +84,21 @@ def newest_checkpoint(
     raise UserError(
         f"{run} has no checkpoint to resume from", fix="start again with --run.overwrite"
     )
+
+
+def read_checkpoint(run: Path, step: int) -> tuple[Path, dict[str, Any]]:
+    """Return the checkpoint of a step and its state; raises DamageError where it does not verify
+    or is not there.
+    """
+    folder = _folder(run, step)
+    try:
+        return folder, _verified(folder)
+    except FileNotFoundError as error:
+        raise DamageError(
+            f"{folder} cannot be read, though another process of this run read it",
+            found=error,
+            fix="see that every machine has the same --run.out; then the same command again",
+        ) from None
 
 
 def _verified(folder: Path) -> dict[str, Any]:
@@ -179,6 +194,10 @@ def _folders(run: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
     folders = (path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
     return sorted((path for path in folders if _NAME.fullmatch(path.name)), key=_step_of)
+
+
+def _folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:06d}"
 
 
 def _step_of(folder: Path) -> int:

@@ -4,11 +4,13 @@ Order, learning rate, temperature and randomness are functions of the step, so t
 that a resume needs besides tensors.
 """
 
+import math
 import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,17 +20,19 @@ from stillroom.losses import epoch_progress
 from stillroom.os_errors import explain_os_errors
 from stillroom.recipe import Recipe
 from stillroom.signals import stop_on_signals
+from stillroom.training.batchnorm import RunningBuffers
 from stillroom.training.checkpoint import (
     clear_leftovers,
     load_checkpoint,
     newest_checkpoint,
+    read_checkpoint,
     save_checkpoint,
 )
 from stillroom.training.context import TrainContext
 from stillroom.training.log import Log
 from stillroom.training.meter import TermMeter, step_line
 from stillroom.training.optimizer import learning_rate
-from stillroom.training.parameters import average_buffers, frozen_parameters, is_frozen, set_mode
+from stillroom.training.parameters import frozen_parameters, is_frozen, set_mode
 from stillroom.training.receipt import describe, receipt
 from stillroom.training.run_folder import claim_run
 from stillroom.training.setup import prepare
@@ -72,7 +76,8 @@ def _run_steps(
     recipe, accelerator, schedule = context.recipe, context.accelerator, context.schedule
     distiller, optimizer, terms = context.distiller, context.optimizer, recipe.terms
     device, micros = accelerator.device, schedule.micro_batches()
-    meter = TermMeter(context)
+    meter, buffers = TermMeter(context), RunningBuffers(distiller, schedule.num_micro_batches)
+    clip = recipe.optimizer.clip or math.inf
     while step < context.steps:
         epoch = step // context.epoch_steps
         set_mode(context.model, distiller, recipe, epoch)
@@ -84,12 +89,15 @@ def _run_steps(
         factors = loss_factors(terms, counts, schedule.world)
         progress = epoch_progress(epoch, recipe.epochs)
         totals = torch.zeros(len(terms), device=device)
+        buffers.begin()
         for micro, batch in zip(micros, batches, strict=True):
             seed_forward(recipe.seed, step, micro)
             with nullcontext() if micro == micros[-1] else accelerator.no_sync(context.model):
                 sums = term_totals(terms, context.model(batch.image), batch, progress)
                 accelerator.backward((factors * sums).sum())
+            buffers.keep(micro)
             totals += sums.detach()
+        buffers.finish(context.reduce)
 
         rate = learning_rate(recipe.optimizer, step, context.steps)
         for group in optimizer.param_groups:
@@ -97,14 +105,13 @@ def _run_steps(
         if is_frozen(recipe, epoch):
             for _, parameter in frozen_parameters(distiller, recipe.freeze):
                 parameter.grad = None
-        if recipe.optimizer.clip:
-            accelerator.clip_grad_norm_(distiller.parameters(), recipe.optimizer.clip)
-        optimizer.step()
+        norm = accelerator.clip_grad_norm_(distiller.parameters(), clip)
+        assert norm is not None
+        optimizer.step()  # with a scaler (fp16) not where the norm is not finite
         optimizer.zero_grad()
-        average_buffers(distiller, schedule.world)
         step += 1
 
-        meter.add(totals, counts)
+        meter.add(totals, counts, norm)
         due = step % (context.epoch_steps * recipe.run.evaluate_every) == 0 or step == context.steps
         told_to_stop = False
         if due or step % recipe.run.log_every == 0:
@@ -126,15 +133,20 @@ def _restore(context: TrainContext) -> tuple[int, float]:
     """Return the step to go on from and the best score so far."""
     if not context.recipe.run.resume:
         return 0, -1.0
+    found: tuple[Path, dict[str, Any]] | None = None
     if context.is_first:
         clear_leftovers(context.folder)
-    folder, state = newest_checkpoint(context.folder, context.print)
+        found = newest_checkpoint(context.folder, context.print)
+    # The other ranks do not look for themselves: a listing of theirs may be older.
+    chosen = torch.tensor(found[1]["step"] if found else 0, device=context.accelerator.device)
+    step = int(context.reduce(chosen))
+    folder, state = found or read_checkpoint(context.folder, step)
     load_checkpoint(folder, context.distiller, context.optimizer.optimizer)
     scaler = context.accelerator.scaler
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
     context.print(f"resumed from {folder}")
-    return state["step"], state["best"]
+    return step, state["best"]
 
 
 def _stream(context: TrainContext, step: int) -> Generator[HostBatch, None, None]:

@@ -4,50 +4,91 @@ import math
 import time
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stillroom.errors import FailureError
 from stillroom.training.context import TrainContext
 from stillroom.training.step import labels
 
+_MOST_SKIPPED = 30  # steps in a row; the loss scale has fallen by 2^30 then, from 65,536 at first
+
 
 class TermMeter:
-    """Sums and counts of the terms since the last line of the log, kept on the device."""
+    """Sums and counts of the terms since the last line of the log, kept on the device.
+
+    With a gradient scaler (fp16) it counts the steps that were skipped, too, and leaves them out.
+    """
 
     def __init__(self, context: TrainContext) -> None:
         self._context = context
+        self._scaler = context.accelerator.scaler
         self._names = labels(context.recipe.terms)
-        self._began = time.perf_counter()
-        self._steps = 0
-        self._totals: Tensor | float = 0.0
-        self._counts: Tensor | float = 0.0
+        device = context.accelerator.device
+        self._row = torch.zeros((), dtype=torch.int64, device=device)  # skipped, up to now
+        self._clear()
 
-    def add(self, totals: Tensor, counts: Tensor) -> None:
-        """Add one step: this rank's totals and the global counts, (terms,)."""
-        self._totals = self._totals + totals.double()
-        self._counts = self._counts + counts
+    def _clear(self) -> None:
+        terms, device = len(self._names), self._context.accelerator.device
+        self._totals = torch.zeros(terms, dtype=torch.float64, device=device)  # of this rank
+        self._overflows = torch.zeros(terms, dtype=torch.float64, device=device)  # of this rank
+        self._counts = torch.zeros(terms, dtype=torch.float64, device=device)
+        self._skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self._steps = 0
+        self._began = time.perf_counter()
+
+    def add(self, totals: Tensor, counts: Tensor, norm: Tensor) -> None:
+        """Add one step: this rank's totals and the global counts, (terms,), and the norm of the
+        whole gradient: with a scaler a step whose norm is not finite was skipped.
+        """
+        if self._scaler is not None:
+            skipped = ~norm.isfinite()
+            self._skipped += skipped
+            self._row = (self._row + 1) * skipped
+            self._overflows += ~totals.isfinite()
+            totals, counts = (torch.where(skipped, 0.0, value) for value in (totals, counts))
+        self._totals += totals
+        self._counts += counts
         self._steps += 1
 
     def figures(self, step: int) -> dict[str, Any]:
         """Return means over the steps since the last call, over all ranks; raises FailureError
-        where one is not finite.
+        where one is not finite, or where fp16 has skipped too many steps in a row.
         """
-        assert isinstance(self._totals, Tensor) and isinstance(self._counts, Tensor)
-        means = (self._context.reduce(self._totals) / self._counts).tolist()
-        seen = (self._counts > 0).tolist()
+        both = self._context.reduce(torch.stack([self._totals, self._overflows]))
+        scaling = self._scaling(step, both[1])
+        means, seen = (both[0] / self._counts).tolist(), (self._counts > 0).tolist()
         found: dict[str, Any] = {}
-        loss = 0.0
+        loss = 0.0 if any(seen) else math.nan
         terms = self._context.recipe.terms
         for term, name, mean, there in zip(terms, self._names, means, seen, strict=True):
             found[f"term_{name}"] = mean if there else None
             loss += term.weight * mean if there else 0.0
             if there and not math.isfinite(mean):
                 raise FailureError(f"the term {name} is not finite at step {step}", found=mean)
-        seconds = time.perf_counter() - self._began
         rows = self._steps * self._context.recipe.batch
-        self._totals, self._counts, self._steps = 0.0, 0.0, 0
-        self._began = time.perf_counter()
-        return {"loss": loss, **found, "rows_per_s": round(rows / seconds, 2)}
+        rate = rows / (time.perf_counter() - self._began)
+        self._clear()
+        return {"loss": loss, **found, "rows_per_s": round(rate, 2), **scaling}
+
+    def _scaling(self, step: int, overflows: Tensor) -> dict[str, Any]:
+        """Return what the gradient scaler did since the last call, nothing where there is none."""
+        if self._scaler is None:
+            return {}
+        scale, skipped, row = self._scaler.get_scale(), int(self._skipped), int(self._row)
+        if row >= _MOST_SKIPPED:
+            names = [n for n, k in zip(self._names, overflows.tolist(), strict=True) if k]
+            where = (
+                f"the terms {', '.join(names)} are not finite in the forward pass"
+                if names
+                else "every term is finite, so gradients overflow in the backward pass"
+            )
+            raise FailureError(
+                f"fp16 has skipped the last {row} steps up to step {step}: no gradient was finite",
+                found=f"loss scale {scale:g}; {where}",
+                fix="--precision bf16 or fp32, or a lower --optimizer.lr",
+            )
+        return {"scale": scale, "skipped_steps": skipped}
 
 
 def step_line(context: TrainContext, step: int, figures: dict[str, Any]) -> str:
@@ -57,7 +98,9 @@ def step_line(context: TrainContext, step: int, figures: dict[str, Any]) -> str:
         for name, value in figures.items()
         if name.startswith("term_") and value is not None
     )
+    skipped = figures.get("skipped_steps")
+    scaling = f", {skipped} steps skipped (scale {figures['scale']:g})" if skipped else ""
     return (
         f"step {step}/{context.steps}: loss {figures['loss']:.4f} ({terms}),"
-        f" {figures['rows_per_s']:.1f} rows/s"
+        f" {figures['rows_per_s']:.1f} rows/s{scaling}"
     )

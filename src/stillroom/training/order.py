@@ -7,6 +7,7 @@ continues exactly. An epoch is a number of steps and need not end where a pass d
 
 from dataclasses import dataclass
 
+from stillroom.errors import UserError
 from stillroom.hashing import keyed_hash
 
 _ROUNDS = 6
@@ -72,9 +73,14 @@ class MicroBatchSchedule:
     rank: int
     world: int
 
+    @property
+    def num_micro_batches(self) -> int:
+        """How many micro-batches a step has, over all ranks."""
+        return self.batch // self.micro_batch
+
     def micro_batches(self) -> tuple[int, ...]:
         """Return the numbers of this rank's micro-batches within a step."""
-        return tuple(range(self.rank, self.batch // self.micro_batch, self.world))
+        return tuple(range(self.rank, self.num_micro_batches, self.world))
 
     def positions(self, step: int, micro: int) -> range:
         """Return the stream positions of one micro-batch of one step."""
@@ -82,7 +88,19 @@ class MicroBatchSchedule:
         return range(start, start + self.micro_batch)
 
 
-def legal_worlds(batch: int, micro_batch: int) -> tuple[int, ...]:
-    """Return the world sizes that divide the number of micro-batches of a step."""
-    micros = batch // micro_batch
-    return tuple(n for n in range(1, micros + 1) if micros % n == 0)
+def make_schedule(batch: int, micro_batch: int, rank: int, world: int) -> MicroBatchSchedule:
+    """Return one process's schedule; raises UserError, with flags that fit, where the micro-batches
+    of a step cannot be dealt evenly to `world` processes.
+    """
+    num_micros = batch // micro_batch
+    if num_micros % world:
+        legal = [n for n in range(1, num_micros + 1) if num_micros % n == 0]
+        larger = -(-batch // (micro_batch * world)) * micro_batch * world
+        same_batch = "" if batch % world else f"--micro-batch {batch // world}, or "
+        raise UserError(
+            "the micro-batches of a step cannot be dealt evenly to the processes",
+            found=f"{world} processes, --batch {batch} --micro-batch {micro_batch}",
+            wanted=f"{', '.join(map(str, legal))} processes, or another --batch or --micro-batch",
+            fix=f"{same_batch}--batch {larger} (with a larger --optimizer.lr)",
+        )
+    return MicroBatchSchedule(batch=batch, micro_batch=micro_batch, rank=rank, world=world)

@@ -1,8 +1,6 @@
-"""Which parameters are frozen and when, and which buffers the ranks share."""
+"""Which parameters are frozen, and when."""
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from stillroom.errors import UserError
 from stillroom.recipe import Recipe
@@ -34,20 +32,3 @@ def frozen_parameters(distiller: Distiller, parts: tuple[str, ...]) -> list[tupl
             legal = sorted({name.split(".")[1] for name, _ in names})
             raise UserError(f"the student has no part named {part!r}", wanted=", ".join(legal))
     return [(name, p) for name, p in names if any(f".{part}." in name for part in parts)]
-
-
-def average_buffers(distiller: nn.Module, world: int) -> None:
-    """Average BatchNorm's running buffers over ranks, so that the state holds no rank.
-
-    Buffers that do not move (frozen parts, constants) are left as they are, to the last bit.
-    """
-    moving = [m for m in distiller.modules() if isinstance(m, _BatchNorm) and m.training]
-    buffers = [b for m in moving for b in m.buffers() if b.is_floating_point()]
-    if world < 2 or not buffers:
-        return
-    flat = torch.cat([b.flatten() for b in buffers])
-    torch.distributed.all_reduce(flat)
-    for buffer, mean in zip(
-        buffers, (flat / world).split([b.numel() for b in buffers]), strict=True
-    ):
-        buffer.copy_(mean.view_as(buffer))

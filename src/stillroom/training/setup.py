@@ -5,6 +5,7 @@ All that can be wrong is found here, before any real work.
 """
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from stillroom.students.distiller import Distiller, build_distiller, upstream_pa
 from stillroom.training.context import TrainContext
 from stillroom.training.find_cache import find_cache
 from stillroom.training.optimizer import make_optimizer
-from stillroom.training.order import MicroBatchSchedule, Order, legal_worlds
+from stillroom.training.order import Order, make_schedule
 from stillroom.training.parameters import frozen_parameters
 from stillroom.training.run_folder import require_free
 from stillroom.training.step import seed_forward
@@ -36,7 +37,9 @@ def prepare(recipe: Recipe) -> TrainContext:
     num_rows = _num_training_rows(recipe, pictures)
     require_free(recipe)
     accelerator = _accelerator(recipe)
-    schedule = _schedule(recipe, accelerator)
+    schedule = make_schedule(
+        recipe.batch, recipe.micro_batch, accelerator.process_index, accelerator.num_processes
+    )
     cache = find_cache(recipe, pictures, accelerator.is_main_process)
     dataset, validation = _sources(recipe, pictures, cache)
     if recipe.batch > len(dataset):
@@ -46,7 +49,7 @@ def prepare(recipe: Recipe) -> TrainContext:
             fix="a smaller --batch (and --micro-batch), or a larger --data.label-share",
         )
     distiller = _distiller(recipe, cache, pictures.geometry, accelerator)
-    optimizer = make_optimizer(recipe.optimizer, distiller)
+    optimizer = make_optimizer(recipe.optimizer, distiller, accelerator.device)
     model, wrapped = accelerator.prepare(distiller, optimizer)
     if isinstance(model, DistributedDataParallel):
         # As an argument it would warn from torch 2.13 on, and its successor is unknown before.
@@ -90,25 +93,10 @@ def _accelerator(recipe: Recipe) -> Accelerator:
             found="the CPU",
             fix="--precision fp32, or bf16, which a CPU can do",
         )
+    # Of 1x1 convolutions under channels-last pictures: strides of axes of length 1, same memory.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     return Accelerator(cpu=on_cpu, mixed_precision=launch, kwargs_handlers=[ddp])
-
-
-def _schedule(recipe: Recipe, accelerator: Accelerator) -> MicroBatchSchedule:
-    legal = legal_worlds(recipe.batch, recipe.micro_batch)
-    world = accelerator.num_processes
-    if world not in legal:
-        raise UserError(
-            "the micro-batches of a step cannot be dealt evenly to the processes",
-            found=f"{world} processes, --batch {recipe.batch} --micro-batch {recipe.micro_batch}",
-            wanted=f"{', '.join(map(str, legal))} processes, or another --batch or --micro-batch",
-        )
-    return MicroBatchSchedule(
-        batch=recipe.batch,
-        micro_batch=recipe.micro_batch,
-        rank=accelerator.process_index,
-        world=world,
-    )
 
 
 def _sources(
