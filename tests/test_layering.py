@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "stillroom"
-BASE = {"types", "errors", "jsonfile", "tensorfile", "signals", "os_errors", "hashing", "user_code"}
+BASE = {
+    "types",
+    "errors",
+    "jsonfile",
+    "tensorfile",
+    "signals",
+    "os_errors",
+    "device_memory",
+    "hashing",
+    "user_code",
+}
 ALLOWED = {
     "types": {"hashing"},
     "errors": set(),
@@ -17,6 +27,7 @@ ALLOWED = {
     "tensorfile": {"errors", "jsonfile"},
     "signals": {"errors"},
     "os_errors": {"errors"},
+    "device_memory": {"errors"},
     "hashing": set(),
     "user_code": {"errors"},
     "networks": BASE,
