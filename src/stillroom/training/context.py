@@ -71,6 +71,12 @@ class TrainContext:
         """Return whether a claim is true on any rank; waits for the device."""
         return bool(self.reduce(torch.tensor(float(claim), device=self.accelerator.device)) > 0)
 
+    def leave(self) -> None:
+        """Part from the other processes: none may end while another may still wait for it."""
+        if self.accelerator.num_processes > 1:
+            self.accelerator.wait_for_everyone()
+            torch.distributed.destroy_process_group()
+
     def print(self, text: str) -> None:
         """Print a line from rank 0."""
         if self.is_first:

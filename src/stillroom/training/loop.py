@@ -4,16 +4,17 @@ Order, learning rate, temperature and randomness are functions of the step, so t
 that a resume needs besides tensors.
 """
 
-import math
 import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from stillroom.device_memory import is_out_of_memory
 from stillroom.errors import FailureError, Stopped
 from stillroom.jsonfile import read_json, write_bytes, write_json
 from stillroom.losses import epoch_progress
@@ -30,9 +31,10 @@ from stillroom.training.checkpoint import (
 )
 from stillroom.training.context import TrainContext
 from stillroom.training.log import Log
+from stillroom.training.memory import out_of_memory
 from stillroom.training.meter import TermMeter, step_line
 from stillroom.training.optimizer import learning_rate
-from stillroom.training.parameters import frozen_parameters, is_frozen, set_mode
+from stillroom.training.parameters import drop_frozen_gradients, set_mode
 from stillroom.training.receipt import describe, receipt
 from stillroom.training.run_folder import claim_run
 from stillroom.training.setup import prepare
@@ -46,7 +48,8 @@ def train(recipe: Recipe) -> Path:
 
     Raises UserError before any work for what cannot work, DamageError for a row that cannot be
     read, FailureError for a loss that is not finite or where disk or system fails, Stopped after a
-    checkpoint when a signal asked to stop.
+    checkpoint when a signal asked to stop. Where memory runs out the UserError names the
+    micro-batch that fits.
     """
     again = "then run the same command again, with --run.resume where there is a checkpoint"
     with explain_os_errors("training cannot go on", Path(recipe.run.out), "--run.out", again):
@@ -55,12 +58,24 @@ def train(recipe: Recipe) -> Path:
         with claim_run(context), stop_on_signals() as stop:
             step, best = _restore(context)
             context.print(describe(context))
-            with (
-                Log(context.folder, step) if context.is_first else nullcontext() as log,
-                closing(_stream(context, step)) as stream,
-            ):
-                _run_steps(context, stream, log, stop, step, best)
+            full = ""
+            try:
+                with (
+                    Log(context.folder, step) if context.is_first else nullcontext() as log,
+                    closing(_stream(context, step)) as stream,
+                ):
+                    _run_steps(context, stream, log, stop, step, best)
+            except Stopped:
+                context.leave()
+                raise
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                full = str(error).splitlines()[0]
+            if full:  # not within `except`: the traceback holds the step's tensors
+                raise out_of_memory(context, full)
             _finish(context, time.perf_counter() - began)
+            context.leave()
     return context.folder
 
 
@@ -77,7 +92,6 @@ def _run_steps(
     distiller, optimizer, terms = context.distiller, context.optimizer, recipe.terms
     device, micros = accelerator.device, schedule.micro_batches()
     meter, buffers = TermMeter(context), RunningBuffers(distiller, schedule.num_micro_batches)
-    clip = recipe.optimizer.clip or math.inf
     while step < context.steps:
         epoch = step // context.epoch_steps
         set_mode(context.model, distiller, recipe, epoch)
@@ -102,10 +116,8 @@ def _run_steps(
         rate = learning_rate(recipe.optimizer, step, context.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        if is_frozen(recipe, epoch):
-            for _, parameter in frozen_parameters(distiller, recipe.freeze):
-                parameter.grad = None
-        norm = accelerator.clip_grad_norm_(distiller.parameters(), clip)
+        drop_frozen_gradients(distiller, recipe, epoch)
+        norm = accelerator.clip_grad_norm_(distiller.parameters(), recipe.optimizer.clip or inf)
         assert norm is not None
         optimizer.step()  # with a scaler (fp16) not where the norm is not finite
         optimizer.zero_grad()

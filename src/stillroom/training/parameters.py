@@ -22,6 +22,13 @@ def set_mode(model: nn.Module, distiller: Distiller, recipe: Recipe, epoch: int)
                 module.eval()
 
 
+def drop_frozen_gradients(distiller: Distiller, recipe: Recipe, epoch: int) -> None:
+    """Leave the optimiser no gradient of what is frozen in this epoch: decay would move it, too."""
+    if is_frozen(recipe, epoch):
+        for _, parameter in frozen_parameters(distiller, recipe.freeze):
+            parameter.grad = None
+
+
 def frozen_parameters(distiller: Distiller, parts: tuple[str, ...]) -> list[tuple[str, Tensor]]:
     """Return the student's parameters under modules of these names; raises UserError for a name
     that fits none.

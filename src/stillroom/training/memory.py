@@ -1,0 +1,61 @@
+"""What to say when a micro-batch does not fit into the device's memory: which one does."""
+
+from contextlib import closing
+
+import torch
+
+from stillroom.device_memory import largest_that_fits, smaller_micro_batches
+from stillroom.errors import UserError
+from stillroom.training.context import TrainContext
+from stillroom.training.order import make_schedule
+from stillroom.training.step import term_totals
+from stillroom.training.stream import to_batch, training_batches
+
+
+def out_of_memory(context: TrainContext, found: str) -> UserError:
+    """Return the error of a run whose memory ran out, after trying which micro-batch fits.
+
+    Call it when nothing holds the failed step's tensors any more; the run cannot go on after it.
+    """
+    recipe = context.recipe
+    sizes = smaller_micro_batches(recipe.batch, recipe.micro_batch, context.schedule.world)
+    fits = largest_that_fits(sizes, lambda size: _try_step(context, size))
+    fix = f"--micro-batch {fits} (tried just now: it fits) with --run.overwrite"
+    if fits is None:
+        fix = (
+            f"no smaller micro-batch of --batch {recipe.batch} fits either: a smaller student,"
+            " smaller pictures, --precision bf16, or a device with more memory"
+        )
+    return UserError(
+        "the device's memory ran out in training",
+        found=f"--micro-batch {recipe.micro_batch}: {found:.200}",
+        fix=fix,
+    )
+
+
+def _try_step(context: TrainContext, micro_batch: int) -> None:
+    """Take the memory of one step with micro-batches of another size; no weight is moved."""
+    recipe, schedule, device = context.recipe, context.schedule, context.accelerator.device
+    context.optimizer.zero_grad()
+    moments: list[torch.Tensor] = []
+    if not context.optimizer.state:  # before the first step AdamW has none: two a weight
+        moments = [torch.empty_like(p) for p in context.distiller.parameters() for _ in "mv"]
+    stream = training_batches(
+        context.dataset,
+        context.order,
+        make_schedule(recipe.batch, micro_batch, schedule.rank, schedule.world),
+        range(1),
+        augment=recipe.augment,
+        seed=recipe.seed,
+        workers=1,
+        pin=False,
+        may_substitute=recipe.on_damage == "substitute",
+    )
+    with closing(stream) as hosts, context.accelerator.no_sync(context.model):
+        batches = [to_batch(host, device, context.cache) for host in hosts]
+        for batch in batches:
+            totals = term_totals(recipe.terms, context.model(batch.image), batch, 0.0)
+            context.accelerator.backward(totals.sum())
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    del moments
