@@ -33,18 +33,29 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"
 
 
 def call(
-    script: str, *words: object, process: int, patience_s: int = 110
+    script: str, *words: object, process: int, config: str = "", patience_s: int = 110
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script in so many processes."""
+    """Run a script in so many processes: by accelerate with one of our configurations, where that
+    is named, else by torchrun.
+    """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={process}"]
+    if config:
+        file = str(ROOT / "accelerate_configs" / config)
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", file]
+        launcher += ["--num_processes", str(process)] if process > 1 else []
+        launcher += ONE_MACHINE if config.startswith("multinode") else []
     return subprocess.run(
-        [sys.executable, *(launcher if process > 1 else []), str(ROOT / script), *map(str, words)],
+        [sys.executable, *(launcher if config or process > 1 else []), script, *map(str, words)],
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
+        cwd=ROOT,
         timeout=patience_s,
         check=False,
     )
+
+
+ONE_MACHINE = ["--num_machines", "1", "--machine_rank", "0", "--main_process_ip", "127.0.0.1"]
 
 
 def start(world: int, script: str, *words: object) -> None:
@@ -169,7 +180,8 @@ def flags(recipe: Recipe, out: Path) -> list[object]:
 
 def test_two_ranks_train_the_student_of_one_and_say_no_more(tiny_recipe, tmp_path, one_thread):
     words = flags(tiny_recipe, tmp_path)
-    done = call("train_student.py", *words, process=2)
+    words += ["--precision", "fp32"]  # the file asks for fp16, which a CPU has not
+    done = call("train_student.py", *words, process=2, config="multinode_fp16.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     starts = [line.split()[0] for line in done.stdout.splitlines()]
@@ -189,6 +201,16 @@ def test_two_ranks_train_the_student_of_one_and_say_no_more(tiny_recipe, tmp_pat
     assert (one - two).norm() < 1e-2 * (one - start).norm()
     losses = [[x["loss"] for x in read_metrics(r) if x["kind"] == "train"] for r in (alone, run)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "accelerate_configs").iterdir()))
+def test_every_configuration_launches_as_many_processes_as_asked_for(tiny_recipe, tmp_path, file):
+    process = 2 if file.startswith(("gpu8", "multinode")) else 1
+    words = [*flags(tiny_recipe, tmp_path), "--precision", "fp32"]
+    done = call("train_student.py", *words, process=process, config=file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_json(tmp_path / "tiny" / "receipt.json")["processes"] == process
 
 
 def parameters(state: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -3,7 +3,7 @@
 
     python tools/make_shards.py voc:PEOPLE --out shards/people-640 --size 640 640
     python tools/cache_teacher.py b3-b0-yolo
-    accelerate launch --config_file accelerate_configs/gpu1_fp16.yaml train_student.py b3-b0-yolo
+    python train_student.py b3-b0-yolo --precision fp16
 
 Source: PINTO0309/human-instance-segmentation (MIT), its B3 -> B0 distillation with YOLO features;
 teacher weights ternaus/people_segmentation 2020-09-23a, which expect ImageNet mean and standard

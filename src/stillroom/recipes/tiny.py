@@ -3,10 +3,10 @@ use every kind of term.
 
     python tools/demo.py                             all of it, in under three minutes on two cores
 
-    accelerate launch train_student.py tiny-teacher    a teacher, supervised, on all masks
+    python train_student.py tiny-teacher    a teacher, supervised, on all masks
     python tools/cache_teacher.py tiny               what it says is kept
-    accelerate launch train_student.py tiny-plain      a student on a few masks
-    accelerate launch train_student.py tiny            the same with what the teacher said
+    python train_student.py tiny-plain      a student on a few masks
+    python train_student.py tiny            the same with what the teacher said
 
 Figures: docs/results.md.
 """
