@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -74,3 +76,44 @@ def test_a_file_of_another_shape_is_refused_with_the_member_at_fault(tmp_path, c
     write_json(path, {"a": [0.5, 2.0], "b": 1} | change)
     with pytest.raises(DamageError, match=rf"x\.json is not what a Pair is\n.*{member}"):
         read_json(path, Pair)
+
+
+READERS = """
+import sys, threading
+from pathlib import Path
+from stillroom.jsonfile import Count, Declared, decode_json, encode_json
+
+def first_reads():
+    class Part(Declared):
+        offset: tuple[Count, ...]
+        size: tuple[Count, ...]
+
+    class Kind(Declared):
+        parts: dict[str, Part]
+        more: Part
+
+    part = {"offset": [1], "size": [2]}
+    data = encode_json({"parts": {"a": part}, "more": part})
+    together = threading.Barrier(6)
+
+    def read():
+        together.wait()
+        decode_json(data, Path("x.json"), Kind)
+
+    readers = [threading.Thread(target=read) for _ in range(6)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+
+threading.excepthook = sys.excepthook
+sys.setswitchinterval(1e-6)
+for _ in range(300):
+    first_reads()
+"""
+
+
+def test_threads_may_read_the_first_files_of_a_kind_at_once():
+    """msgspec alone crashes here: the process of its own is for that."""
+    done = subprocess.run([sys.executable, "-c", READERS], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -13,6 +13,8 @@ import io
 import json
 import os
 import stat
+import threading
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,10 +100,17 @@ def decode_json(data: bytes, path: Path, kind: Any = dict[str, Any]) -> Any:
             wanted=wanted.decode().strip(),
         )
     try:
-        return msgspec.json.decode(head, type=kind)
+        with _LEARNING:
+            decoder = _decoder(kind)
+        return decoder.decode(head)
     except (ValueError, RecursionError) as error:  # msgspec names the member
         name = "file of ours" if kind == dict[str, Any] else kind.__name__
         raise DamageError(f"{path} is not what a {name} is", found=error) from None
+
+
+# msgspec looks a type over when it first meets it, and crashes where two threads do at once.
+_LEARNING = threading.Lock()
+_decoder = cache(msgspec.json.Decoder)
 
 
 def open_regular(path: Path, *, links: bool = False) -> io.BufferedReader:
