@@ -68,10 +68,14 @@ def start(world: int, script: str, *words: object) -> None:
         subprocess.Popen(
             [sys.executable, str(ROOT / script), *map(str, words)],
             env={**ENVIRONMENT, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(world)
     ]
-    assert [child.wait(100) for child in children] == [0] * world
+    warned = [child.communicate(timeout=100)[1] for child in children]
+    assert [child.returncode for child in children] == [0] * world, warned
+    assert warned == [""] * world
 
 
 def first_step(

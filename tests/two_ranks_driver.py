@@ -73,6 +73,7 @@ def with_dropout(*words: object) -> Distiller:
     distiller.student.encoder[1].append(nn.Dropout2d(0.4))
     distiller.student.encoder[2].append(nn.Dropout(0.3))
     distiller.student.decoder[0].append(DropPath())
+    distiller.student.encoder[2].append(nn.Conv2d(16, 16, 3, padding=1, groups=16))  # depthwise
     return distiller
 
 

@@ -93,7 +93,8 @@ def _accelerator(recipe: Recipe) -> Accelerator:
             found="the CPU",
             fix="--precision fp32, or bf16, which a CPU can do",
         )
-    # Of 1x1 convolutions under channels-last pictures: strides of axes of length 1, same memory.
+    # Of 1x1 and depthwise convolutions under channels-last pictures: strides of axes of length 1
+    # that nothing depends on.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     return Accelerator(cpu=on_cpu, mixed_precision=launch, kwargs_handlers=[ddp])
