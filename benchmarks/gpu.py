@@ -35,7 +35,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bench.machine import RESULTS, gpu_machine, gpu_name, result_path
+from bench.machine import RESULTS, bench_machine, gpu_name, result_path
 
 from stillroom.errors import UserError
 from stillroom.jsonfile import read_json, write_json
@@ -68,7 +68,11 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     path = result_path("gpu" if gpu else "gpu_rehearsal", out, gpu)
     parts: dict[str, Any] = {name: {"outcome": "not run"} for name in arguments.parts}
-    body = {"command": _command(arguments), "machine": gpu_machine(), "parts": parts}
+    body = {
+        "command": _command(arguments),
+        "machine": bench_machine(arguments.device),
+        "parts": parts,
+    }
     write_json(path, body)
     end = time.monotonic() + ALL_S
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:

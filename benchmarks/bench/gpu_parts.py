@@ -33,7 +33,7 @@ def gpu_tests(bench: Bench, figures: dict[str, Any]) -> str:
     """Run the tests marked `gpu`, found by that word in their files."""
     files = [str(p) for p in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in _text(p)]
     report = bench.folder / "tests.xml"
-    options = ["-q", "-m", "gpu", "-n", "0", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}"]
     done = subprocess.run([sys.executable, "-m", "pytest", *options, *files], cwd=ROOT, check=False)
     if report.exists():
         figures |= _counts(report)
@@ -174,6 +174,7 @@ def stage_2(bench: Bench, figures: dict[str, Any], precision: str) -> str:
     }
     for kind, words in kinds.items():
         figures[kind] = _train(bench, f"{precision}-{kind}", *words, "--precision", precision)
+    figures["tf32_convolutions"] = torch.backends.cudnn.allow_tf32  # of fp32; torch's default
     for name in ("seconds_a_step", "peak_allocated_mb"):
         if name in figures["alone"]:
             ratio = figures["distilled"][name] / figures["alone"][name]

@@ -3,7 +3,6 @@
 import os
 import platform
 import re
-import shutil
 import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -32,21 +31,25 @@ def machine(*packages: str) -> dict[str, object]:
     }
 
 
-def gpu_machine() -> dict[str, object]:
-    """Return the GPU (its name only where there is one), its driver, and what calls it."""
-    import torch
-
+def bench_machine(device: str) -> dict[str, object]:
+    """Return the same and what a GPU is called through, "absent" where it is; for cuda the GPU."""
     packages = ("torch", "torchvision", "accelerate", "timm", "segmentation-models-pytorch", "zarr")
     found = machine() | {name: _version(name) for name in packages} | _onnxruntime()
-    found["cuda"] = torch.version.cuda
-    if torch.cuda.is_available():
-        found["gpu"] = gpu_name()
-        found["gpus"] = torch.cuda.device_count()
-        found["gpu_mb"] = round(torch.cuda.get_device_properties(0).total_memory / 1e6)
-        found["driver"] = _driver()
-        found["cudnn"] = torch.backends.cudnn.version()
-        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
-    return found
+    return found | _gpu() if device == "cuda" else found
+
+
+def _gpu() -> dict[str, object]:
+    import torch
+
+    return {
+        "gpu": gpu_name(),
+        "gpus": torch.cuda.device_count(),
+        "gpu_mb": round(torch.cuda.get_device_properties(0).total_memory / 1e6),
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+    }
 
 
 def gpu_name() -> str:
@@ -73,12 +76,12 @@ def _onnxruntime() -> dict[str, object]:
 
 
 def _driver() -> str:
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return "unknown: no nvidia-smi"
-    words = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
-    return done.stdout.splitlines()[0].strip() if done.stdout.strip() else "unknown"
+    words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"unknown: {error}"
+    return done.stdout.splitlines()[0].strip()
 
 
 def result_path(name: str, folder: Path = RESULTS, gpu: str | None = None) -> Path:

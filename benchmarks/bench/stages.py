@@ -13,6 +13,7 @@ from bench.stand_ins import save_convolutions, write_pictures
 from stillroom.cache import open_cache
 from stillroom.jsonfile import read_json
 
+_FP16 = ("scale", "skipped_steps")  # what only lines of fp16 may have
 TENSOR = "segmentation_model_34_Concat_output_0"
 
 
@@ -82,8 +83,7 @@ def about_run(run: Path) -> dict[str, Any]:
         "seconds_a_step": round(statistics.median(batch / rate for rate in rates), 4),
         "first_line": {name: lines[0][name] for name in names},
         "last_line": {name: lines[-1][name] for name in names},
-        "scale": lines[-1].get("scale"),
-        "skipped_steps": lines[-1].get("skipped_steps"),
+        **{name: [line.get(name) for line in lines] for name in _FP16 if name in lines[0]},
     }
 
 
