@@ -68,10 +68,10 @@ def _version(package: str) -> str:
 
 def _onnxruntime() -> dict[str, object]:
     found: dict[str, object] = {n: v for n in _ONNXRUNTIMES if (v := _version(n)) != "absent"}
-    if not found:
-        return {"onnxruntime": "absent"}
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return found | {"onnxruntime_providers": f"none: {error}"}
     return found | {"onnxruntime_providers": onnxruntime.get_available_providers()}
 
 
