@@ -23,6 +23,7 @@ parts, goes to `benchmarks/rehearsals/` (ignored by git) unless `--out` says oth
 """
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -31,11 +32,13 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from bench.machine import RESULTS, bench_machine, gpu_name, result_path
+from bench.machine import RESULTS, bench_machine, result_path
 
 from stillroom.errors import UserError
 from stillroom.jsonfile import read_json, write_json
@@ -63,16 +66,14 @@ def main() -> int:
     if arguments.device == "cuda":
         _require_gpu()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    gpu = gpu_name() if arguments.device == "cuda" else None
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # here it would hold GPU memory
+        machine = pool.submit(bench_machine, arguments.device).result()
     out = arguments.out or _default_out(arguments)
     out.mkdir(parents=True, exist_ok=True)
-    path = result_path("gpu" if gpu else "gpu_rehearsal", out, gpu)
+    name = "gpu" if arguments.device == "cuda" else "gpu_rehearsal"
+    path = result_path(name, out, machine.get("gpu"))
     parts: dict[str, Any] = {name: {"outcome": "not run"} for name in arguments.parts}
-    body = {
-        "command": _command(arguments),
-        "machine": bench_machine(arguments.device),
-        "parts": parts,
-    }
+    body = {"command": _command(arguments), "machine": machine, "parts": parts}
     write_json(path, body)
     end = time.monotonic() + ALL_S
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
@@ -138,6 +139,7 @@ def _work(name: str, device: str, folder: Path) -> int:
     except Exception:
         traceback.print_exc()
     finally:
+        figures = json.loads(json.dumps(figures), parse_constant=str)  # NaN has no number in JSON
         write_json(folder / f"{name}.json", {"outcome": outcome, **figures})
     return int(outcome == "failed")
 

@@ -151,15 +151,9 @@ def _stage_1(bench: Bench, cache: Path, *words: object) -> dict[str, Any]:
 
 def _ensure_cache(bench: Bench) -> None:
     """Make the cache that stage 2 reads, or what is missing of it."""
-    root = bench.folder / "cache"
+    root, words = bench.folder / "cache", (*bench.with_torch_detector(), "--gate", "off")
     if not list(root.glob("*/manifest.json")):
-        call(
-            "tools/cache_teacher.py",
-            *bench.with_torch_detector(),
-            "--gate",
-            "off",
-            environment=bench.environment,
-        )
+        call("tools/cache_teacher.py", *words, environment=bench.environment)
 
 
 def stage_2(bench: Bench, figures: dict[str, Any], precision: str) -> str:

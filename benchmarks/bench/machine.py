@@ -31,7 +31,7 @@ def machine(*packages: str) -> dict[str, object]:
     }
 
 
-def bench_machine(device: str) -> dict[str, object]:
+def bench_machine(device: str) -> dict[str, Any]:
     """Return the same and what a GPU is called through, "absent" where it is; for cuda the GPU."""
     packages = ("torch", "torchvision", "accelerate", "timm", "segmentation-models-pytorch", "zarr")
     found = machine() | {name: _version(name) for name in packages} | _onnxruntime()
@@ -42,7 +42,7 @@ def _gpu() -> dict[str, object]:
     import torch
 
     return {
-        "gpu": gpu_name(),
+        "gpu": torch.cuda.get_device_name(0),
         "gpus": torch.cuda.device_count(),
         "gpu_mb": round(torch.cuda.get_device_properties(0).total_memory / 1e6),
         "driver": _driver(),
@@ -50,13 +50,6 @@ def _gpu() -> dict[str, object]:
         "cudnn": torch.backends.cudnn.version(),
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),
     }
-
-
-def gpu_name() -> str:
-    """Return the name of the first GPU."""
-    import torch
-
-    return torch.cuda.get_device_name(0)
 
 
 def _version(package: str) -> str:
