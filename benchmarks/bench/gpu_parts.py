@@ -1,7 +1,6 @@
 """The parts of `make bench-gpu`. Each can run alone: what it needs and does not find it makes."""
 
 import functools
-import math
 import shutil
 import statistics
 import subprocess
@@ -182,13 +181,12 @@ def _train(bench: Bench, name: str, *words: object) -> dict[str, Any]:
     place = ("--run.out", runs, "--run.name", name, "--run.log-every", scale.log_every)
     found = bench.measured("train_student.py", *words, *length, *place)
     losses = found.pop("losses")
-    if not all(map(math.isfinite, losses)):
-        raise RuntimeError(f"a loss is not finite: {losses}")
     about = about_run(runs / name)
     return {
         "rows_per_s": round(BATCH / about["seconds_a_step"], 2),
         "first_step_loss": losses[0],
         "last_step_loss": losses[-1],
+        "losses_not_finite": losses.count(None),  # the trainer ends where it skips no such step
         **about,
         **found,
     }

@@ -7,6 +7,7 @@ the CUDA context and other processes share. The losses stay on the device until 
 step waits for them.
 """
 
+import math
 import runpy
 import sys
 import threading
@@ -39,17 +40,18 @@ def _watch_steps(steps: list[tuple[Any, Tensor, Tensor]]) -> None:
 
     add = TermMeter.add
 
-    def watched(meter: TermMeter, totals: Tensor, counts: Tensor) -> None:
+    def watched(meter: TermMeter, totals: Tensor, counts: Tensor, *more: Any) -> None:
         steps.append((meter._context.recipe.terms, totals, counts))
-        add(meter, totals, counts)
+        add(meter, totals, counts, *more)
 
     TermMeter.add = watched
 
 
-def _loss(terms: Any, totals: Tensor, counts: Tensor) -> float:
-    """Return the weighted sum of the terms' means, as the log has it."""
+def _loss(terms: Any, totals: Tensor, counts: Tensor) -> float | None:
+    """Return the weighted sum of the terms' means, as the log has it; None where not finite."""
     pairs = zip(terms, totals.double().tolist(), counts.tolist(), strict=True)
-    return sum(term.weight * total / count for term, total, count in pairs if count)
+    loss = sum(term.weight * total / count for term, total, count in pairs if count)
+    return loss if math.isfinite(loss) else None
 
 
 class _DevicePeak:
