@@ -1,4 +1,5 @@
-# make demo | test | test-all | lint | bench: each makes .venv first and installs what constraints.txt pins.
+# make demo | test | test-all | lint | format | bench | bench-gpu: each makes .venv first and installs what
+# constraints.txt pins. make bench-gpu DEVICE=cpu rehearses; with PYTHON_BIN=python3 it takes that Python as it is.
 PYTHON ?= python3
 BIN := .venv/bin
 # One process a core and one thread a process: OpenMP threads that share busy cores wait for each other.
@@ -6,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 # A mark that the environment fits the project's files; made again when they change.
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint format bench install
+.PHONY: demo test test-all lint format bench bench-gpu install
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -33,4 +34,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: $(READY)
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+DEVICE := cuda
+PYTHON_BIN := $(BIN)/python
+bench-gpu: $(if $(filter $(BIN)/python,$(PYTHON_BIN)),$(READY))
+	PYTHONPATH=$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON_BIN) benchmarks/gpu.py --device $(DEVICE)

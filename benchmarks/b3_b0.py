@@ -11,22 +11,21 @@ runs stage 1 once per gate (a random teacher is refused with status 2).
 """
 
 import argparse
-import json
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import segmentation_models_pytorch as smp
-import torch
 from bench.commands import Finished, call
 from bench.machine import save
-from bench.stand_ins import save_convolutions, write_pictures
+from bench.stages import (
+    about_cache,
+    about_run,
+    b3_parameters,
+    pack_shapes,
+    save_b3,
+    save_detector,
+)
 
-from stillroom.cache import open_cache
-from stillroom.jsonfile import read_json
-
-TENSOR = "segmentation_model_34_Concat_output_0"
 LAYERS = ((32, 2), (64, 2), (1024, 2))
 SIZE_PX, NUM_TRAIN, NUM_VAL = 640, 6, 2
 
@@ -51,8 +50,9 @@ def main() -> None:
         figures = {
             "size_px": SIZE_PX,
             "gates": gates,
-            "stage_1": _stage_1(stage_1, folder / f"cache-{arguments.gates[-1]}"),
-            "stage_2": _stage_2(stage_2, folder / "runs" / "b3-b0-yolo"),
+            "teacher_parameters": b3_parameters(),
+            "stage_1": about_cache(folder / f"cache-{arguments.gates[-1]}") | _costs(stage_1),
+            "stage_2": about_run(folder / "runs" / "b3-b0-yolo") | _costs(stage_2),
         }
     save("b3_b0", _command(arguments), figures)
 
@@ -78,22 +78,17 @@ def _command(arguments: argparse.Namespace) -> str:
 
 
 def _pack(folder: Path, source: str | None) -> None:
-    options: list[object] = ["--size", SIZE_PX, SIZE_PX]
     if source is None:
-        source = write_pictures(folder / "train", NUM_TRAIN, SIZE_PX)
-        val = write_pictures(folder / "val", NUM_VAL, SIZE_PX, first_seed=1000)
-        options += ["--val", val, "--classes", 2]
-    call("tools/make_shards.py", source, "--out", folder / "shards", *options)
+        pack_shapes(folder / "shards", SIZE_PX, NUM_TRAIN, NUM_VAL)
+        return
+    out = ("--out", folder / "shards")
+    call("tools/make_shards.py", source, *out, "--size", SIZE_PX, SIZE_PX)
 
 
 def _teachers(folder: Path) -> list[object]:
     """Make both teachers' files and return the flags that name them."""
-    torch.manual_seed(0)
-    network = smp.Unet("timm-efficientnet-b3", encoder_weights=None, classes=1)
-    state = {f"model.{name}": value for name, value in network.state_dict().items()}
-    torch.save({"state_dict": state}, folder / "b3.pth")
-    detector = save_convolutions(folder / "detector.onnx", LAYERS, inner=TENSOR)
-    return ["--teachers.0.path", folder / "b3.pth", "--teachers.1.path", detector]
+    detector = save_detector(folder / "detector.onnx", LAYERS)
+    return ["--teachers.0.path", save_b3(folder / "b3.pth"), "--teachers.1.path", detector]
 
 
 def _gate(done: Finished, status: int) -> dict[str, Any]:
@@ -103,47 +98,8 @@ def _gate(done: Finished, status: int) -> dict[str, Any]:
     return {"status": status, "seconds": round(done.seconds, 1), "said": outputs}
 
 
-def _stage_1(done: Finished, root: Path) -> dict[str, Any]:
-    (path,) = root.iterdir()
-    cache = open_cache(path)
-    assert cache.is_complete
-    rows = sum(map(cache.shard_rows, cache.shard_ids()))
-    stored = {
-        part.name: sum(body.stat().st_size for body in path.glob(f"*.zarr/{part.name}/c/0/0/0/0"))
-        for part in cache.parts
-    }
-    making = sum(cache.reader(shard).provenance["seconds"] for shard in cache.shard_ids())
-    return {
-        "targets": {name: list(spec.shape) for name, spec in cache.specs.items()},
-        "mb_a_row": {name: round(size / rows / 1e6, 3) for name, size in stored.items()},
-        "seconds_a_picture": round(making / rows, 2),
-        "seconds": round(done.seconds, 1),
-        "peak_mb": round(done.peak_mb),
-        "teacher_parameters": _b3_parameters(),
-    }
-
-
-def _stage_2(done: Finished, run: Path) -> dict[str, Any]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line["kind"] == "train"]
-    receipt = read_json(run / "receipt.json")
-    assert receipt["teacher_modules"] == []
-    names = [name for name in steps[0] if name == "loss" or name.startswith("term_")]
-    return {
-        "student_parameters": receipt["parameters"],
-        "steps": len(steps),
-        "batch": 2,
-        "seconds_a_step": round(statistics.median(2 / line["rows_per_s"] for line in steps), 2),
-        "first_step": {name: steps[0][name] for name in names},
-        "last_step": {name: steps[-1][name] for name in names},
-        "seconds": round(done.seconds, 1),
-        "peak_mb": round(done.peak_mb),
-    }
-
-
-def _b3_parameters() -> int:
-    network = smp.Unet("timm-efficientnet-b3", encoder_weights=None, classes=1)
-    return sum(parameter.numel() for parameter in network.parameters())
+def _costs(done: Finished) -> dict[str, Any]:
+    return {"seconds": round(done.seconds, 1), "peak_mb": round(done.peak_mb)}
 
 
 if __name__ == "__main__":

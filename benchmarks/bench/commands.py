@@ -1,15 +1,18 @@
 """Runs the project's own commands as a user would, and measures time and memory of each."""
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+_POLL_S = 0.01
+_SHOWN = 2000  # last characters of a command that had to be ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,19 +40,67 @@ def call(
     status: int = 0,
 ) -> Finished:
     """Run a script to its end; raises RuntimeError, with what it said, at another exit status."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+    (done,) = _call_all(words(script, *arguments), [environment or {}], status)
+    return done
+
+
+def call_ranks(
+    script: str, *arguments: object, environments: Sequence[Mapping[str, str]]
+) -> list[Finished]:
+    """Run a script in one process an environment, which are ranks of each other, as torchrun would.
+
+    Raises RuntimeError, with what it said, for a rank whose exit status is not 0; the others are
+    ended then.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    world = {**place, "WORLD_SIZE": str(len(environments))}
+    ranks = [{**world, "RANK": str(r), **env} for r, env in enumerate(environments)]
+    return _call_all(words(script, *arguments), ranks, 0)
+
+
+def _call_all(
+    command: list[str], environments: Sequence[Mapping[str, str]], status: int
+) -> list[Finished]:
+    done: dict[int, Finished] = {}
+    with tempfile.TemporaryDirectory() as name:
         began = time.perf_counter()
-        child = subprocess.Popen(
-            words(script, *arguments),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-        )
-        _, code, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - began
-        child.returncode = os.waitstatus_to_exitcode(code)
-        file.seek(0)
-        outputs = file.read().replace("\r", "\n")
+        running = [_start(command, env, Path(name) / str(i)) for i, env in enumerate(environments)]
+        order = [child.pid for child, _ in running]
+        try:
+            while running:
+                for child, path in list(running):
+                    pid, code, usage = os.wait4(child.pid, os.WNOHANG)
+                    if pid:
+                        running.remove((child, path))
+                        child.returncode = os.waitstatus_to_exitcode(code)
+                        outputs = path.read_text(encoding="utf-8", errors="replace")
+                        done[pid] = Finished(
+                            seconds=time.perf_counter() - began,
+                            peak_mb=usage.ru_maxrss * 1024 / 1e6,
+                            outputs=outputs.replace("\r", "\n"),
+                        )
+                        _require(child, status, done[pid].outputs)
+                time.sleep(_POLL_S)
+        finally:
+            for child, path in running:
+                child.kill()
+                child.wait()
+                said = path.read_text(encoding="utf-8", errors="replace")[-_SHOWN:]
+                print(f"{Path(command[1]).name} was ended; it had said:\n{said}", flush=True)
+    return [done[pid] for pid in order]
+
+
+def _start(
+    command: list[str], environment: Mapping[str, str], outputs: Path
+) -> tuple[subprocess.Popen, Path]:
+    with outputs.open("w", encoding="utf-8") as file:
+        env = {**os.environ, **environment}
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env), outputs
+
+
+def _require(child: subprocess.Popen, status: int, outputs: str) -> None:
     if child.returncode != status:
+        script = Path(child.args[1]).name
         raise RuntimeError(f"{script} ended with status {child.returncode}:\n{outputs}")
-    return Finished(seconds=seconds, peak_mb=usage.ru_maxrss * 1024 / 1e6, outputs=outputs)

@@ -1,9 +1,14 @@
-"""Recipes that only benchmarks need."""
+"""Recipes that only benchmarks need; like any recipe file, it is found by its path."""
 
-from stillroom.losses import FeatureMSE
+from dataclasses import replace
+from pathlib import Path
+
+from stillroom.losses import BinaryCrossEntropy, Dice, FeatureMSE
 from stillroom.recipe import Data, Recipe
+from stillroom.recipes.b3_b0 import b3_b0_yolo
 from stillroom.students.definitions import UNetStudent
 from stillroom.teachers.configs import OnnxTeacher
+from stillroom.teachers.own_configs import TorchTeacher
 
 
 def inner_only() -> Recipe:
@@ -16,3 +21,22 @@ def inner_only() -> Recipe:
         terms=(FeatureMSE(target="inner", tap="encoder.0", weight=1.0),),
         gate="off",
     )
+
+
+def b3_b0_torch() -> Recipe:
+    """`b3-b0-yolo` with a detector in torch, for machines whose onnxruntime has no CUDA."""
+    b3_b0 = b3_b0_yolo()
+    detector = TorchTeacher(
+        target=None,
+        factory=f"{Path(__file__).with_name('detector.py')}:yolov9_e_sized",
+        outputs=(("yolo", "features"),),
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    return replace(b3_b0, name="b3-b0-torch", teachers=(b3_b0.teachers[0], detector))
+
+
+def b0_alone() -> Recipe:
+    """The student of `b3-b0-yolo` with the labels' terms only."""
+    terms = (BinaryCrossEntropy(weight=0.5), Dice(weight=1.0))
+    return replace(b3_b0_yolo(), name="b0-alone", teachers=(), codec={}, terms=terms)

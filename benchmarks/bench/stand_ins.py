@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from bench.detector import Layers, random_weights
 from onnx import helper, numpy_helper
 from PIL import Image
 
@@ -25,7 +26,7 @@ def write_pictures(folder: Path, count: int, size: int, first_seed: int = 0) -> 
 
 def save_convolutions(
     path: Path,
-    layers: tuple[tuple[int, int], ...],
+    layers: Layers,
     *,
     inner: str | None = None,
     sigmoid: bool = False,
@@ -35,20 +36,18 @@ def save_convolutions(
     Batch and size are free. With `inner`, the last layer is a Concat of that name with one more
     convolution and an averaged output after it, which a teacher that taps `inner` cuts.
     """
-    weights, nodes, last = {}, [], "image"
-    generator, channels = np.random.default_rng(0), 3
-    for number, (width, stride) in enumerate(layers):
-        deviation = (2 / (9 * channels)) ** 0.5
-        shape = (width, channels, 3, 3)
-        weights[f"w{number}"] = generator.normal(0, deviation, shape).astype(np.float32)
+    nodes, last = [], "image"
+    weights = {f"w{number}": weight for number, weight in enumerate(random_weights(layers))}
+    for number, (_, stride) in enumerate(layers):
         is_last = number == len(layers) - 1
         nodes.append(_convolution(last, f"w{number}", f"c{number}", stride))
         nodes.append(
             helper.make_node("Identity" if is_last else "Relu", [f"c{number}"], [f"r{number}"])
         )
-        last, channels = f"r{number}", width
+        last = f"r{number}"
     if inner is not None:
-        weights["w_end"] = generator.normal(0, 0.1, (4, channels, 3, 3)).astype(np.float32)
+        shape = (4, layers[-1][0], 3, 3)
+        weights["w_end"] = np.random.default_rng(1).normal(0, 0.1, shape).astype(np.float32)
         halves = ["half_0", "half_1"]
         nodes.append(helper.make_node("Split", [last], halves, axis=1, num_outputs=2))
         nodes.append(helper.make_node("Concat", halves, [inner], axis=1))

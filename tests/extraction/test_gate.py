@@ -294,9 +294,9 @@ def broken_devices(monkeypatch) -> set[str]:
 
         def __init__(self, built):
             self._built = built
-
-        def __getattr__(self, name):
-            return getattr(self._built, name)
+            # From Python 3.12 on a protocol's members are not looked for through __getattr__.
+            for name in ("damage", "identity", "preprocessing", "provider"):
+                setattr(self, name, getattr(built, name))
 
         def __call__(self, image, **options):
             outputs = self._built(image, **options)
