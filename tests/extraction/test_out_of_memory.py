@@ -23,6 +23,10 @@ from stillroom.teachers.own_configs import TorchTeacher
 from stillroom.types import ShardId
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+ON_A_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
 TOOL = Path(__file__).parents[2] / "tools" / "cache_teacher.py"
 SHARDS = (*(ShardId("train", number) for number in range(3)), ShardId("val", 0))
 NETWORK = """
@@ -190,12 +194,13 @@ def filling_onnx(path: Path) -> Path:
     return path
 
 
-def test_what_onnxruntime_says_when_memory_runs_out_is_answered_so(tiny_recipe, tmp_path):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=ON_A_GPU)])
+def test_what_onnxruntime_says_when_memory_runs_out_is_answered_so(tiny_recipe, tmp_path, device):
     path = filling_onnx(tmp_path / "filling.onnx")
     teacher = OnnxTeacher(target="shapes", kind="logits", path=str(path))
     recipe = with_teacher(tiny_recipe, teacher, tmp_path / "cache")
     with pytest.raises(UserError, match="--micro-batch 4") as caught:
-        cache_teacher(recipe, ProcessContext())
+        cache_teacher(recipe, ProcessContext(device=device))
     assert "Failed to allocate memory" in str(caught.value.found)
 
 
