@@ -1,11 +1,12 @@
 """The command line: recipes by name or file, flags from dataclasses, errors as one short paragraph.
 
 Exit status: 0 done, 2 a user's mistake, 1 a failure, 75 told to stop and saved. `--debug` shows
-tracebacks.
+tracebacks and leaves the status as it is.
 """
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -35,27 +36,25 @@ def run_command(function: Callable[[], object]) -> NoReturn:
     try:
         function()
     except StillroomError as error:
-        if debug:
-            raise
-        _print_error(str(error))
+        _print_error(str(error), debug)
         _exit(error.exit_code)
     except KeyboardInterrupt:
-        if debug:
-            raise
-        _print_error("interrupted")
+        _print_error("interrupted", debug)
         _exit(130)
     except Exception as error:
-        if debug:
-            raise
         name = type(error).__name__
         hint = "" if isinstance(error, OSError) else "\n  (--debug shows where)"
-        _print_error(f"failed: {name}: {error}{hint}")
+        _print_error(f"failed: {name}: {error}{hint}", debug)
         _exit(1)
     _exit(0)
 
 
-def _print_error(text: str) -> None:
-    print(f"stillroom: {text}", file=sys.stderr, flush=True)
+def _print_error(text: str, debug: bool) -> None:
+    """Say what went wrong; with `debug`, where, of the error that is being handled."""
+    if debug:
+        traceback.print_exc()
+    else:
+        print(f"stillroom: {text}", file=sys.stderr, flush=True)
 
 
 def _exit(status: int) -> NoReturn:

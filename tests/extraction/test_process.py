@@ -70,7 +70,7 @@ def two_gpus(monkeypatch, tmp_path):
     script = tmp_path / "command.py"
     script.write_text("import os, sys; sys.exit(10 + int(os.environ['RANK']))")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(sys, "argv", [str(script)])
+    monkeypatch.setattr(sys, "orig_argv", ["python", str(script)])
     for name in ("RANK", ARRAY + "ID"):
         monkeypatch.delenv(name, raising=False)
     return script
@@ -91,6 +91,70 @@ def test_a_child_that_was_killed_is_no_success(two_gpus):
     assert spread_over_gpus("auto") == 128 + 9
 
 
+def told_by(script: Path, tmp_path: Path, monkeypatch, *words: str) -> list[list[str]]:
+    """What each child finds in its environment and behind its script, by rank."""
+    script.write_text(
+        "import os, pathlib, sys\n"
+        f"told = pathlib.Path({str(tmp_path)!r}, 'told' + os.environ['RANK'])\n"
+        "names = ('LOCAL_RANK', 'WORLD_SIZE', 'OMP_NUM_THREADS')\n"
+        "told.write_text(' '.join([*(os.environ[n] for n in names), *sys.argv[1:]]))\n"
+    )
+    monkeypatch.setattr(sys, "orig_argv", ["python", str(script), *words])
+    assert spread_over_gpus("auto") == 0
+    return [(tmp_path / f"told{rank}").read_text().split() for rank in range(2)]
+
+
+def test_children_get_every_word_of_the_command_also_debug(two_gpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(two_gpus), "tiny"])  # as `run_command` leaves it
+    found = told_by(two_gpus, tmp_path, monkeypatch, "tiny", "--debug")
+    assert [words[3:] for words in found] == [["tiny", "--debug"]] * 2
+
+
+@pytest.mark.parametrize(("cores", "each"), [(8, "4"), (5, "2"), (1, "1")])
+def test_children_share_the_cores_that_this_process_may_use(
+    two_gpus, tmp_path, monkeypatch, cores, each
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    found = told_by(two_gpus, tmp_path, monkeypatch)
+    assert found == [["0", "2", each], ["1", "2", each]]
+
+
+def test_a_number_of_threads_that_the_user_gave_is_kept(two_gpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert [words[2] for words in told_by(two_gpus, tmp_path, monkeypatch)] == ["3", "3"]
+
+
+def test_interrupted_it_ends_its_children_first(two_gpus, tmp_path, monkeypatch):
+    two_gpus.write_text(
+        "import os, pathlib, signal, sys, time\n"
+        "def end(*_):\n"
+        f"    pathlib.Path({str(tmp_path)!r}, 'ended' + os.environ['RANK']).touch()\n"
+        "    sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        f"pathlib.Path({str(tmp_path)!r}, os.environ['RANK']).touch()\n"
+        "time.sleep(1000)\n"
+    )
+    wait, waited = subprocess.Popen.wait, []
+
+    def interrupted(child, timeout=None):
+        """Ctrl-C comes while the first child is waited for."""
+        until = time.monotonic() + 100
+        while not all((tmp_path / rank).exists() for rank in "01"):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        waited.append(child)
+        if len(waited) == 1:
+            raise KeyboardInterrupt
+        return wait(child, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        spread_over_gpus("auto")
+    assert all((tmp_path / f"ended{rank}").exists() for rank in "01")
+    assert all(child.returncode == 75 for child in waited)
+
+
 def test_told_to_stop_it_tells_its_children(two_gpus, tmp_path):
     two_gpus.write_text(
         "import os, pathlib, signal, sys, time\n"
@@ -101,7 +165,8 @@ def test_told_to_stop_it_tells_its_children(two_gpus, tmp_path):
     # Here the waiting is done in another process, so that the signal is not sent to pytest.
     source = Path(process.__file__).parents[2]
     code = (
-        f"import sys, torch; sys.path.insert(0, {str(source)!r}); sys.argv = [{str(two_gpus)!r}]\n"
+        f"import sys, torch; sys.path.insert(0, {str(source)!r})\n"
+        f"sys.orig_argv = ['python', {str(two_gpus)!r}]\n"
         "torch.cuda.device_count = lambda: 2\n"
         "from stillroom.extraction.process import spread_over_gpus\n"
         "sys.exit(spread_over_gpus('auto'))"

@@ -31,10 +31,13 @@ def save_segmenter(
     opset: int = 13,
     ir: int = 8,
     weights_as_inputs: bool = False,
+    element: int = onnx.TensorProto.FLOAT,
+    output: int | None = None,
 ) -> Path:
     """Write image -> stem (8, stride 2) -> feature (ReLU) -> small (1x1) -> logits (x 2) -> tail.
 
-    The wanted output is called `output`; `path` is returned.
+    The wanted output is called `output`; `path` is returned. Input and weights are of type
+    `element`; with `output`, the tail `logits` casts to another.
     """
     rng = np.random.default_rng(0)
     weights = {
@@ -49,17 +52,21 @@ def save_segmenter(
         helper.make_node("ConvTranspose", ["small", "up_w"], ["logits"], strides=[2, 2]),
     ]
     tail_nodes, constants = _tail(tail, classes)
+    if output is not None:
+        assert tail == "logits"
+        tail_nodes = [helper.make_node("Cast", ["logits"], ["output"], to=output)]
+    numpy_type = helper.tensor_dtype_to_np_dtype(element)
     initializers = [
-        numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()
+        numpy_helper.from_array(value.astype(numpy_type), name) for name, value in weights.items()
     ] + [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    inputs = [_picture(batch, size)]
+    inputs = [_picture(batch, size, element)]
     if weights_as_inputs:
         inputs += [helper.make_tensor_value_info(i.name, i.data_type, i.dims) for i in initializers]
     graph = helper.make_graph(
         nodes + tail_nodes,
         "segmenter",
         inputs,
-        [helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("output", output or element, None)],
         initializers,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
@@ -67,8 +74,8 @@ def save_segmenter(
     return path
 
 
-def _picture(batch: int | str, size: tuple[int | str, int | str]) -> Any:
-    return helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [batch, 3, *size])
+def _picture(batch: int | str, size: tuple[int | str, int | str], element: int) -> Any:
+    return helper.make_tensor_value_info("image", element, [batch, 3, *size])
 
 
 def _tail(tail: Tail, classes: int) -> tuple[list[Any], dict[str, np.ndarray]]:

@@ -135,9 +135,10 @@ def test_the_picture_input_says_what_is_fixed():
         input_model([1, 8, 8, 3]),
         input_model([1, 3, 8]),
         input_model([1, 3, 8, 8], [1, 3, 8, 8]),
-        input_model([1, 3, 8, 8], kind=onnx.TensorProto.FLOAT16),
+        input_model([1, 3, 8, 8], kind=onnx.TensorProto.UINT8),
+        input_model([1, 3, 8, 8], kind=onnx.TensorProto.BFLOAT16),
     ],
-    ids=["channels last", "three dimensions", "two inputs", "half precision"],
+    ids=["channels last", "three dimensions", "two inputs", "bytes", "bfloat16"],
 )
 def test_an_input_that_is_no_picture_is_refused(model):
     with pytest.raises(UserError):

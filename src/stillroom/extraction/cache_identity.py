@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stillroom.cache.find import find_caches
+from stillroom.cache.folder import Cache
 from stillroom.cache.identity import make_identity
 from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
 from stillroom.extraction.calibrate import calibration_keys
+from stillroom.jsonfile import digest
 from stillroom.pictures.dataset import PictureSet
 from stillroom.pictures.rows import num_views
 from stillroom.recipe import Recipe, teacher_identities, views_identity
@@ -108,3 +112,10 @@ def compose(
         calibration=list(calibration_keys(pictures)) if fitted else [],
         body=recipe.body,
     )
+
+
+def existing_cache(recipe: Recipe, identity: dict[str, Any]) -> Cache | None:
+    """Return the cache of this identity wherever it lies under run.cache."""
+    wanted = digest(identity)
+    caches = find_caches(Path(recipe.run.cache))
+    return next((cache for cache in caches if cache.fingerprint == wanted), None)

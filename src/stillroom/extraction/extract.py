@@ -20,16 +20,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 import stillroom
-from stillroom.cache.find import find_caches
 from stillroom.cache.folder import Cache, claim_cache
+from stillroom.device_memory import is_out_of_memory
 from stillroom.errors import UserError
-from stillroom.extraction.cache_identity import compose, probe
+from stillroom.extraction.cache_identity import compose, existing_cache, probe
 from stillroom.extraction.calibrate import fit_codecs, restore_fitted
 from stillroom.extraction.encode import EncodedBatch, encode, read_batches, run_teachers
-from stillroom.extraction.gate import gate_pictures, judge
+from stillroom.extraction.gate import InParts, gate_pictures, judge
+from stillroom.extraction.out_of_memory import too_large
 from stillroom.extraction.preflight import require_space
 from stillroom.extraction.process import ProcessContext
-from stillroom.jsonfile import digest
 from stillroom.os_errors import explain_os_errors
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.pictures.loader import read_ahead
@@ -75,14 +75,21 @@ class _Job:
 def cache_teacher(recipe: Recipe, process: ProcessContext) -> Cache:
     """Run stage 1 of a recipe as one of `process.world` processes and return the cache.
 
-    Raises UserError for what cannot work, FailureError where disk or system fails, Stopped when a
-    signal asked to stop; the published shards stay.
+    Raises UserError for what cannot work (where the device's memory runs out, it names the
+    micro-batch that fits), FailureError where disk or system fails, Stopped when a signal asked to
+    stop; the published shards stay.
     """
     with (
         stop_on_signals() as stop,
         explain_os_errors("stage 1 cannot go on", Path(recipe.run.cache)),
     ):
-        return _cache_teacher(recipe, process, stop)
+        try:
+            return _cache_teacher(recipe, process, stop)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).strip() or type(error).__name__
+        raise too_large(recipe, process, stop, reason)  # with the error, its tensors are gone
 
 
 def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Event) -> Cache:
@@ -95,7 +102,7 @@ def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Even
     check_targets(recipe, {spec.name: spec for spec in specs})
     raise_if_stopped(stop, "nothing was begun")
     identity = compose(recipe, pictures, teachers, specs)
-    cache = _existing(recipe, identity)
+    cache = existing_cache(recipe, identity)
     if cache is not None:
         restore_fitted(cache)
         for folder in cache.quarantine_bad():
@@ -129,13 +136,6 @@ def _fill(job: _Job) -> None:
     _make_shards(job, missing)
 
 
-def _existing(recipe: Recipe, identity: dict[str, Any]) -> Cache | None:
-    """Return the cache of this identity wherever it lies under run.cache."""
-    wanted = digest(identity)
-    caches = find_caches(Path(recipe.run.cache))
-    return next((cache for cache in caches if cache.fingerprint == wanted), None)
-
-
 def _gate(
     recipe: Recipe,
     teachers: tuple[BuiltTeacher, ...],
@@ -156,7 +156,8 @@ def _gate(
     )
     samples, classes = gate_pictures(pictures), len(pictures.classes)
     for config, built in zip(recipe.teachers, teachers, strict=True):
-        for verdict in judge(config, built, samples, classes, recipe.gate_floor, stop):
+        parts = InParts(built, recipe.micro_batch)
+        for verdict in judge(config, parts, samples, classes, recipe.gate_floor, stop):
             figures = ", ".join(f"{name} {value:.4g}" for name, value in verdict.figures.items())
             process.print(f"quality gate, {verdict.target}: {figures}")
             if verdict.note:

@@ -13,6 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from stillroom.extraction.health import examine, observe, steadiness
 from stillroom.extraction.preprocessing import (
     Scores,
@@ -22,9 +26,10 @@ from stillroom.extraction.preprocessing import (
     try_preprocessings,
 )
 from stillroom.metrics import num_classes
+from stillroom.networks.normalise import Normalise
 from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.teachers.protocol import BuiltTeacher, TeacherConfig
-from stillroom.types import IGNORE
+from stillroom.types import IGNORE, Row
 
 MAX_PICTURES = 128  # that preprocessings are compared on
 _NUM_OBSERVED = 32  # of these, for what needs no label
@@ -40,6 +45,33 @@ class Verdict:
     figures: dict[str, float]
     reasons: tuple[str, ...]
     note: str = ""
+
+
+class InParts:
+    """A teacher that is given at most `rows` rows at once, as the device may hold no more."""
+
+    def __init__(self, built: BuiltTeacher, rows: int) -> None:
+        self._built, self._rows = built, rows
+        self.preprocessing, self.damage = built.preprocessing, built.damage
+        self.provider, self.identity = built.provider, built.identity
+
+    def __call__(
+        self,
+        image: Float[Tensor, "b 3 h w"],
+        *,
+        rows: Sequence[Row] = (),
+        preprocessing: Normalise | None = None,
+        boxes: Float[Tensor, "b 4"] | None = None,
+    ) -> dict[str, Float[Tensor, "b _ _ _"]]:
+        """Return what the teacher answers, part by part."""
+        parts = []
+        for start in range(0, len(image), self._rows):
+            some = slice(start, start + self._rows)
+            box = None if boxes is None else boxes[some]
+            parts.append(
+                self._built(image[some], rows=rows[some], preprocessing=preprocessing, boxes=box)
+            )
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def gate_pictures(pictures: PictureSet, wanted: int = MAX_PICTURES) -> list[Picture]:

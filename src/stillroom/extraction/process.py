@@ -77,20 +77,39 @@ def spread_over_gpus(wanted: str) -> int | None:
     count = torch.cuda.device_count() if wanted != "cpu" and alone else 1
     if count < 2:
         return None
-    children = [
-        subprocess.Popen(
-            [sys.executable, *sys.argv],
-            env={**os.environ, "RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(count)},
-        )
-        for r in range(count)
-    ]
+    children: list[subprocess.Popen] = []
     numbers = (signal.SIGTERM, signal.SIGUSR1)
     before = [signal.signal(n, lambda n, _: _send(children, n)) for n in numbers]
     try:
+        for rank in range(count):
+            # The words as they were given: `run_command` has taken --debug from sys.argv.
+            words = [sys.executable, *sys.orig_argv[1:]]
+            children.append(subprocess.Popen(words, env=_environment(rank, count)))
         return max(_status(child.wait()) for child in children)
     finally:
+        _send(
+            children, signal.SIGTERM
+        )  # reaches none that has ended; on Ctrl-C those that have not
+        for child in children:
+            child.wait()
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+def _environment(rank: int, world: int) -> dict[str, str]:
+    """Return the environment of one of the processes of this machine: torch and onnxruntime would
+    take every core in each of them, so each is given its share, unless the user said how many.
+    """
+    threads = {"OMP_NUM_THREADS": str(max(1, _num_cores() // world))}
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    return {**threads, **os.environ, **place}
+
+
+def _num_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _send(children: list[subprocess.Popen], number: int) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from stillroom.device_memory import is_out_of_memory
 from stillroom.errors import FailureError, UserError
 from stillroom.networks.normalise import Normalise
 from stillroom.teachers.configs import OnnxTeacher
@@ -53,7 +54,7 @@ class BuiltOnnxTeacher:
             raise _wrong_size(fixed, config.size)
         self._fixed = fixed
         self._session = OnnxSession(model, self.device)
-        self._rows = self.batch or 0  # rows per run; 0 = as they come
+        self._rows = 0  # of the largest run so far
         self._seen: set[tuple[int, int]] = set()
         self.preprocessing = Normalise(config.mean, config.std, config.scale, config.channels)
         self.provider, self.identity = self._session.provider, {}
@@ -70,7 +71,7 @@ class BuiltOnnxTeacher:
         """Return every target: logits at the picture's size, features on their own grid.
 
         Raises UserError where the network cannot take a picture of this size or does not say what
-        was declared.
+        was declared; onnxruntime's own error where memory runs out.
         """
         height, width = image.shape[2:]
         size = self._config.size or (height, width)
@@ -89,9 +90,9 @@ class BuiltOnnxTeacher:
 
     def _run_rows(self, image: Tensor) -> dict[str, Tensor]:
         """Run any number of rows, in batches of one size where the network or the GPU wants it."""
+        rows = self.batch or len(image)
         if self.batch is None and self.device.type == "cuda":
-            self._rows = max(self._rows, len(image))  # convolutions are chosen once per batch size
-        rows = self._rows or len(image)
+            rows = max(self._rows, rows)  # convolutions are chosen once per batch size
         parts = []
         for start in range(0, len(image), rows):
             part = image[start : start + rows]
@@ -99,6 +100,7 @@ class BuiltOnnxTeacher:
             if missing:
                 part = torch.cat([part, part[-1:].expand(missing, -1, -1, -1)])
             parts.append({n: a[: rows - missing] for n, a in self._run(part).items()})
+        self._rows = rows  # not where they were too many for the device
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _run(self, image: Tensor) -> dict[str, Tensor]:
@@ -106,12 +108,13 @@ class BuiltOnnxTeacher:
         try:
             answers = self._session.run(image)
         except RUN_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
             kind = FailureError if size in self._seen else UserError
             raise kind(
                 f"the network of {self._config.target} could not run on {len(image)} x {size}",
                 found=str(error).strip().splitlines()[0],
-                fix="give a size that it takes, often a multiple of 32, with "
-                "--teachers.N.size H W; where memory ran out, a smaller batch",
+                fix="give a size that it takes, often a multiple of 32, with --teachers.N.size H W",
             ) from None
         for name, answer in answers.items():
             if answer.ndim != 4 or len(answer) != len(image):

@@ -11,6 +11,7 @@ from stillroom.errors import UserError
 
 Shape = tuple[int | str, ...]  # "?" or a name where a dimension is not fixed
 
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 _FREE = ("batch", "3", "height", "width")  # the names of freed dimensions
 
 
@@ -109,9 +110,12 @@ def picture_input(model: onnx.ModelProto) -> PictureInput:
             found=f"{inputs[0].name}, of shape {_text(shape)}",
             wanted="b x 3 x h x w",
         )
-    if kind != onnx.TensorProto.FLOAT:
-        wanted, found = "float32", onnx.TensorProto.DataType.Name(kind)
-        raise UserError("the network's input is not float32", found=found, wanted=wanted)
+    if kind not in _FLOATS:
+        raise UserError(
+            "the network's input is no picture of floating-point numbers",
+            found=onnx.TensorProto.DataType.Name(kind),
+            wanted=", ".join(map(onnx.TensorProto.DataType.Name, _FLOATS)),
+        )
     batch, _, height, width = (d if isinstance(d, int) else None for d in shape)
     if height is None or width is None:  # one fixed side alone is taken as that of a square
         height, width = height or width, width or height

@@ -6,13 +6,30 @@ import numpy as np
 import onnx
 import onnxruntime
 import onnxruntime.capi.onnxruntime_pybind11_state as _ort
-import torch  # before a CUDA session is made, so that CUDA and cuDNN are found
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stillroom.device_memory import is_out_of_memory
 from stillroom.errors import UserError
+from stillroom.teachers.onnx_cuda import (
+    CUDA_PROVIDER,
+    cuda_options,
+    load_cuda_libraries,
+    why_not_loaded,
+)
 
 _FATAL = 4  # onnxruntime's severity; what matters arrives as an exception
+_TYPES: dict[str, tuple[torch.dtype, type[np.generic]]] = {  # of what we can bind
+    "tensor(float)": (torch.float32, np.float32),
+    "tensor(float16)": (torch.float16, np.float16),
+    "tensor(double)": (torch.float64, np.float64),
+    "tensor(int64)": (torch.int64, np.int64),
+    "tensor(int32)": (torch.int32, np.int32),
+    "tensor(int8)": (torch.int8, np.int8),
+    "tensor(uint8)": (torch.uint8, np.uint8),
+    "tensor(bool)": (torch.bool, np.bool_),
+}
 
 RUN_ERRORS = (_ort.Fail, _ort.InvalidArgument, _ort.RuntimeException, _ort.NotImplemented)
 _LOAD_ERRORS = (*RUN_ERRORS, _ort.InvalidGraph, _ort.InvalidProtobuf, _ort.EPFail, _ort.NotFound)
@@ -21,66 +38,61 @@ _LOAD_ERRORS = (*RUN_ERRORS, _ort.InvalidGraph, _ort.InvalidProtobuf, _ort.EPFai
 class OnnxSession:
     """A graph with one input, ready to run on `device`.
 
-    On CUDA, input and outputs stay in torch's memory, TF32 is off and convolutions are chosen by
-    heuristic.
+    On CUDA, input and outputs stay in torch's memory. Both are of the types that the graph
+    declares; pictures and answers are float32.
     """
 
     def __init__(self, model: onnx.ModelProto, device: torch.device) -> None:
         """Raises UserError where onnxruntime cannot load the graph or has no such device."""
         self.device = device
-        self.provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+        self.provider = CUDA_PROVIDER if device.type == "cuda" else "CPUExecutionProvider"
         onnxruntime.set_default_logger_severity(_FATAL)
         self._session = _open(model, self.provider, device.index or 0)
-        found = self._session.get_providers()[0]
-        if found != self.provider:
-            raise UserError(
-                "onnxruntime does not run on the device that was asked for",
-                found=found,
-                wanted=f"{self.provider}, device {device.index or 0}",
-                fix="install the onnxruntime-gpu that fits this torch's CUDA and cuDNN (where they "
-                "are not found: import torch first, or call onnxruntime.preload_dlls()), or ask "
-                "for cpu",
-            )
-        self._input = self._session.get_inputs()[0].name
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        if self._session.get_providers()[0] != self.provider:  # it fell back to the CPU
+            raise _no_device(why_not_loaded() or "it gave no reason", device)
+        self._input = _Value(self._session.get_inputs()[0])
+        self._outputs = [_Value(output) for output in self._session.get_outputs()]
         self._shapes: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
 
     def run(self, image: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "..."]]:
         """Return every output by name, float32; raises one of RUN_ERRORS for what cannot be run."""
-        image = image.to(self.device, torch.float32).contiguous()
         if self.device.type != "cpu":
             return self._run_bound(image)
-        arrays = self._session.run(self._outputs, {self._input: image.numpy()})
+        array = image.to(self.device, self._input.dtype).contiguous().numpy()
+        names = [output.name for output in self._outputs]
+        arrays = self._session.run(names, {self._input.name: array})
         tensors = [torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)) for a in arrays]
-        return dict(zip(self._outputs, tensors, strict=True))
+        return dict(zip(names, tensors, strict=True))
 
     def _run_bound(self, image: Tensor) -> dict[str, Tensor]:
+        image = image.to(self.device, self._input.dtype).contiguous()
         shapes = self._shapes.get(tuple(image.shape))
         if shapes is None:
             shapes = self._shapes[tuple(image.shape)] = self._output_shapes(image)
         binding, outputs = self._bind_input(image), {}
         number = self.device.index or 0
-        for name, shape in zip(self._outputs, shapes, strict=True):
-            outputs[name] = torch.empty(shape, dtype=torch.float32, device=self.device)
+        for output, shape in zip(self._outputs, shapes, strict=True):
+            memory = torch.empty(shape, dtype=output.dtype, device=self.device)
+            outputs[output.name] = memory
             binding.bind_output(
-                name, self.device.type, number, np.float32, shape, outputs[name].data_ptr()
+                output.name, self.device.type, number, output.element, shape, memory.data_ptr()
             )
         self._run_and_wait(binding)
-        return outputs
+        return {name: memory.float() for name, memory in outputs.items()}
 
     def _output_shapes(self, image: Tensor) -> list[tuple[int, ...]]:
         """Run once with memory of onnxruntime's own, to learn how much to bind."""
         binding = self._bind_input(image)
-        for name in self._outputs:
-            binding.bind_output(name, self.device.type, self.device.index or 0)
+        for output in self._outputs:
+            binding.bind_output(output.name, self.device.type, self.device.index or 0)
         self._run_and_wait(binding)
         return [tuple(value.shape()) for value in binding.get_outputs()]
 
     def _bind_input(self, image: Tensor) -> onnxruntime.IOBinding:
         binding = self._session.io_binding()
-        number, shape = self.device.index or 0, tuple(image.shape)
+        number, shape, value = self.device.index or 0, tuple(image.shape), self._input
         binding.bind_input(
-            self._input, self.device.type, number, np.float32, shape, image.data_ptr()
+            value.name, self.device.type, number, value.element, shape, image.data_ptr()
         )
         return binding
 
@@ -91,18 +103,53 @@ class OnnxSession:
         binding.synchronize_outputs()
 
 
+class _Value:
+    """An input or output of a session: its name, and its type as torch and as numpy name it."""
+
+    def __init__(self, declared: onnxruntime.NodeArg) -> None:
+        self.name = declared.name
+        if declared.type not in _TYPES:
+            raise UserError(
+                f"the tensor {self.name} of the network is of a type that is not supported",
+                found=declared.type,
+                wanted=", ".join(_TYPES),
+            )
+        self.dtype, self.element = _TYPES[declared.type]
+
+
 def _open(model: onnx.ModelProto, provider: str, number: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal() and int(threads) > 0:  # onnxruntime's own pool does not look at it
         options.intra_op_num_threads = int(threads)
-    cuda = {"device_id": number, "use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}
-    providers = [(provider, cuda)] if provider.startswith("CUDA") else [provider]
+    providers: list = [provider]
+    if provider == CUDA_PROVIDER:
+        load_cuda_libraries()
+        providers = [(provider, cuda_options(number))]
     try:
         data = model.SerializeToString()
-        return onnxruntime.InferenceSession(data, options, providers=providers)
+        return onnxruntime.InferenceSession(
+            data, options, providers=providers, enable_fallback=False
+        )
+    except RuntimeError as error:  # what a provider says that cannot begin
+        if is_out_of_memory(error):
+            raise
+        raise _no_device(str(error).strip().splitlines()[0], torch.device("cuda", number)) from None
     except _LOAD_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             "onnxruntime cannot load the teacher's network", found=str(error).splitlines()[0]
         ) from None
+
+
+def _no_device(reason: str, device: torch.device) -> UserError:
+    return UserError(
+        f"onnxruntime does not run on the device that was asked for, {device}",
+        found=reason,
+        wanted=f"{CUDA_PROVIDER}, with every library that it needs",
+        fix="libcuda.so.1 comes with the driver, libcurand.so.10 with nvidia-curand, other"
+        f" libraries with a torch for CUDA {onnxruntime.cuda_version or 13}, as this onnxruntime is"
+        " (an onnxruntime-gpu below 1.27 is for CUDA 12); or ask for cpu",
+    )
