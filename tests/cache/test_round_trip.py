@@ -13,7 +13,7 @@ from stillroom.errors import DamageError, FailureError, UserError
 from stillroom.types import Row, RowStatistics, ShardId, View
 
 TRAIN = ShardId("train", 0)
-COLUMNS = ("min", "max", "finite", "confidence")
+COLUMNS = ("min", "max", "finite", "confidence", "error")
 
 
 def test_every_row_is_read_as_it_was_written(cache: Cache, make):
