@@ -72,7 +72,7 @@ def test_the_error_of_each_row_is_measured_and_kept(recipe):
 
 def test_another_pictures_row_is_found_however_coarse_the_codec(tiny_recipe, tmp_path, monkeypatch):
     """With one step so wide, every row is within every other's bound, and the draws are shared."""
-    recipe = with_codecs(tiny_recipe, tmp_path, "stochastic:3.0", "stochastic:30.0")
+    recipe = with_codecs(tiny_recipe, tmp_path, "stochastic:10.0", "stochastic:10.0")
     encode = encoding.encode
 
     def swapping(cache, rows, outputs):

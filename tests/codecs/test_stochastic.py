@@ -30,7 +30,8 @@ def test_the_relative_error_is_the_one_asked_for(error: float):
     fitted = codec.fit(features(64).split(8))
     assert fitted["offset"].shape == (16, 1, 1) and fitted["step"].shape == (1,)
     decoded = codec.decode(codec.encode(other, rows(64), fitted), fitted)
-    found = float((decoded - other).square().sum() / other.square().sum())
+    energy = (other - fitted["offset"]).square().sum()
+    found = float((decoded - other).square().sum() / energy)
     assert found == pytest.approx(error, rel=0.05)
 
 
@@ -40,8 +41,18 @@ def test_the_fit_knows_no_batches_and_large_rows_are_sampled():
     assert torch.equal(whole["step"], pieces["step"])
     assert torch.equal(whole["offset"], pieces["offset"])
     away = (values - whole["offset"]).flatten()
-    noise = expected_noise(away, float(whole["step"])) / float(values.square().sum())
+    noise = expected_noise(away, float(whole["step"])) / float(away.square().sum())
     assert noise == pytest.approx(1.0, rel=0.02)
+
+
+def test_a_constant_added_to_a_channel_changes_the_offsets_only():
+    values = features(16)
+    moved = values + torch.arange(16)[:, None, None]
+    plain, other = (Stochastic(error=1.0).fit([v]) for v in (values, moved))
+    torch.testing.assert_close(other["step"], plain["step"], rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        other["offset"].flatten(), plain["offset"].flatten() + torch.arange(16)
+    )
 
 
 def test_offsets_are_medians():

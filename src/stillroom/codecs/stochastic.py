@@ -1,7 +1,8 @@
 """One step for all channels of a target and unbiased rounding: noise that averages out of MSE.
 
 The gradient of a squared error is linear in its target, so noise whose mean is zero moves no mean
-gradient. At a relative error of 1 a value takes about half a bit.
+gradient. Where the noise has as much energy as the signal, a value takes about one bit; at five
+times as much, a third of one.
 """
 
 import math
@@ -27,8 +28,8 @@ class Stochastic:
     """offset[channel] + step * floor((x - offset[channel]) / step + u), u uniform in (0, 1).
 
     `error` is the relative error: the expected sum of (decoded - x)^2 over the calibration rows,
-    divided by the sum of x^2 over the same values (of x itself, nothing subtracted). Text form:
-    `stochastic:1.0`.
+    divided by the sum of (x - offset[channel])^2 over the same values. What a constant explains is
+    no signal. Text form: `stochastic:1.0`.
     """
 
     needs_fit: ClassVar[bool] = True
@@ -69,9 +70,9 @@ class Stochastic:
         """One part of bytes: for every cell `2 c / (1 + error)`, rounded up.
 
         That is twice as many as an average row can have units. With u the mean of |x - offset| /
-        step, v of (x - offset)^2 and w of x^2, the noise error * w of a coarse step is u step^2 -
-        v, and u step at most v^(1/2), so u <= v / (error * w + v), which is 1 / (1 + error) where
-        the offset is of use (v <= w). Features with many small values have a fifth of that.
+        step and v of (x - offset)^2, the noise error * v of a coarse step is u step^2 - v, and u
+        step at most v^(1/2), so u <= 1 / (1 + error). Features with many small values have a third
+        of that.
         """
         channels, *cells = shape
         return {"impulse": ("uint8", (math.ceil(2 * channels / (1 + self.error)), *cells))}
@@ -85,14 +86,14 @@ class Stochastic:
         num_channels = int(channels.max()) + 1
         medians = [target[channels == channel].median() for channel in range(num_channels)]
         offset = torch.stack(medians)
-        energy, away = float(target.square().sum(dtype=torch.float64)), target - offset[channels]
+        away = target - offset[channels]
         if not bool(away.any()):
             raise UserError(
                 "stochastic rounding cannot be fitted: the target never changes",
                 found=f"{len(away)} values on the calibration rows",
                 fix="check the teacher, or keep this target as float16",
             )
-        step = _step_of(away, energy, self.error)
+        step = _step_of(away, self.error * float(away.square().sum(dtype=torch.float64)))
         return {"offset": offset[:, None, None], "step": torch.tensor([step])}
 
     def encode(
@@ -165,16 +166,16 @@ def _samples(values: Iterable[Tensor]) -> tuple[Float[Tensor, "n"], Int[Tensor, 
     return kept.flatten(), (places // (count // channels)).repeat(len(kept))
 
 
-def _step_of(away: Float[Tensor, "n"], energy: float, error: float) -> float:
-    """Return the step whose expected noise is `error` of the energy; noise grows with the step."""
+def _step_of(away: Float[Tensor, "n"], noise: float) -> float:
+    """Return the step of this expected noise, which grows with it."""
     low = high = float(away.abs().max())
-    while expected_noise(away, low) > error * energy:
+    while expected_noise(away, low) > noise:
         low /= 2
-    while expected_noise(away, high) < error * energy:
+    while expected_noise(away, high) < noise:
         high *= 2
     for _ in range(40):
         middle = (low + high) / 2
-        if expected_noise(away, middle) < error * energy:
+        if expected_noise(away, middle) < noise:
             low = middle
         else:
             high = middle
