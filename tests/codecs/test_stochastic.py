@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from stillroom.codecs.stochastic import Stochastic, expected_noise
-from stillroom.errors import UserError
+from stillroom.errors import DamageError, UserError
 from stillroom.types import Row, View
 
 VIEW = View(x0=0, y0=0, x1=8, y1=8)
@@ -111,6 +111,17 @@ def test_a_row_far_from_all_that_was_fitted_is_refused_by_name():
     target[1] = 1e30
     with pytest.raises(UserError, match="p1"):
         codec.encode(target, rows(2), fitted)
+
+
+def test_fitted_values_of_another_target_are_refused():
+    codec = Stochastic(error=0.1)
+    fitted = codec.fit([features(2)])
+    parts = codec.encode(features(1), rows(1), fitted)
+    for other in ({}, {"step": fitted["step"]}, {"offset": fitted["offset"]}):
+        with pytest.raises(DamageError, match=r"codecs\.safetensors"):
+            codec.decode(parts, other)
+    with pytest.raises(DamageError):
+        codec.decode(parts, {**fitted, "offset": torch.zeros(1 << 20, 1, 1)})
 
 
 def test_two_and_a_half_times_the_usual_distance_has_room():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stillroom.codecs.impulses import pack_impulses, unpack_impulses
 from stillroom.codecs.uniform import uniform
-from stillroom.errors import UserError
+from stillroom.errors import DamageError, UserError
 from stillroom.types import Row
 
 LEAST, MOST = 0.1, 100.0
@@ -122,9 +122,18 @@ class Stochastic:
     def decode(
         self, parts: dict[str, Tensor], fitted: dict[str, Tensor]
     ) -> Float[Tensor, "b c y x"]:
-        """Return offset + step * units, fp32."""
-        packed, offset = parts["impulse"], fitted["offset"]
+        """Return offset + step * units, fp32; raises DamageError where the fitted values are not
+        those of such a target.
+        """
+        packed, offset = parts["impulse"], fitted.get("offset", torch.zeros(0))
         shape = (len(offset), *packed.shape[2:])
+        ((_, wanted),) = self.parts(shape).values()  # what follows is as large as `offset` is long
+        if wanted != tuple(packed.shape[1:]) or "step" not in fitted:
+            raise DamageError(
+                f"codecs.safetensors does not hold what {self.text} needs",
+                found=", ".join(f"{name} {list(value.shape)}" for name, value in fitted.items()),
+                wanted="offset [channels, 1, 1], step [1]",
+            )
         units = unpack_impulses(packed.flatten(1), math.prod(shape)).view(len(packed), *shape)
         return units.mul_(fitted["step"]).add_(offset)
 
