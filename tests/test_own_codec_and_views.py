@@ -34,6 +34,7 @@ class Dithered:
     """One fitted step for all; rounded up or down by a number drawn for the row and the value."""
 
     needs_fit: ClassVar[bool] = True
+    is_noisy: ClassVar[bool] = True
     text: ClassVar[str] = "dithered"
 
     @classmethod

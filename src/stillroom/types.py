@@ -77,12 +77,13 @@ class TargetSpec:
 
 
 class RowStatistics(NamedTuple):
-    """What is kept of one row of one target besides its values, from before encoding."""
+    """What is kept of one row of one target besides its values; of those before encoding."""
 
     low: float
     high: float
     finite: float  # share of the values
     confidence: float | None  # mean over the cells of the likeliest class's probability; logits
+    error: float = 0.0  # mean of (decoded - value)^2; 0 until it has been encoded
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,7 +91,7 @@ class Batch:
     """Pictures with what is known of them; every tensor on one device.
 
     `image` is RGB in [0, 1]; `mask` has class indices with 255 = ignore; `inside` is False on
-    padding.
+    padding. `noise` is the mean squared error of targets that are right on average only.
     """
 
     keys: tuple[str, ...]
@@ -98,4 +99,5 @@ class Batch:
     mask: Int[Tensor, "b h w"]
     inside: Bool[Tensor, "b h w"]
     targets: dict[str, Float[Tensor, "b c y x"]] = field(default_factory=dict)
+    noise: dict[str, Float[Tensor, "b"]] = field(default_factory=dict)
     boxes: Float[Tensor, "b 4"] | None = None

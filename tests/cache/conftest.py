@@ -16,12 +16,12 @@ SHARDS = (("train", 0, 5), ("train", 1, 5), ("val", 0, 3))
 Values = dict[str, np.ndarray]
 
 
-def identity_of(**changes: Any) -> dict[str, Any]:
+def identity_of(codec: str = "float16", **changes: Any) -> dict[str, Any]:
     """The identity of the small cache, with some arguments of `make_identity` changed."""
 
     def target(shape: tuple[int, int, int], kind: str) -> dict[str, Any]:
         teacher = {"class": "Fake", "weights_sha256": "ab" * 32, "mean": [0.5, 0.5, 0.5]}
-        return {"teacher": teacher, "shape": shape, "stride": 8, "kind": kind, "codec": "float16"}
+        return {"teacher": teacher, "shape": shape, "stride": 8, "kind": kind, "codec": codec}
 
     shards = [{"split": s, "number": n, "rows": r, "pictures": "cd" * 32} for s, n, r in SHARDS]
     arguments: dict[str, Any] = {
@@ -42,16 +42,20 @@ def values_of(cache: Cache, shard_id: ShardId, i: int) -> Values:
     """What the fake teacher says: random, a function of cache, shard and row."""
     seed = [int(cache.fingerprint[:8], 16), shard_id.split == "val", shard_id.number, i]
     generator = np.random.default_rng(seed)
-    return {
-        part.name: generator.standard_normal(part.shape).astype(part.dtype) for part in cache.parts
-    }
+    return {part.name: _values(generator, part.shape, np.dtype(part.dtype)) for part in cache.parts}
+
+
+def _values(generator: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    if dtype.kind == "f":
+        return generator.standard_normal(shape).astype(dtype)
+    return generator.integers(-9, 9, shape).astype(dtype)  # bytes of any codec, small ones
 
 
 def statistics_of(values: Values) -> dict[str, RowStatistics]:
     """Figures of the small cache's targets, or of those among them; `mask` holds logits."""
     return {
-        name.partition(".")[0]: RowStatistics(
-            float(value.min()), float(value.max()), 1.0, 0.75 if name == "mask.value" else None
+        (target := name.partition(".")[0]): RowStatistics(
+            float(value.min()), float(value.max()), 1.0, 0.75 if target == "mask" else None, 0.125
         )
         for name, value in values.items()
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from stillroom.cache import Cache, claim_cache, make_identity, open_cache
 from stillroom.checking.check import check_cache
@@ -15,14 +16,15 @@ from stillroom.types import Row, RowStatistics, ShardId, View
 
 SHARD, NUM_ROWS = ShardId("train", 0), 6
 TARGETS = {"detector": ((6, 8, 10), "features"), "mask": ((1, 8, 10), "logits")}
+CODECS = {"float16": ("float16", "float16"), "coded": ("stochastic:1.0", "logits8")}  # of each
 
 
-def make_cache(root: Path, body: str, seed: int = 0) -> Cache:
+def make_cache(root: Path, body: str, seed: int = 0, codecs: str = "float16") -> Cache:
     """A finished cache of one shard of two targets, with random values."""
     shards = [{"split": "train", "number": 0, "rows": NUM_ROWS, "pictures": "0" * 64}]
     targets = {
-        name: {"teacher": {}, "shape": shape, "stride": 8, "kind": kind, "codec": "float16"}
-        for name, (shape, kind) in TARGETS.items()
+        name: {"teacher": {}, "shape": shape, "stride": 8, "kind": kind, "codec": codec}
+        for (name, (shape, kind)), codec in zip(TARGETS.items(), CODECS[codecs], strict=True)
     }
     identity = make_identity(
         pictures={"digest": "0" * 64, "shards": shards},
@@ -33,18 +35,21 @@ def make_cache(root: Path, body: str, seed: int = 0) -> Cache:
         body=body,
     )
     cache, generator = claim_cache(root, "flips", identity), np.random.default_rng(seed)
-    cache.publish_fitted({})
+    fit = torch.from_numpy(generator.standard_normal((4, *TARGETS["detector"][0]))).float()
+    of_detector = cache.codecs["detector"].fit([fit])  # of float16: nothing
+    cache.publish_fitted({"detector": of_detector})
     figures = {
         "detector": RowStatistics(-9.0, 9.0, 1.0, None),
         "mask": RowStatistics(-9.0, 9.0, 1.0, 0.5),
     }
     with cache.writer(SHARD) as writer:
         for i in range(NUM_ROWS):
-            outputs = {
-                f"{name}.value": generator.standard_normal(shape).astype(np.float16)
-                for name, (shape, _) in TARGETS.items()
-            }
             row = Row(key=f"{i:06d}", view=View(x0=0, y0=0, x1=80, y1=64))
+            outputs = {}
+            for name, (shape, _) in TARGETS.items():
+                said = torch.from_numpy(generator.standard_normal((1, *shape))).float()
+                for part, value in cache.encode(name, said, [row]).items():
+                    outputs[f"{name}.{part}"] = value[0].numpy()
             writer.append(row, outputs, figures)
         assert writer.publish({})
     assert cache.finalize()

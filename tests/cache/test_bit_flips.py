@@ -19,11 +19,12 @@ def flip_bits(load_module) -> ModuleType:
 
 
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("codecs", ["float16", "coded"])
 @pytest.mark.parametrize("per_file", [12, pytest.param(1000, marks=pytest.mark.slow)])
 def test_no_flipped_bit_in_any_file_is_silent_and_its_file_is_named(
-    flip_bits, tmp_path: Path, body: str, per_file: int
+    flip_bits, tmp_path: Path, body: str, per_file: int, codecs: str
 ):
-    cache = flip_bits.make_cache(tmp_path, body)
+    cache = flip_bits.make_cache(tmp_path, body, codecs=codecs)
     found = flip_bits.flip(cache, per_file, seed=per_file)
     assert (found["silent_ones"], found["silent"], found["unnamed"]) == ([], 0, 0)
     assert found["noticed_by_scrub"] == found["flips"]  # whatever the reader looks at or not

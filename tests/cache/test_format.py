@@ -2,16 +2,19 @@
 
 import ast
 import importlib.util
+import itertools
 from pathlib import Path
 from types import ModuleType
 
 import google_crc32c
 import numpy as np
 import pytest
+import torch
 
 from stillroom.cache import Cache, claim_cache
-from stillroom.types import Row, ShardId, View
+from stillroom.types import Row, RowStatistics, ShardId, View
 
+TRAIN = ShardId("train", 0)
 READER = Path(__file__).with_name("independent_reader.py")
 
 
@@ -38,6 +41,42 @@ def test_the_independent_reader_reads_every_row_as_ours_does(independent, cache:
         assert parts.keys() == values.keys()
         for name, value in values.items():
             assert parts[name].dtype == value.dtype and np.array_equal(parts[name], value)
+
+
+@pytest.mark.parametrize(
+    "codec", ["float16", "int8", "logits8", "stochastic:0.1", "stochastic:3.0"]
+)
+def test_it_decodes_every_codec_as_ours_does(independent, tmp_path: Path, make, codec: str):
+    generator = torch.Generator().manual_seed(0)
+    targets = make.identity(codec=codec)["targets"] | {
+        "several": make.identity(codec=codec)["targets"]["detector"] | {"kind": "logits"}
+    }
+    cache = claim_cache(tmp_path, "coded", make.identity(targets=targets))
+    said = {
+        name: 3 * torch.randn((5, *spec.shape), generator=generator) ** 3 + 1
+        for name, spec in cache.specs.items()
+    }
+    fit = {name: c.fit([said[name]]) for name, c in cache.codecs.items() if c.needs_fit}
+    cache.publish_fitted(fit)
+    rows, shard = [make.row(TRAIN, i) for i in range(5)], []
+    kept = {name: cache.encode(name, value, rows) for name, value in said.items()}
+    with cache.writer(TRAIN) as writer:
+        for i, row in enumerate(rows):
+            parts = {f"{n}.{p}": v[i].numpy() for n, all_ in kept.items() for p, v in all_.items()}
+            shard.append(parts)
+            figures = {
+                n: RowStatistics(0.0, 1.0, 1.0, 0.5 if s.kind == "logits" else None, 0.1)
+                for n, s in cache.specs.items()
+            }
+            writer.append(row, parts, figures)
+        assert writer.publish({})
+    theirs = itertools.islice(independent.read_cache(cache.path), 5)
+    for i, (_, _, _, parts) in enumerate(theirs):
+        assert all(np.array_equal(parts[name], value) for name, value in shard[i].items())
+        values = independent.decoded(cache.path, parts)
+        for name, value in values.items():
+            ours = cache[i].targets[name]
+            torch.testing.assert_close(torch.from_numpy(value), ours, rtol=1e-6, atol=1e-6)
 
 
 def test_it_reads_regions_and_views(independent, tmp_path: Path, make):
@@ -93,5 +132,6 @@ def test_it_imports_nothing_of_ours_and_no_zarr_or_tar():
         if isinstance(node, ast.ImportFrom):
             names.add(node.module)
     assert names == {
-        "collections.abc", "hashlib", "json", "numcodecs", "numpy", "pathlib", "sys", "typing"
+        "collections.abc", "hashlib", "json", "math", "numcodecs", "numpy", "pathlib", "sys",
+        "typing",
     }  # fmt: skip

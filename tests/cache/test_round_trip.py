@@ -13,10 +13,12 @@ from stillroom.errors import DamageError, FailureError, UserError
 from stillroom.types import Row, RowStatistics, ShardId, View
 
 TRAIN = ShardId("train", 0)
-COLUMNS = ("min", "max", "finite", "confidence")
+COLUMNS = ("min", "max", "finite", "confidence", "error")
 
 
-def test_every_row_is_read_as_it_was_written(cache: Cache, make):
+@pytest.mark.parametrize("codec", ["float16", "int8", "logits8", "stochastic:1.0"])
+def test_every_row_is_read_as_it_was_written(tmp_path: Path, make, codec: str):
+    cache = make.cache(tmp_path, codec=codec)
     for shard_id in cache.shard_ids():
         with cache.reader(shard_id) as reader:
             assert reader.provenance == {"device": "none"}

@@ -87,6 +87,8 @@ def test_swapped_keys_are_refused_at_opening(make, cache: Cache):
         ("mask", "confidence", -0.1),
         ("mask", "confidence", True),
         ("detector", "confidence", 0.5),
+        ("detector", "error", -1e-9),
+        ("detector", "error", None),
     ],
 )
 def test_figures_that_cannot_be_are_refused_at_opening(

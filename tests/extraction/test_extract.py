@@ -139,7 +139,7 @@ def test_one_channels_confidence_is_in_the_likelier_of_two_classes():
     logits = torch.tensor([[[[3.0, -3.0]]], [[[0.0, 100.0]]]])  # b 1 1 2
     first, second = encoding._statistics(logits, "logits")
     p = 1 / (1 + np.exp(-3.0))
-    assert first == pytest.approx((-3.0, 3.0, 1.0, p)) and second.confidence == 0.75
+    assert first == pytest.approx((-3.0, 3.0, 1.0, p, 0.0)) and second.confidence == 0.75
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -147,7 +147,7 @@ def test_one_value_that_is_not_finite_shows_in_its_rows_figures(bad):
     said = torch.zeros(2, 3, 8, 10)
     said[1, 0, 5, 5] = bad
     whole, holed = encoding._statistics(said, "features")
-    assert whole == (0, 0, 1, None)
+    assert whole == (0, 0, 1, None, 0)
     assert holed.finite == 239 / 240 and not np.isfinite(holed.high)
 
 

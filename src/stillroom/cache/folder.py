@@ -165,6 +165,10 @@ class Cache:
         """Return the parts of some rows of one target, batch axis first, on the target's device."""
         return self.codecs[name].encode(target, rows, self._fitted_at(target.device)[name])
 
+    def error_bound(self, name: str, target: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
+        """Return, per value, how far the codec of a target may at most move it."""
+        return self.codecs[name].error_bound(target, self._fitted_at(target.device)[name])
+
     def _fitted_at(self, device: torch.device) -> dict[str, dict[str, Tensor]]:
         if device not in self._fitted_on:
             self._fitted_on[device] = {

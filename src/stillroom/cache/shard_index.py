@@ -22,6 +22,7 @@ FILE = "shard.json"
 _Number = Annotated[int, msgspec.Meta(ge=0, le=100_000_000)]  # of a view or a region
 _Pixels = Annotated[int, msgspec.Meta(ge=-100_000_000, le=100_000_000)]
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_SquaredError = Annotated[float, msgspec.Meta(ge=0)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +53,16 @@ class RowColumns(Declared, frozen=True):
 
 
 class Statistics(Declared, frozen=True):
-    """Figures of one target per row, of the values before encoding; confidence of logits only."""
+    """Figures of one target per row, of the values before encoding; confidence of logits only.
+
+    `error` is the mean of (decoded - value)^2.
+    """
 
     min: list[float]
     max: list[float]
     finite: list[_Share]
     confidence: list[_Share | None]
+    error: list[_SquaredError]
 
 
 class ShardIndex(Declared, frozen=True, dict=True):

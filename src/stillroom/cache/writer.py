@@ -45,7 +45,8 @@ class ShardWriter:
         self._spans = {name: Spans(offset=[], size=[], crc32c=[]) for name in self._parts}
         self._raw_crcs: dict[str, list[int]] = {name: [] for name in self._parts}
         self._statistics = {
-            name: Statistics(min=[], max=[], finite=[], confidence=[]) for name in spec.kinds
+            name: Statistics(min=[], max=[], finite=[], confidence=[], error=[])
+            for name in spec.kinds
         }
         self._folder = cache_path / "tmp" / f"{spec.folder}-{_unique()}"
 

@@ -11,6 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.codecs.float16 import Float16
+from stillroom.codecs.int8 import Int8
+from stillroom.codecs.logits8 import Logits8
+from stillroom.codecs.stochastic import Stochastic
 from stillroom.errors import UserError
 from stillroom.types import Row
 
@@ -20,6 +23,8 @@ class Codec(Protocol):
     """What stage 1 encodes and stage 2 decodes with, on whatever device the tensors are on."""
 
     needs_fit: ClassVar[bool]  # whether `fit` must see calibration rows before the first `encode`
+    # whether what is decoded is right on average only, which is for terms that are linear in it
+    is_noisy: ClassVar[bool]
 
     @property
     def text(self) -> str:
@@ -55,7 +60,12 @@ class Codec(Protocol):
         ...
 
 
-CODECS: dict[str, type[Any]] = {"float16": Float16}
+CODECS: dict[str, type[Any]] = {
+    "float16": Float16,
+    "int8": Int8,
+    "logits8": Logits8,
+    "stochastic": Stochastic,
+}
 
 
 def parse_codec(text: str) -> Codec:

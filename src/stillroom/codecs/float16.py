@@ -18,6 +18,7 @@ class Float16:
     """The value rounded to half precision. Text form: `float16`."""
 
     needs_fit: ClassVar[bool] = False
+    is_noisy: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, argument: str) -> "Float16":

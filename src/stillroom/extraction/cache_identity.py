@@ -75,7 +75,7 @@ def probe(
                 shape=shape,
                 stride=max(1, round(size[0] / shape[1])),
                 kind=kind,
-                codec=codecs.get(name, "float16"),
+                codec=parse_codec(codecs.get(name, "float16")).text,
             )
         )
     return tuple(specs)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stillroom.cache.folder import Cache
 from stillroom.cache.writer import require_finite
+from stillroom.errors import UserError
 from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.pictures.loader import image_tensor, read_ahead
 from stillroom.pictures.rows import picture_of
@@ -71,16 +72,45 @@ def run_teachers(
 def encode(
     cache: Cache, rows: Sequence[Row], outputs: dict[str, Float[Tensor, "b c y x"]]
 ) -> EncodedBatch:
-    """Return what the cache's codecs keep of some rows' targets; UserError for what they cannot."""
+    """Return what the cache's codecs keep of some rows' targets; UserError for what they cannot.
+
+    What was encoded is decoded and compared: a value that is further off than its codec promises is
+    refused, too.
+    """
     parts: dict[str, np.ndarray] = {}
     statistics: dict[str, list[RowStatistics]] = {}
     for name, target in outputs.items():
-        statistics[name] = _statistics(target, cache.specs[name].kind)
-        for row, figures in zip(rows, statistics[name], strict=True):
+        before = _statistics(target, cache.specs[name].kind)
+        for row, figures in zip(rows, before, strict=True):
             require_finite(row, name, figures)
-        for part, tensor in cache.encode(name, target, rows).items():
-            parts[f"{name}.{part}"] = tensor.cpu().numpy()
+        kept = cache.encode(name, target, rows)
+        kept = {f"{name}.{part}": tensor for part, tensor in kept.items()}
+        errors = _errors(cache, name, target, kept, rows)
+        statistics[name] = [f._replace(error=e) for f, e in zip(before, errors, strict=True)]
+        parts |= {part: tensor.cpu().numpy() for part, tensor in kept.items()}
     return EncodedBatch(rows=tuple(rows), parts=parts, statistics=statistics)
+
+
+def _errors(
+    cache: Cache,
+    name: str,
+    target: Float[Tensor, "b c y x"],
+    kept: dict[str, Tensor],
+    rows: Sequence[Row],
+) -> list[float]:
+    """Return each row's mean squared error; raises UserError where one value is too far off."""
+    off = cache.decode(kept, target.device)[name] - target
+    excess = (off.abs() - cache.error_bound(name, target)).flatten(1).amax(1)
+    squared = off.flatten(1).square().mean(1, dtype=torch.float64).tolist()
+    for row, beyond in zip(rows, excess.tolist(), strict=True):
+        if not beyond <= 0:  # NaN compares false
+            raise UserError(
+                f"the codec {cache.codecs[name].text} did not keep {name} of {row.key} as promised",
+                found=f"a value that is {beyond:.3g} further off",
+                wanted="no value further off than the codec's error_bound",
+                fix=f"another codec for this target: --codec.{name} float16",
+            )
+    return squared
 
 
 def _statistics(target: Float[Tensor, "b c y x"], kind: Kind) -> list[RowStatistics]:

@@ -23,6 +23,8 @@ class Needs:
     # the student's feature, brought to the target's width by a projection; None = its logits
     tap: str | None = None
     hidden: int | None = None  # channels between the projection's two layers; None = one layer
+    # whether the gradient is linear in the target, so that noise of mean zero averages out
+    is_linear: bool = False
     min_channels: int = 1  # of the student's logits
     channels: int | None = None  # of the student's logits, exactly; None = any
 

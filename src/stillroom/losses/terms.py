@@ -120,6 +120,8 @@ class Dice:
 class _OnTarget:
     """What terms that read a target have in common: every cell that is no padding counts."""
 
+    _is_linear: ClassVar[bool] = False  # `Needs.is_linear`
+
     target: str  # its name, as a teacher of the recipe makes it
     weight: float = 1.0  # of this term
 
@@ -130,6 +132,15 @@ class _OnTarget:
     def _cells(self, batch: Batch) -> Bool[Tensor, "b y x"]:
         y, x = batch.targets[self.target].shape[2:]
         return functions.inside_at(batch.inside, y, x)
+
+    def _squared_error(self, output: Float[Tensor, "b c y x"], batch: Batch) -> Sum:
+        """Sum over cells of the mean over channels, less the noise that the target is known to
+        have; the gradient does not know of it.
+        """
+        cells = self._cells(batch)
+        total = functions.squared_error(output, batch.targets[self.target], cells)
+        noise = batch.noise.get(self.target)
+        return total if noise is None else total - (noise * cells.sum((1, 2))).sum()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,16 +167,16 @@ class LogitMSE(_OnTarget):
     """Squared difference of the student's logits from the teacher's."""
 
     label: ClassVar[str] = "logit_mse"
+    _is_linear: ClassVar[bool] = True
 
     @property
     def needs(self) -> Needs:
         """The teacher's logits, of the shape of the student's."""
-        return Needs(target=self.target, kind="logits")
+        return Needs(target=self.target, kind="logits", is_linear=self._is_linear)
 
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over pixels of the mean over channels."""
-        target = batch.targets[self.target]
-        return functions.squared_error(outputs["logits"], target, self._cells(batch))
+        return self._squared_error(outputs["logits"], batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +189,9 @@ class _OnFeature(_OnTarget):
     @property
     def needs(self) -> Needs:
         """A tap with the cells of the target, projected to its width."""
-        return Needs(target=self.target, tap=self.tap, hidden=self.hidden)
+        return Needs(
+            target=self.target, tap=self.tap, hidden=self.hidden, is_linear=self._is_linear
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,11 +199,11 @@ class FeatureMSE(_OnFeature):
     """Squared difference of a projected feature of the student from a feature of the teacher."""
 
     label: ClassVar[str] = "feature_mse"
+    _is_linear: ClassVar[bool] = True
 
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over cells of the mean over channels."""
-        output, target = outputs[self.needs.output], batch.targets[self.target]
-        return functions.squared_error(output, target, self._cells(batch))
+        return self._squared_error(outputs[self.needs.output], batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

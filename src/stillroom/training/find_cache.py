@@ -51,7 +51,21 @@ def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | N
         names = ", ".join(teachers if recipe.run.recorded_teachers else absent)
         note = f" (of the teachers of {names} the recorded identity is taken)" if names else ""
         print(f"cache: {cache.path}{note}", flush=True)
+        _warn_of_noise(recipe, cache)
     return cache
+
+
+def _warn_of_noise(recipe: Recipe, cache: Cache) -> None:
+    """Say which terms read a target that is right on average only, though that biases them."""
+    for term in recipe.terms:
+        needs = term.needs
+        if needs.target and cache.codecs[needs.target].is_noisy and not needs.is_linear:
+            print(
+                f"warning: the term {term.label} is not linear in its target {needs.target!r}, so"
+                f" the noise of {cache.codecs[needs.target].text} biases it; a cache made with"
+                f" --codec.{needs.target} int8 would not",
+                flush=True,
+            )
 
 
 def _rebuild(recipe: Recipe, body: str) -> str:

@@ -28,6 +28,7 @@ from stillroom.training.order import MicroBatchSchedule, Order
 from stillroom.types import IGNORE, Batch, Row, ShardId
 
 _OPEN_SHARDS = 64
+_NOISE = "noise/"  # no target's name has a slash
 _MAX_SUBSTITUTED = 0.001  # share of rows; more is a broken cache, not bad luck
 
 
@@ -41,6 +42,7 @@ class HostBatch:
     inside: Tensor  # (b h w) bool
     boxes: Tensor | None  # (b 4) float32, pixels
     parts: dict[str, Tensor]
+    noise: dict[str, Tensor]  # (b,) float32, per target that is right on average only
 
 
 class RowDataset:
@@ -61,6 +63,7 @@ class RowDataset:
         self.label_share, self._rows_of = label_share, rows_of
         self.places = self._find_places(labelled_only)
         self.parts = tuple(f"{name}.{part}" for name in targets for part in _parts(cache, name))
+        self._noisy = tuple(n for n in targets if cache is not None and cache.codecs[n].is_noisy)
         self._target_shard = (
             None if cache is None else functools.lru_cache(_OPEN_SHARDS)(cache.reader)
         )
@@ -95,7 +98,7 @@ class RowDataset:
 
     def read(self, place: int, number: int = 0) -> tuple[str, dict[str, np.ndarray]]:
         """Return the key of one picture (or region) and arrays `image`, `mask`, `inside`, with
-        regions `box`, and `<target>.<part>`.
+        regions `box`, `<target>.<part>`, and `noise/<target>` where there is any.
 
         `number` is that of the pass: each shows another view, none twice before all were seen.
         """
@@ -106,6 +109,9 @@ class RowDataset:
             reader = self._target_shard(shard)
             i = reader.index(row.key, row.region, row.view.number)
             row, arrays = reader.rows[i], reader.read(i, parts=self.parts)
+            for name in self._noisy:
+                error = reader.statistics[name].error[i]
+                arrays[f"{_NOISE}{name}"] = np.array([error], np.float32)
         opened = self.pictures.open(shard)
         assert self.pictures.geometry is not None
         picture = picture_of(opened.read(opened.index(row.key)), row, self.pictures.geometry)
@@ -195,7 +201,10 @@ def collate(rows: list[tuple[str, dict[str, np.ndarray]]], pin: bool) -> HostBat
         tensors[name] = out
     image, mask, inside = (tensors.pop(name) for name in ("image", "mask", "inside"))
     boxes = tensors.pop("box", None)
-    return HostBatch(tuple(key for key, _ in rows), image, mask, inside, boxes, tensors)
+    noisy = [name for name in tensors if name.startswith(_NOISE)]
+    noise = {name.removeprefix(_NOISE): tensors.pop(name)[:, 0] for name in noisy}
+    keys = tuple(key for key, _ in rows)
+    return HostBatch(keys, image, mask, inside, boxes, tensors, noise)
 
 
 def to_batch(host: HostBatch, device: torch.device, cache: Cache | None) -> Batch:
@@ -212,6 +221,7 @@ def to_batch(host: HostBatch, device: torch.device, cache: Cache | None) -> Batc
         inside=move(host.inside),
         boxes=None if host.boxes is None else move(host.boxes),
         targets={} if cache is None else cache.decode(host.parts, device),
+        noise={name: move(value) for name, value in host.noise.items()},
     )
 
 
