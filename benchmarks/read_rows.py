@@ -87,7 +87,7 @@ def new_cache(folder: Path, num_rows: int, body: str) -> Cache:
     identity = make_identity(
         pictures={"digest": "0" * 64, "shards": shards},
         geometry=(640, 640),
-        views={"class": "WholePicture", "count": 1, "regions": False},
+        views={"class": "Views", "count": 1, "regions": False},
         targets={"detector": target | {"codec": "float16"}},
         calibration=[],
         body=body,

@@ -45,7 +45,7 @@ def main() -> None:
 def make_cache(root: Path, body: str) -> Cache:
     shards = [{"split": "train", "number": i, "rows": ROWS, "pictures": ""} for i in range(SHARDS)]
     entry = {"teacher": {}, "shape": SHAPE, "stride": 8, "kind": "features", "codec": "float16"}
-    views = {"class": "WholePicture", "count": 1, "regions": False}
+    views = {"class": "Views", "count": 1, "regions": False}
     pictures = {"digest": "", "shards": shards}
     identity = make_identity(pictures, (640, 640), views, {"feature": entry}, [], body)
     cache = claim_cache(root, "scrub", identity)

@@ -13,6 +13,7 @@ TINY = """
 --name --body --freeze --freeze-epochs --batch --micro-batch --epochs --seed --on-damage --precision
 --gate --gate-floor --data.shards --data.label-share --data.regions
 --teachers.0.target --teachers.0.path --teachers.0.code --teachers.0.taps
+--views.count --views.scale --views.aspect --views.mirror --views.seed
 --codec.shapes --codec.inner
 --student.width --student.depth --student.classes --student.mean --student.std
 --terms.0.weight --terms.0.class-weights --terms.1.weight --terms.1.smooth

@@ -11,12 +11,13 @@ from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
 from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet, PictureShard
-from stillroom.pictures.rows import Views, WholePicture, rows_of
+from stillroom.pictures.rows import rows_of
+from stillroom.pictures.views import Views, ViewSource
 from stillroom.students.definitions import Student
 from stillroom.teachers.protocol import Recorded, TeacherConfig
 from stillroom.types import Kind, Row, TargetSpec
 
-_WHOLE = WholePicture()
+_WHOLE = Views()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +86,7 @@ class Recipe:
     name: str  # names the cache and, unless --run.name is given, the run
     data: Data
     teachers: tuple[TeacherConfig, ...] = ()  # the frozen networks that stage 1 runs
-    views: Views = _WHOLE  # how often and how each training picture is looked at
+    views: ViewSource = _WHOLE  # how often and how each training picture is looked at
     codec: dict[str, str] = field(default_factory=dict)  # how each target is kept, by its name
     body: Literal["zarr", "tar"] = "zarr"  # the files that hold the rows; both are read alike
     student: Student
@@ -148,7 +149,7 @@ def check(recipe: Recipe, pictures: PictureSet | None = None) -> None:
     if recipe.augment.mirror and recipe.wanted_targets():
         raise UserError(
             "pictures cannot be mirrored while targets come from a cache of unmirrored views",
-            fix="--augment.no-mirror",
+            fix="--augment.no-mirror; --views.count 4 keeps views, some of them mirrored",
         )
     if pictures is not None:
         _check_pictures(recipe, pictures)

@@ -27,7 +27,7 @@ def identity_of(**changes: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "pictures": {"digest": "ef" * 32, "shards": shards},
         "geometry": (32, 40),
-        "views": {"class": "WholePicture", "count": 1, "regions": False},
+        "views": {"class": "Views", "count": 1, "regions": False},
         "targets": {"detector": target((3, 4, 5), "features"), "mask": target((1, 4, 5), "logits")},
         "calibration": [],
     }

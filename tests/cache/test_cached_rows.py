@@ -41,7 +41,7 @@ def test_a_key_finds_its_rows_in_whatever_shard(cache: Cache):
 
 
 def test_every_view_of_a_key_is_returned_in_order(tmp_path: Path, make):
-    views = {"class": "WholePicture", "count": 2, "regions": False}
+    views = {"class": "Views", "count": 2, "regions": False}
     pictures = make.identity()["pictures"]
     for entry in pictures["shards"]:
         entry["rows"] *= 2 if entry["split"] == "train" else 1

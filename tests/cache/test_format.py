@@ -44,7 +44,7 @@ def test_it_reads_regions_and_views(independent, tmp_path: Path, make):
     shards = [{"split": "train", "number": 7, "rows": 4, "pictures": "cd" * 32}]
     identity = make.identity(
         pictures={"digest": "ef" * 32, "shards": shards},
-        views={"class": "WholePicture", "count": 2, "regions": False},
+        views={"class": "Views", "count": 2, "regions": False},
     )
     cache = claim_cache(tmp_path, "views", identity)
     cache.publish_fitted({})

@@ -101,7 +101,7 @@ def test_several_views_of_a_key_are_several_rows(tmp_path: Path, make):
     shards = [{"split": "train", "number": 7, "rows": 4, "pictures": "cd" * 32}]
     changes = {
         "pictures": {"digest": "ef" * 32, "shards": shards},
-        "views": {"class": "WholePicture", "count": 2, "regions": False},
+        "views": {"class": "Views", "count": 2, "regions": False},
     }
     shard_id = ShardId("train", 7)
     cache = claim_cache(tmp_path, "views", make.identity(**changes))
@@ -137,7 +137,7 @@ def test_a_view_may_pass_the_edges_of_its_picture(tmp_path: Path, make, box):
 def test_a_key_without_all_its_views_is_not_published(tmp_path: Path, make):
     shards = [{"split": "train", "number": 0, "rows": 4, "pictures": "cd" * 32}]
     pictures = {"digest": "ef" * 32, "shards": shards}
-    views = {"class": "WholePicture", "count": 2, "regions": False}
+    views = {"class": "Views", "count": 2, "regions": False}
     cache = claim_cache(tmp_path, "views", make.identity(pictures=pictures, views=views))
     cache.publish_fitted({})
     with cache.writer(TRAIN) as writer:

@@ -49,7 +49,7 @@ def varied(tmp_path: Path, make) -> Cache:
     shards = [{"split": "train", "number": 0, "rows": 8, "pictures": "cd" * 32}]
     identity = make.identity(
         pictures={"digest": "ef" * 32, "shards": shards},
-        views={"class": "WholePicture", "count": 2, "regions": False},
+        views={"class": "Views", "count": 2, "regions": False},
     )
     cache = claim_cache(tmp_path, "varied", identity)
     cache.publish_fitted({})
@@ -92,7 +92,7 @@ def test_its_samples_have_the_names_of_those_of_the_picture_tar(tmp_path: Path, 
     shards = [{"split": "train", "number": 0, "rows": 4, "pictures": "cd" * 32}]
     identity = make.identity(
         pictures={"digest": "ef" * 32, "shards": shards},
-        views={"class": "WholePicture", "count": 1, "regions": False},
+        views={"class": "Views", "count": 1, "regions": False},
     )
     cache = claim_cache(tmp_path, "joined", identity)
     cache.publish_fitted({})

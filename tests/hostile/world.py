@@ -70,7 +70,7 @@ def _make_cache(path: Path) -> None:
     identity = make_identity(
         pictures={"digest": "0" * 64, "shards": shards},
         geometry=(SIZE_PX, SIZE_PX),
-        views={"class": "WholePicture", "count": 1, "regions": False},
+        views={"class": "Views", "count": 1, "regions": False},
         targets={"mask": target | {"codec": "float16"}},
         calibration=[],
     )

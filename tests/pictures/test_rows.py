@@ -11,7 +11,8 @@ from PIL import Image
 from stillroom.errors import DamageError
 from stillroom.pictures.dataset import Picture, open_pictures
 from stillroom.pictures.make import make_shards
-from stillroom.pictures.rows import Views, WholePicture, picture_of, rows_of
+from stillroom.pictures.rows import picture_of, rows_of
+from stillroom.pictures.views import PixelBox, Views, ViewSource
 from stillroom.types import Row, View
 
 HEIGHT, WIDTH = 6, 10
@@ -23,7 +24,7 @@ class Corners:
 
     count: int = 2
 
-    def view(self, key: str, number: int, size: tuple[int, int]) -> View:
+    def view(self, key: str, number: int, size: tuple[int, int], shown: PixelBox) -> View:
         h, w = size
         if number == 0:
             return View(x0=0, y0=0, x1=w, y1=h)
@@ -55,9 +56,9 @@ def looked(view: View, size=(HEIGHT, WIDTH), region=None, **changes) -> Picture:
 def test_a_whole_picture_is_one_row_and_comes_back_as_it_is(shards):
     shard = shards.open(shards.shard_ids()[0])
     whole = View(x0=0, y0=0, x1=WIDTH, y1=HEIGHT)
-    assert rows_of(shard, WholePicture()) == (Row(key="a", view=whole), Row(key="b", view=whole))
+    assert rows_of(shard, Views()) == (Row(key="a", view=whole), Row(key="b", view=whole))
     assert np.array_equal(looked(whole).image, picture().image)
-    assert isinstance(WholePicture(), Views) and isinstance(Corners(), Views)
+    assert isinstance(Views(), ViewSource) and isinstance(Corners(), ViewSource)
 
 
 def test_rows_are_ordered_by_key_and_view(shards):
@@ -114,7 +115,7 @@ def test_with_regions_a_picture_has_a_row_for_each_of_its_boxes(shards, monkeypa
     shard = shards.open(shards.shard_ids()[0])
     extras = [json.loads('{"boxes": [[0, 0, 1, 1], [4, 2, 8, 5]]}'), {}]
     monkeypatch.setattr(shard, "extra", lambda i: extras[i])
-    rows = rows_of(shard, WholePicture(), regions=True)
+    rows = rows_of(shard, Views(), regions=True)
     assert [(row.key, row.region) for row in rows] == [("a", 0), ("a", 1)]
 
 

@@ -12,7 +12,7 @@ from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
 from stillroom.extraction.calibrate import calibration_keys
 from stillroom.pictures.dataset import PictureSet
-from stillroom.pictures.rows import num_views
+from stillroom.pictures.views import num_views
 from stillroom.recipe import Recipe, teacher_identities, views_identity
 from stillroom.teachers.protocol import BuiltTeacher
 from stillroom.types import TargetSpec

@@ -108,14 +108,20 @@ def _sources(
         "train",
         cache=cache,
         targets=targets,
-        rows_of=recipe.rows_of,
+        views=recipe.views,
+        regions=recipe.data.regions,
         label_share=recipe.data.label_share,
         labelled_only=not targets,
     )
     if not pictures.shard_ids("val"):
         return dataset, None
     return dataset, RowDataset(
-        pictures, "val", cache=cache, targets=targets, rows_of=recipe.rows_of
+        pictures,
+        "val",
+        cache=cache,
+        targets=targets,
+        views=recipe.views,
+        regions=recipe.data.regions,
     )
 
 

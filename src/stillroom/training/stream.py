@@ -7,9 +7,8 @@ must name the same key.
 
 import functools
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,16 @@ from stillroom.cache.folder import Cache
 from stillroom.errors import DamageError, UserError
 from stillroom.hashing import keyed_hash
 from stillroom.pictures.augment import mirror, photometric
-from stillroom.pictures.dataset import PictureSet, PictureShard
+from stillroom.pictures.dataset import PictureSet
 from stillroom.pictures.loader import inside_array, mask_array, read_ahead
-from stillroom.pictures.rows import picture_of
+from stillroom.pictures.rows import other_view, picture_of, rows_of
+from stillroom.pictures.views import Views, ViewSource, num_views
 from stillroom.recipe import Augment
 from stillroom.training.order import MicroBatchSchedule, Order
 from stillroom.types import IGNORE, Batch, Row, ShardId
 
 _OPEN_SHARDS = 64
+_WHOLE = Views()
 _MAX_SUBSTITUTED = 0.001  # share of rows; more is a broken cache, not bad luck
 
 
@@ -44,7 +45,10 @@ class HostBatch:
 
 
 class RowDataset:
-    """The rows of one split: pictures, masks and targets by row number."""
+    """The rows of one split: pictures, masks and targets by row number.
+
+    A place is a picture, or a region of one; which view of it is shown depends on the pass.
+    """
 
     def __init__(
         self,
@@ -53,13 +57,15 @@ class RowDataset:
         *,
         cache: Cache | None = None,
         targets: tuple[str, ...] = (),
-        rows_of: Callable[[PictureShard], tuple[Row, ...]],
+        views: ViewSource = _WHOLE,
+        regions: bool = False,
         label_share: float = 1.0,
         labelled_only: bool = False,
     ) -> None:
         self.pictures, self.cache, self.split = pictures, cache, split
-        self.label_share, self._rows_of = label_share, rows_of
-        self.places = self._find_places(labelled_only)
+        self.label_share, self._views = label_share, views
+        self._num_views = num_views(views, split)
+        self.places = self._find_places(labelled_only, regions)
         self.parts = tuple(f"{name}.{part}" for name in targets for part in _parts(cache, name))
         self._target_shard = (
             None if cache is None else functools.lru_cache(_OPEN_SHARDS)(cache.reader)
@@ -71,16 +77,15 @@ class RowDataset:
     def __len__(self) -> int:
         return len(self.places)
 
-    def _find_places(self, labelled_only: bool) -> list[tuple[ShardId, tuple[Row, ...]]]:
-        """Return the rows of each picture, or of each region of one: one per view."""
+    def _find_places(self, labelled_only: bool, regions: bool) -> list[tuple[ShardId, Row]]:
+        """Return view 0 of each picture, or of each region of one."""
         places = []
         for shard in self.pictures.shard_ids(self.split):
             opened = self.pictures.open(shard)
-            rows = groupby(self._rows_of(opened), key=lambda row: (row.key, row.region))
-            for (key, _), views in rows:
-                labelled = opened.has_mask(opened.index(key)) and self._uses_label(key)
+            for row in rows_of(opened, self._views, regions=regions, first_only=True):
+                labelled = opened.has_mask(opened.index(row.key)) and self._uses_label(row.key)
                 if labelled or not labelled_only:
-                    places.append((shard, tuple(views)))
+                    places.append((shard, row))
         if not places:
             raise UserError(
                 f"split {self.split!r} of {self.pictures.path} has no"
@@ -98,15 +103,18 @@ class RowDataset:
         regions `box`, and `<target>.<part>`.
 
         `number` is that of the pass: each shows another view, none twice before all were seen.
+        Without a cache every pass draws a new one in its place, but for view 0, which comes as
+        often.
         """
-        shard, views = self.places[place]
-        row = views[(number + keyed_hash("view", views[0].key)) % len(views)]
-        arrays = {}
+        shard, row = self.places[place]
+        opened, arrays = self.pictures.open(shard), {}
+        turn = number + keyed_hash("view", row.key) % self._num_views
         if self._target_shard is not None:
             reader = self._target_shard(shard)
-            i = reader.index(row.key, row.region, row.view.number)
+            i = reader.index(row.key, row.region, turn % self._num_views)
             row, arrays = reader.rows[i], reader.read(i, parts=self.parts)
-        opened = self.pictures.open(shard)
+        elif turn % self._num_views:
+            row = other_view(opened, row, self._views, turn)
         assert self.pictures.geometry is not None
         picture = picture_of(opened.read(opened.index(row.key)), row, self.pictures.geometry)
         mask = mask_array(picture)
