@@ -11,7 +11,7 @@ from stillroom.recipes import RECIPES
 
 TINY = """
 --name --body --freeze --freeze-epochs --batch --micro-batch --epochs --seed --on-damage --precision
---gate --gate-floor --data.shards --data.label-share --data.regions
+--gate --gate-floor --data.shards --data.label-share --data.size --data.regions
 --teachers.0.target --teachers.0.path --teachers.0.code --teachers.0.taps
 --views.count --views.scale --views.aspect --views.mirror --views.seed
 --codec.shapes --codec.inner

@@ -27,11 +27,16 @@ class Data:
     shards: str  # folder of picture shards, as tools/make_shards.py writes it
     # share of the training masks that is used, 0 to 1 (by hash of the key); the others are void
     label_share: float = 1.0
+    # height and width in pixels at which both stages work, at most those of the packed pictures;
+    # None = theirs
+    size: tuple[int, int] | None = None
     regions: bool = False  # one row for each box of a picture's json instead of one a picture
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_share <= 1:
             raise UserError("no such label share", found=self.label_share, wanted="0 to 1")
+        if self.size is not None and min(self.size) < 1:
+            raise UserError("no such --data.size", found=self.size, wanted="height and width")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +131,11 @@ class Recipe:
     def rows_of(self, shard: PictureShard) -> tuple[Row, ...]:
         """Return the rows of a picture shard: who is encoded in stage 1 and read in stage 2."""
         return rows_of(shard, self.views, regions=self.data.regions)
+
+    def size_of(self, pictures: PictureSet) -> tuple[int, int]:
+        """Return height and width in pixels of what both stages look at; needs `check`."""
+        assert pictures.geometry is not None
+        return self.data.size or pictures.geometry
 
     def wanted_targets(self) -> tuple[str, ...]:
         """Return the names of the targets that the terms need, each once."""
@@ -248,6 +258,14 @@ def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
         raise UserError(
             f"the pictures of {pictures.path} have different sizes, so they cannot be batched",
             fix="pack them with tools/make_shards.py ... --size H W",
+        )
+    packed, size = pictures.geometry, recipe.size_of(pictures)
+    if size[0] > packed[0] or size[1] > packed[1]:
+        raise UserError(
+            "the size to work at is larger than the packed pictures",
+            found=f"--data.size {size[0]} {size[1]}",
+            wanted=f"at most {packed[0]} {packed[1]}",
+            fix=f"pack them with tools/make_shards.py ... --size {size[0]} {size[1]}",
         )
 
 

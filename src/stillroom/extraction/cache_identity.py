@@ -49,8 +49,7 @@ def probe(
     """Run the recipe's teachers on one grey picture, in the name of the first row; return what they
     make.
     """
-    assert pictures.geometry is not None
-    size, codecs = pictures.geometry, recipe.codec
+    size, codecs = recipe.size_of(pictures), recipe.codec
     rows = (row for shard in pictures.shards for row in recipe.rows_of(pictures.open(shard.id)))
     first, grey = tuple(islice(rows, 1)), torch.full((1, 3, *size), 0.5, device=device)
     answers: dict[str, Tensor] = {}
@@ -84,7 +83,6 @@ def compose(
     specs: Sequence[TargetSpec],
 ) -> dict[str, Any]:
     """Return the body of identity.json; `specs` are all targets of the recipe's teachers."""
-    assert pictures.geometry is not None
     made_by = teacher_identities(recipe, with_files=True)
     for config, built in zip(recipe.teachers, teachers, strict=True):
         for name in config.targets:
@@ -102,7 +100,7 @@ def compose(
     fitted = any(parse_codec(spec.codec).needs_fit for spec in specs)
     return make_identity(
         pictures=pictures_identity(pictures, recipe),
-        geometry=pictures.geometry,
+        geometry=recipe.size_of(pictures),
         views=views_identity(recipe),
         targets=targets,
         calibration=list(calibration_keys(pictures)) if fitted else [],

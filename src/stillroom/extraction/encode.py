@@ -30,24 +30,27 @@ class EncodedBatch:
 
 
 def read_batches(
-    pictures: PictureSet, rows: Iterable[tuple[ShardId, Row]], size: int, workers: int
+    pictures: PictureSet,
+    rows: Iterable[tuple[ShardId, Row]],
+    size: tuple[int, int],
+    num_rows: int,
+    workers: int,
 ) -> Generator[list[RowPicture], None, None]:
-    """Yield rows with their pictures in order, `size` at a time, decoded ahead in threads.
+    """Yield rows with their pictures of `size` (h, w) in order, `num_rows` at a time, decoded ahead
+    in threads.
 
     Raises DamageError for a picture that cannot be read.
     """
-    geometry = pictures.geometry
-    assert geometry is not None
 
     def read(place: tuple[ShardId, Row]) -> RowPicture:
         shard, row = pictures.open(place[0]), place[1]
-        return row, picture_of(shard.read(shard.index(row.key), labels=False), row, geometry)
+        return row, picture_of(shard.read(shard.index(row.key), labels=False), row, size)
 
     batch: list[RowPicture] = []
-    with closing(read_ahead(rows, read, workers, depth=2 * size)) as found:
+    with closing(read_ahead(rows, read, workers, depth=2 * num_rows)) as found:
         for pair in found:
             batch.append(pair)
-            if len(batch) == size:
+            if len(batch) == num_rows:
                 yield batch
                 batch = []
     if batch:

@@ -55,8 +55,9 @@ class _Job:
         self, places: Iterable[tuple[ShardId, Row]], under_way: str = "no shard was begun"
     ) -> Generator[tuple[list[Row], dict[str, Tensor]], None, None]:
         """Yield rows and what the teachers answer, batch by batch, on the device."""
-        size, workers = self.recipe.micro_batch, self.recipe.run.workers
-        with closing(read_batches(self.pictures, places, size, workers)) as batches:
+        size, run = self.recipe.size_of(self.pictures), self.recipe.run
+        read = read_batches(self.pictures, places, size, self.recipe.micro_batch, run.workers)
+        with closing(read) as batches:
             for batch in batches:
                 raise_if_stopped(self.stop, under_way)
                 rows = [row for row, _ in batch]
@@ -154,7 +155,7 @@ def _gate(
     where = f" on {process.device_name}, rank {process.rank} of {process.world}" * (
         process.world > 1
     )
-    samples, classes = gate_pictures(pictures), len(pictures.classes)
+    samples, classes = gate_pictures(pictures, size=recipe.size_of(pictures)), len(pictures.classes)
     for config, built in zip(recipe.teachers, teachers, strict=True):
         for verdict in judge(config, built, samples, classes, recipe.gate_floor, stop):
             figures = ", ".join(f"{name} {value:.4g}" for name, value in verdict.figures.items())

@@ -41,14 +41,14 @@ def about_student(context: TrainContext, step: int, found: dict[str, Any]) -> di
     use the student.
     """
     recipe, pictures = context.recipe, context.pictures
-    assert pictures.geometry is not None
+    height, width = recipe.size_of(pictures)
     return {
         "format": "stillroom student 1",
         "recipe": recipe.name,
         "network": recipe.student.architecture(),
         "classes": list(pictures.classes),
         "palette": [list(colour) for colour in pictures.palette],
-        "geometry": {"height": pictures.geometry[0], "width": pictures.geometry[1]},
+        "geometry": {"height": height, "width": width},
         "pictures": {"path": str(Path(recipe.data.shards)), "digest": pictures.digest},
         "batch": recipe.micro_batch,
         "step": step,

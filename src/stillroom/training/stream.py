@@ -48,6 +48,7 @@ class RowDataset:
     """The rows of one split: pictures, masks and targets by row number.
 
     A place is a picture, or a region of one; which view of it is shown depends on the pass.
+    `size` is its height and width, None = as packed.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class RowDataset:
         *,
         cache: Cache | None = None,
         targets: tuple[str, ...] = (),
+        size: tuple[int, int] | None = None,
         views: ViewSource = _WHOLE,
         regions: bool = False,
         label_share: float = 1.0,
@@ -64,6 +66,7 @@ class RowDataset:
     ) -> None:
         self.pictures, self.cache, self.split = pictures, cache, split
         self.label_share, self._views = label_share, views
+        self._size = size or pictures.geometry
         self._num_views = num_views(views, split)
         self.places = self._find_places(labelled_only, regions)
         self.parts = tuple(f"{name}.{part}" for name in targets for part in _parts(cache, name))
@@ -115,8 +118,8 @@ class RowDataset:
             row, arrays = reader.rows[i], reader.read(i, parts=self.parts)
         elif turn % self._num_views:
             row = other_view(opened, row, self._views, turn)
-        assert self.pictures.geometry is not None
-        picture = picture_of(opened.read(opened.index(row.key)), row, self.pictures.geometry)
+        assert self._size is not None
+        picture = picture_of(opened.read(opened.index(row.key)), row, self._size)
         mask = mask_array(picture)
         if not self._uses_label(picture.key):
             mask = np.full_like(mask, IGNORE)
