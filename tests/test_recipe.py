@@ -43,5 +43,5 @@ def test_a_size_larger_than_the_packed_pictures_is_refused_with_both(tiny_recipe
 
 
 def test_a_size_of_nothing_is_refused():
-    with pytest.raises(UserError, match="--data.size"):
+    with pytest.raises(UserError, match=r"--data\.size"):
         Data(shards="shards", size=(0, 48))

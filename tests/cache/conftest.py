@@ -38,6 +38,11 @@ def row_of(shard_id: ShardId, i: int) -> Row:
     return Row(key=f"{shard_id}/{i:03d}", view=View(x0=0, y0=0, x1=40, y1=32))
 
 
+def pixels_of(i: int) -> int:
+    """The crc32c of a picture, the largest among them."""
+    return (1 << 32) - 1 - i
+
+
 def values_of(cache: Cache, shard_id: ShardId, i: int) -> Values:
     """What the fake teacher says: random, a function of cache, shard and row."""
     seed = [int(cache.fingerprint[:8], 16), shard_id.split == "val", shard_id.number, i]
@@ -63,7 +68,7 @@ def fill_shard(
     with cache.writer(shard_id) as writer:
         for i in range(cache.shard_rows(shard_id)):
             said = values(cache, shard_id, i)
-            writer.append(row_of(shard_id, i), said, statistics_of(said))
+            writer.append(row_of(shard_id, i), said, statistics_of(said), pixels=pixels_of(i))
         return writer.publish({"device": "none"})
 
 

@@ -45,7 +45,7 @@ def make_cache(root: Path, body: str, seed: int = 0) -> Cache:
                 for name, (shape, _) in TARGETS.items()
             }
             row = Row(key=f"{i:06d}", view=View(x0=0, y0=0, x1=80, y1=64))
-            writer.append(row, outputs, figures)
+            writer.append(row, outputs, figures, pixels=0)
         assert writer.publish({})
     assert cache.finalize()
     return cache

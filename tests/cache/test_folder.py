@@ -294,6 +294,6 @@ def test_a_manifest_that_is_older_than_a_shard_is_written_anew(tmp_path: Path, m
     with cache.writer(ShardId("val", 0)) as writer:
         for i in range(3):
             said = make.values(cache, ShardId("val", 0), i)
-            writer.append(make.row(ShardId("val", 0), i), said, make.statistics(said))
+            writer.append(make.row(ShardId("val", 0), i), said, make.statistics(said), pixels=0)
         assert writer.publish({"device": "another"})
     assert cache.finalize() and path.read_bytes() != data

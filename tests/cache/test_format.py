@@ -54,7 +54,7 @@ def test_it_reads_regions_and_views(independent, tmp_path: Path, make):
     with cache.writer(ShardId("train", 7)) as writer:
         for i, row in enumerate(rows):
             said = make.values(cache, ShardId("train", 7), i)
-            writer.append(row, said, make.statistics(said))
+            writer.append(row, said, make.statistics(said), pixels=0)
         assert writer.publish({})
     found = [(region, view) for _, region, view, _ in independent.read_cache(cache.path)]
     whole, part = [0, 0, 0, 40, 32, 0], [1, 2, 1, 40, 32, 1]

@@ -59,7 +59,7 @@ def varied(tmp_path: Path, make) -> Cache:
         for i, (place, view) in enumerate((place, view) for place in places for view in views):
             said = make.values(cache, TRAIN, i)
             row = Row(key=place[0], region=place[1], view=view)
-            writer.append(row, said, make.statistics(said))
+            writer.append(row, said, make.statistics(said), pixels=0)
         assert writer.publish({})
     return cache
 
@@ -100,7 +100,7 @@ def test_its_samples_have_the_names_of_those_of_the_picture_tar(tmp_path: Path, 
         for i, key in enumerate(("a", "b=2Ec", "deep/d", "e" * 120)):
             said = make.values(cache, TRAIN, i)
             row = Row(key=key, view=View(x0=0, y0=0, x1=40, y1=32))
-            writer.append(row, said, make.statistics(said))
+            writer.append(row, said, make.statistics(said), pixels=0)
         assert writer.publish({})
     pictures = stream(tmp_path / "shards" / "train-000000.tar")
     targets = stream(make.file(cache, TRAIN, "mask.value"))

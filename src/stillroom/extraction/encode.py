@@ -13,6 +13,7 @@ from stillroom.cache.folder import Cache
 from stillroom.cache.writer import require_finite
 from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.pictures.loader import image_tensor, read_ahead
+from stillroom.pictures.pixels import pixels_crc32c
 from stillroom.pictures.rows import picture_of
 from stillroom.teachers.protocol import BuiltTeacher
 from stillroom.types import Kind, Row, RowStatistics, ShardId
@@ -22,9 +23,12 @@ RowPicture = tuple[Row, Picture]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedBatch:
-    """What is kept of some rows: parts `<target>.<part>` (b ...), and statistics per target."""
+    """What is kept of some rows: the crc32c of their pixels, parts `<target>.<part>` (b ...), and
+    statistics per target.
+    """
 
     rows: tuple[Row, ...]
+    pixels: tuple[int, ...]
     parts: dict[str, np.ndarray]
     statistics: dict[str, list[RowStatistics]]
 
@@ -72,9 +76,11 @@ def run_teachers(
 
 
 def encode(
-    cache: Cache, rows: Sequence[Row], outputs: dict[str, Float[Tensor, "b c y x"]]
+    cache: Cache, batch: Sequence[RowPicture], outputs: dict[str, Float[Tensor, "b c y x"]]
 ) -> EncodedBatch:
     """Return what the cache's codecs keep of some rows' targets; UserError for what they cannot."""
+    rows = tuple(row for row, _ in batch)
+    pixels = tuple(pixels_crc32c(picture) for _, picture in batch)
     parts: dict[str, np.ndarray] = {}
     statistics: dict[str, list[RowStatistics]] = {}
     for name, target in outputs.items():
@@ -83,7 +89,7 @@ def encode(
             require_finite(row, name, figures)
         for part, tensor in cache.encode(name, target, rows).items():
             parts[f"{name}.{part}"] = tensor.cpu().numpy()
-    return EncodedBatch(rows=tuple(rows), parts=parts, statistics=statistics)
+    return EncodedBatch(rows=rows, pixels=pixels, parts=parts, statistics=statistics)
 
 
 def _statistics(target: Float[Tensor, "b c y x"], kind: Kind) -> list[RowStatistics]:

@@ -25,7 +25,13 @@ from stillroom.cache.folder import Cache, claim_cache
 from stillroom.errors import UserError
 from stillroom.extraction.cache_identity import compose, probe
 from stillroom.extraction.calibrate import fit_codecs, restore_fitted
-from stillroom.extraction.encode import EncodedBatch, encode, read_batches, run_teachers
+from stillroom.extraction.encode import (
+    EncodedBatch,
+    RowPicture,
+    encode,
+    read_batches,
+    run_teachers,
+)
 from stillroom.extraction.gate import gate_pictures, judge
 from stillroom.extraction.preflight import require_space
 from stillroom.extraction.process import ProcessContext
@@ -33,6 +39,7 @@ from stillroom.jsonfile import digest
 from stillroom.os_errors import explain_os_errors
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.pictures.loader import read_ahead
+from stillroom.pictures.pixels import decoder_versions
 from stillroom.recipe import Recipe, check, check_targets
 from stillroom.signals import raise_if_stopped, stop_on_signals
 from stillroom.teachers.protocol import BuiltTeacher
@@ -53,15 +60,14 @@ class _Job:
 
     def outputs(
         self, places: Iterable[tuple[ShardId, Row]], under_way: str = "no shard was begun"
-    ) -> Generator[tuple[list[Row], dict[str, Tensor]], None, None]:
-        """Yield rows and what the teachers answer, batch by batch, on the device."""
+    ) -> Generator[tuple[list[RowPicture], dict[str, Tensor]], None, None]:
+        """Yield rows with their pictures and what the teachers answer, by batch, on the device."""
         size, run = self.recipe.size_of(self.pictures), self.recipe.run
         read = read_batches(self.pictures, places, size, self.recipe.micro_batch, run.workers)
         with closing(read) as batches:
             for batch in batches:
                 raise_if_stopped(self.stop, under_way)
-                rows = [row for row, _ in batch]
-                yield rows, run_teachers(self.teachers, batch, self.process.device)
+                yield batch, run_teachers(self.teachers, batch, self.process.device)
 
     def batches(self, shard: ShardId) -> Generator[EncodedBatch, None, None]:
         """Yield what is kept of a shard's rows, in order; batches never straddle shards."""
@@ -206,7 +212,8 @@ def _make_shard(job: _Job, shard: ShardId, bar: Any) -> None:
     def append(batch: EncodedBatch) -> int:
         for i, row in enumerate(batch.rows):
             statistics = {name: column[i] for name, column in batch.statistics.items()}
-            writer.append(row, {n: part[i] for n, part in batch.parts.items()}, statistics)
+            parts = {name: part[i] for name, part in batch.parts.items()}
+            writer.append(row, parts, statistics, batch.pixels[i])
         return len(batch.rows)
 
     # One thread compresses and appends, so that the teacher does not wait for the disk.
@@ -233,7 +240,8 @@ def _provenance(job: _Job, rows: int, seconds: float) -> dict[str, Any]:
         "quality": job.quality,
         "seconds": round(seconds, 3),
         "rows_per_s": round(rows / seconds, 3),
-        "versions": {
+        "versions": decoder_versions()
+        | {
             "numpy": np.__version__,
             "python": platform.python_version(),
             "stillroom": stillroom.__version__,

@@ -19,8 +19,9 @@ from stillroom.cache.folder import Cache
 from stillroom.errors import DamageError, UserError
 from stillroom.hashing import keyed_hash
 from stillroom.pictures.augment import mirror, photometric
-from stillroom.pictures.dataset import PictureSet
+from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.pictures.loader import inside_array, mask_array, read_ahead
+from stillroom.pictures.pixels import require_pixels
 from stillroom.pictures.rows import other_view, picture_of, rows_of
 from stillroom.pictures.views import Views, ViewSource, num_views
 from stillroom.recipe import Augment
@@ -107,19 +108,18 @@ class RowDataset:
 
         `number` is that of the pass: each shows another view, none twice before all were seen.
         Without a cache every pass draws a new one in its place, but for view 0, which comes as
-        often.
+        often. Raises DamageError for bytes that are not those that were written, UserError for
+        pixels that are not those that the teachers saw.
         """
         shard, row = self.places[place]
-        opened, arrays = self.pictures.open(shard), {}
         turn = number + keyed_hash("view", row.key) % self._num_views
+        view = turn % self._num_views
         if self._target_shard is not None:
-            reader = self._target_shard(shard)
-            i = reader.index(row.key, row.region, turn % self._num_views)
-            row, arrays = reader.rows[i], reader.read(i, parts=self.parts)
-        elif turn % self._num_views:
-            row = other_view(opened, row, self._views, turn)
-        assert self._size is not None
-        picture = picture_of(opened.read(opened.index(row.key)), row, self._size)
+            picture, arrays = self._stored(shard, row, view)
+        else:
+            if view != 0:
+                row = other_view(self.pictures.open(shard), row, self._views, turn)
+            picture, arrays = self._picture(shard, row), {}
         mask = mask_array(picture)
         if not self._uses_label(picture.key):
             mask = np.full_like(mask, IGNORE)
@@ -127,6 +127,20 @@ class RowDataset:
         if picture.box is not None:
             arrays["box"] = np.array(picture.box, np.float32)
         return picture.key, arrays
+
+    def _stored(self, shard: ShardId, row: Row, view: int) -> tuple[Picture, dict[str, np.ndarray]]:
+        """Return the picture and the targets of a view as the teachers saw it, to the bit."""
+        assert self._target_shard is not None
+        reader = self._target_shard(shard)
+        i = reader.index(row.key, row.region, view)
+        picture = self._picture(shard, reader.rows[i])
+        require_pixels(picture, reader.rows[i], reader.pixels[i], reader.provenance)
+        return picture, reader.read(i, parts=self.parts)
+
+    def _picture(self, shard: ShardId, row: Row) -> Picture:
+        assert self._size is not None
+        opened = self.pictures.open(shard)
+        return picture_of(opened.read(opened.index(row.key)), row, self._size)
 
     def read_or_substitute(
         self, place: int, number: int, may_substitute: bool
