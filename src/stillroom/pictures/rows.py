@@ -90,8 +90,10 @@ def _sample(
     fill = (outside,) * len(image.getbands())
     canvas = Image.new(image.mode, (view.x1 - view.x0, view.y1 - view.y0), fill)
     canvas.paste(image, (-view.x0, -view.y0))
-    sampled = np.array(canvas.resize((size[1], size[0]), resampling))
-    return np.ascontiguousarray(sampled[:, ::-1]) if view.mirrored else sampled
+    sampled = canvas.resize((size[1], size[0]), resampling)
+    return np.array(
+        sampled.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.mirrored else sampled
+    )
 
 
 def _seen(box: Sequence[float | int], view: View, size: tuple[int, int]) -> Box:
