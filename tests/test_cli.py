@@ -22,7 +22,7 @@ TINY = """
 --terms.3.target --terms.3.weight
 --terms.4.target --terms.4.weight --terms.4.tap --terms.4.hidden
 --terms.5.target --terms.5.weight --terms.5.tap --terms.5.hidden
---augment.photometric --augment.mirror
+--augment.photometric --augment.hsv --augment.blur --augment.noise --augment.jpeg --augment.mirror
 --optimizer.lr --optimizer.weight-decay --optimizer.warmup --optimizer.final --optimizer.clip
 --run.out --run.name --run.cache --run.recorded-teachers --run.resume --run.overwrite
 --run.device --run.workers --run.log-every --run.evaluate-every --run.keep

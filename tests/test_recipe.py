@@ -45,3 +45,12 @@ def test_a_size_larger_than_the_packed_pictures_is_refused_with_both(tiny_recipe
 def test_a_size_of_nothing_is_refused():
     with pytest.raises(UserError, match=r"--data\.size"):
         Data(shards="shards", size=(0, 48))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("hsv", (0.1, 1.5, 0.3)), ("blur", -1.0), ("noise", float("nan")), ("jpeg", 0), ("jpeg", 96)],
+)
+def test_a_change_of_light_that_cannot_be_is_refused_by_its_flag(field, value):
+    with pytest.raises(UserError, match=rf"--augment\.{field}"):
+        check(replace(tiny(), augment=replace(tiny().augment, **{field: value})))

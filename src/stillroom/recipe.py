@@ -45,6 +45,11 @@ class Augment:
 
     # strength of changes of brightness, contrast and saturation; 0 = none, 0.3 is moderate
     photometric: float = 0.0
+    # strengths of changes of hue, saturation and value; 0.1 0.7 0.3 is strong
+    hsv: tuple[float, float, float] | None = None
+    blur: float = 0.0  # largest standard deviation of a Gaussian blur, pixels
+    noise: float = 0.0  # largest standard deviation of Gaussian noise, 1 = the whole range
+    jpeg: int | None = None  # lowest quality, 1 to 95, at which pictures are JPEGs once more
     # mirror half of the pictures; refused where a term is distilled from one stored view
     mirror: bool = False
 
@@ -182,7 +187,8 @@ def check_targets(recipe: Recipe, specs: Mapping[str, TargetSpec]) -> None:
 
 
 def _check_numbers(recipe: Recipe) -> None:
-    adamw, light = recipe.optimizer, recipe.augment.photometric
+    adamw, augment = recipe.optimizer, recipe.augment
+    light, hsv, jpeg = augment.photometric, augment.hsv or (0,), augment.jpeg
     for flag, value, is_legal, wanted in (
         ("optimizer.lr", adamw.lr, 0 < adamw.lr < math.inf, "above 0"),
         ("optimizer.weight-decay", adamw.weight_decay, 0 <= adamw.weight_decay < math.inf, ">= 0"),
@@ -190,6 +196,10 @@ def _check_numbers(recipe: Recipe) -> None:
         ("optimizer.final", adamw.final, 0 <= adamw.final <= 1, "0 to 1"),
         ("optimizer.clip", adamw.clip, 0 <= adamw.clip < math.inf, ">= 0"),
         ("augment.photometric", light, 0 <= light < 1, "0 to below 1"),
+        ("augment.hsv", augment.hsv, all(0 <= s <= 1 for s in hsv), "0 to 1 each"),
+        ("augment.blur", augment.blur, 0 <= augment.blur < math.inf, ">= 0"),
+        ("augment.noise", augment.noise, 0 <= augment.noise <= 1, "0 to 1"),
+        ("augment.jpeg", jpeg, jpeg is None or 1 <= jpeg <= 95, "1 to 95"),
         ("gate-floor", recipe.gate_floor, 0 <= recipe.gate_floor <= 1, "0 to 1"),
     ):
         if not is_legal:

@@ -173,6 +173,18 @@ def test_light_changes_pictures_and_nothing_else(dataset):
         assert all(torch.equal(batch.parts[name], lit[job].parts[name]) for name in batch.parts)
 
 
+@pytest.mark.parametrize(
+    "augment",
+    [Augment(hsv=(0.1, 0.7, 0.3)), Augment(blur=1.0), Augment(noise=0.1), Augment(jpeg=20)],
+)
+def test_every_change_of_light_reaches_the_pictures_alone(dataset, augment):
+    changed, plain = (batches(dataset, augment=a, steps=range(2)) for a in (augment, Augment()))
+    for job, batch in plain.items():
+        assert not any(map(torch.equal, batch.image, changed[job].image))
+        assert torch.equal(batch.mask, changed[job].mask)
+        assert torch.equal(batch.parts["inner.value"], changed[job].parts["inner.value"])
+
+
 def test_half_of_the_pictures_are_mirrored_with_mask_and_padding(pictures):
     dataset = RowDataset(pictures, "train")
     plain, mirrored = (batches(dataset, augment=Augment(mirror=m)) for m in (False, True))

@@ -18,7 +18,7 @@ from torch import Tensor
 from stillroom.cache.folder import Cache
 from stillroom.errors import DamageError, UserError
 from stillroom.hashing import keyed_hash
-from stillroom.pictures.augment import mirror, photometric
+from stillroom.pictures.augment import blur, hsv, jpeg, mirror, noise, photometric
 from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.pictures.loader import inside_array, mask_array, read_ahead
 from stillroom.pictures.pixels import require_pixels
@@ -29,7 +29,7 @@ from stillroom.training.order import MicroBatchSchedule, Order
 from stillroom.types import IGNORE, Batch, Row, ShardId
 
 _OPEN_SHARDS = 64
-_WHOLE = Views()
+_WHOLE, _UNCHANGED = Views(), Augment()
 _MAX_SUBSTITUTED = 0.001  # share of rows; more is a broken cache, not bad luck
 
 
@@ -241,7 +241,7 @@ def to_batch(host: HostBatch, device: torch.device, cache: Cache | None) -> Batc
 
 
 def _augmented(arrays: dict[str, Any], augment: Augment, seed: int) -> dict[str, Any]:
-    if not augment.photometric and not augment.mirror:
+    if augment == _UNCHANGED:
         return arrays
     generator = np.random.Generator(np.random.PCG64(seed))
     if augment.mirror and generator.random() < 0.5:
@@ -250,6 +250,15 @@ def _augmented(arrays: dict[str, Any], augment: Augment, seed: int) -> dict[str,
         if box is not None:
             width = arrays["image"].shape[1]
             arrays["box"] = np.array([width - box[2], box[1], width - box[0], box[3]], np.float32)
+    image = arrays["image"]
     if augment.photometric:
-        arrays = {**arrays, "image": photometric(arrays["image"], augment.photometric, generator)}
-    return arrays
+        image = photometric(image, augment.photometric, generator)
+    if augment.hsv:
+        image = hsv(image, augment.hsv, generator)
+    if augment.blur:
+        image = blur(image, augment.blur, generator)
+    if augment.noise:
+        image = noise(image, augment.noise, generator)
+    if augment.jpeg:
+        image = jpeg(image, augment.jpeg, generator)
+    return arrays | {"image": image}
