@@ -46,15 +46,16 @@ def _num_rows(pictures: PictureSet, recipe: Recipe) -> Iterator[int]:
 def probe(
     recipe: Recipe, pictures: PictureSet, teachers: Sequence[BuiltTeacher], device: str
 ) -> tuple[TargetSpec, ...]:
-    """Run the recipe's teachers on one grey picture, in the name of the first row; return what they
-    make.
+    """Run the recipe's teachers on one grey picture, in the name of the last view of the first
+    picture; return what they make.
     """
     size, codecs = recipe.size_of(pictures), recipe.codec
     rows = (row for shard in pictures.shards for row in recipe.rows_of(pictures.open(shard.id)))
-    first, grey = tuple(islice(rows, 1)), torch.full((1, 3, *size), 0.5, device=device)
+    some = tuple(islice(rows, num_views(recipe.views, pictures.shards[0].split)))
+    grey = torch.full((1, 3, *size), 0.5, device=device)
     answers: dict[str, Tensor] = {}
     for built in teachers:
-        answers |= built(grey, rows=first)
+        answers |= built(grey, rows=some[-1:])
     specs = []
     for name, kind in recipe.target_kinds().items():
         shape = tuple(answers[name].shape[1:])
