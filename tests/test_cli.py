@@ -1,11 +1,13 @@
 """The flags of a recipe are the fields of what stands in it."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from stillroom.cli import named_recipe, recipe_from
 from stillroom.errors import UserError
+from stillroom.pictures.views import Views
 from stillroom.recipe import Recipe
 from stillroom.recipes import RECIPES
 
@@ -74,6 +76,18 @@ def test_flags_reach_inside_terms_teachers_students_and_codecs():
     assert (recipe.terms[4].weight, recipe.terms[2].temperature.start) == (0.7, 5.0)
     assert (recipe.teachers[0].path, recipe.student.width) == ("runs/x", 9)
     assert recipe.codec == {"shapes": "float16", "inner": "float32"}
+
+
+def test_views_size_and_light_are_flags(capsys):
+    words = "tiny --views.count 4 --views.scale .4 2 --views.mirror 0 --data.size 48 64"
+    words += " --augment.hsv .1 .7 .3 --augment.jpeg 30"
+    recipe = recipe_from(words.split())
+    assert recipe.views == Views(count=4, scale=(0.4, 2.0), mirror=0.0)
+    assert recipe.data.size == (48, 64)
+    assert recipe.augment == replace(recipe.augment, hsv=(0.1, 0.7, 0.3), jpeg=30)
+    with pytest.raises(SystemExit) as left:
+        recipe_from(["tiny", "--views.scale", "2", ".4"])
+    assert left.value.code == 2 and "no such --views.scale" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", RECIPES)

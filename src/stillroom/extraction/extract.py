@@ -256,12 +256,13 @@ def _warn_of_size(recipe: Recipe, cache: Cache, process: ProcessContext) -> None
     """
     row_bytes = sum(part.num_bytes for part in cache.parts)
     rows = max(cache.shard_rows(shard) for shard in cache.shard_ids())
+    picture_bytes = row_bytes * recipe.views.count
     limit_gb = recipe.run.shard_limit_gb
     if row_bytes * rows / 1e9 > limit_gb:
         process.print(
             f"warning: a teacher shard may take {row_bytes * rows / 1e9:.1f} GB"
             f" ({row_bytes / 1e6:.1f} MB a row before compression); pack the pictures with"
-            f" --shard-rows {max(1, int(limit_gb * 1e9 // row_bytes))} to avoid it"
+            f" --shard-rows {max(1, int(limit_gb * 1e9 // picture_bytes))} to avoid it"
         )
 
 

@@ -57,5 +57,6 @@ def _rebuild(recipe: Recipe, body: str) -> str:
     flag = "" if body == "zarr" else f" --body {body}"
     return (
         f"python tools/cache_teacher.py {recipe.name} --data.shards {recipe.data.shards}"
-        f" --run.cache {recipe.run.cache}{flag} (and the same teacher flags)"
+        f" --run.cache {recipe.run.cache}{flag}"
+        " (and the same flags of teachers, views and data.size)"
     )
