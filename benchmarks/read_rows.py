@@ -73,7 +73,9 @@ def write(cache: Cache, content: str, num_rows: int) -> tuple[float, float]:
         for i, value in enumerate(rows(content, num_rows)):
             row = Row(key=f"{i:06d}", view=View(x0=0, y0=0, x1=640, y1=640))
             began = time.perf_counter()
-            writer.append(row, {PART: value}, {"detector": RowStatistics(-6.0, 6.0, 1.0, None)})
+            writer.append(
+                row, {PART: value}, {"detector": RowStatistics(-6.0, 6.0, 1.0, None)}, pixels=0
+            )
             written += time.perf_counter() - began
         began = time.perf_counter()
         assert writer.publish({})
@@ -87,7 +89,7 @@ def new_cache(folder: Path, num_rows: int, body: str) -> Cache:
     identity = make_identity(
         pictures={"digest": "0" * 64, "shards": shards},
         geometry=(640, 640),
-        views={"class": "WholePicture", "count": 1, "regions": False},
+        views={"class": "Views", "count": 1, "regions": False},
         targets={"detector": target | {"codec": "float16"}},
         calibration=[],
         body=body,

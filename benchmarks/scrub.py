@@ -45,7 +45,7 @@ def main() -> None:
 def make_cache(root: Path, body: str) -> Cache:
     shards = [{"split": "train", "number": i, "rows": ROWS, "pictures": ""} for i in range(SHARDS)]
     entry = {"teacher": {}, "shape": SHAPE, "stride": 8, "kind": "features", "codec": "float16"}
-    views = {"class": "WholePicture", "count": 1, "regions": False}
+    views = {"class": "Views", "count": 1, "regions": False}
     pictures = {"digest": "", "shards": shards}
     identity = make_identity(pictures, (640, 640), views, {"feature": entry}, [], body)
     cache = claim_cache(root, "scrub", identity)
@@ -57,7 +57,7 @@ def make_cache(root: Path, body: str) -> Cache:
                 value = generator.standard_normal(SHAPE, np.float32).clip(0).astype(np.float16)
                 row = Row(key=f"{i:03d}", view=View(x0=0, y0=0, x1=640, y1=640))
                 figures = RowStatistics(0.0, float(value.max()), 1.0, None)
-                writer.append(row, {"feature.value": value}, {"feature": figures})
+                writer.append(row, {"feature.value": value}, {"feature": figures}, pixels=0)
             writer.publish({})
     return cache
 

@@ -1,18 +1,21 @@
 """The flags of a recipe are the fields of what stands in it."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from stillroom.cli import named_recipe, recipe_from
 from stillroom.errors import UserError
+from stillroom.pictures.views import Views
 from stillroom.recipe import Recipe
 from stillroom.recipes import RECIPES
 
 TINY = """
 --name --body --freeze --freeze-epochs --batch --micro-batch --epochs --seed --on-damage --precision
---gate --gate-floor --data.shards --data.label-share --data.regions
+--gate --gate-floor --data.shards --data.label-share --data.size --data.regions
 --teachers.0.target --teachers.0.path --teachers.0.code --teachers.0.taps
+--views.count --views.scale --views.aspect --views.mirror --views.seed
 --codec.shapes --codec.inner
 --student.width --student.depth --student.classes --student.mean --student.std
 --terms.0.weight --terms.0.class-weights --terms.1.weight --terms.1.smooth
@@ -21,7 +24,7 @@ TINY = """
 --terms.3.target --terms.3.weight
 --terms.4.target --terms.4.weight --terms.4.tap --terms.4.hidden
 --terms.5.target --terms.5.weight --terms.5.tap --terms.5.hidden
---augment.photometric --augment.mirror
+--augment.photometric --augment.hsv --augment.blur --augment.noise --augment.jpeg --augment.mirror
 --optimizer.lr --optimizer.weight-decay --optimizer.warmup --optimizer.final --optimizer.clip
 --run.out --run.name --run.cache --run.recorded-teachers --run.resume --run.overwrite
 --run.device --run.workers --run.log-every --run.evaluate-every --run.keep
@@ -73,6 +76,18 @@ def test_flags_reach_inside_terms_teachers_students_and_codecs():
     assert (recipe.terms[4].weight, recipe.terms[2].temperature.start) == (0.7, 5.0)
     assert (recipe.teachers[0].path, recipe.student.width) == ("runs/x", 9)
     assert recipe.codec == {"shapes": "float16", "inner": "float32"}
+
+
+def test_views_size_and_light_are_flags(capsys):
+    words = "tiny --views.count 4 --views.scale .4 2 --views.mirror 0 --data.size 48 64"
+    words += " --augment.hsv .1 .7 .3 --augment.jpeg 30"
+    recipe = recipe_from(words.split())
+    assert recipe.views == Views(count=4, scale=(0.4, 2.0), mirror=0.0)
+    assert recipe.data.size == (48, 64)
+    assert recipe.augment == replace(recipe.augment, hsv=(0.1, 0.7, 0.3), jpeg=30)
+    with pytest.raises(SystemExit) as left:
+        recipe_from(["tiny", "--views.scale", "2", ".4"])
+    assert left.value.code == 2 and "no such --views.scale" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -20,6 +20,7 @@ from stillroom.extraction.process import ProcessContext
 from stillroom.jsonfile import read_json
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.loader import image_tensor
+from stillroom.pictures.views import PixelBox
 from stillroom.recipe import Recipe
 from stillroom.training.loop import train
 from stillroom.training.stream import RowDataset
@@ -70,10 +71,10 @@ class Halves:
 
     count: int = 2
 
-    def view(self, key: str, number: int, size: tuple[int, int]) -> View:
-        height, width = size
-        right = width if number == 0 else width // 2
-        return View(number=number, x0=0, y0=0, x1=right, y1=height, mirrored=number == 1)
+    def view(self, key: str, number: int, size: tuple[int, int], shown: PixelBox) -> View:
+        (height, width), half = size, number % 2 == 1
+        right = width // 2 if half else width
+        return View(number=number, x0=0, y0=0, x1=right, y1=height, mirrored=half)
 
 
 def rows(cache: Cache) -> dict[tuple[str, int], dict[str, np.ndarray]]:
@@ -178,9 +179,7 @@ def test_both_views_are_kept_of_training_and_the_first_of_validation(two_views):
 def test_each_pass_shows_another_view_with_the_targets_of_that_view(two_views):
     cache = cache_teacher(two_views, ALONE)
     pictures = open_pictures(Path(two_views.data.shards))
-    dataset = RowDataset(
-        pictures, "train", cache=cache, targets=("shapes",), rows_of=two_views.rows_of
-    )
+    dataset = RowDataset(pictures, "train", cache=cache, targets=("shapes",), views=two_views.views)
     assert len(dataset) == 24
     teacher, seen = two_views.teachers[0].build("cpu"), []
     for number in range(3):
@@ -197,4 +196,4 @@ def test_a_cache_of_other_views_is_refused_with_both_sides(two_views):
     cache_teacher(two_views, ALONE)
     with pytest.raises(UserError, match="none of the 1 caches") as refused:
         train(replace(two_views, views=type(two_views).__dataclass_fields__["views"].default))
-    assert "Halves" in str(refused.value) and "WholePicture" in str(refused.value)
+    assert "Halves" in str(refused.value) and "Views" in str(refused.value)

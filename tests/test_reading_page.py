@@ -20,5 +20,6 @@ def test_the_code_of_the_page_runs_on_a_cache(tiny_world: Path):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(code, PAGE.name, "exec"), names)  # noqa: S102  (the page's own code)
     assert names["row"].key == names["picture"].key
+    assert names["seen"].image.shape[:2] == cache.geometry
     assert set(names["stored"]) == {f"{name}.value" for name in names["row"].targets}
     assert f"{len(cache)} {{" in printed.getvalue()

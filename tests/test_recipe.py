@@ -6,7 +6,8 @@ import pytest
 
 from stillroom.errors import UserError
 from stillroom.losses import CrossEntropy, FeatureMSE, LogitMSE, Needs
-from stillroom.recipe import check
+from stillroom.pictures.dataset import open_pictures
+from stillroom.recipe import Data, check
 from stillroom.recipes.tiny import tiny
 
 
@@ -30,3 +31,26 @@ def test_a_term_that_cannot_work_is_refused(term, what):
     check(tiny())
     with pytest.raises(UserError, match=what):
         check(replace(tiny(), terms=(*tiny().terms, term)))
+
+
+@pytest.mark.parametrize("size", [(33, 48), (32, 49)])
+def test_a_size_larger_than_the_packed_pictures_is_refused_with_both(tiny_recipe, size):
+    pictures = open_pictures(tiny_recipe.data.shards)
+    check(replace(tiny_recipe, data=replace(tiny_recipe.data, size=(16, 24))), pictures)
+    with pytest.raises(UserError, match="larger than the packed") as refused:
+        check(replace(tiny_recipe, data=replace(tiny_recipe.data, size=size)), pictures)
+    assert refused.value.wanted == "at most 32 48"
+
+
+def test_a_size_of_nothing_is_refused():
+    with pytest.raises(UserError, match=r"--data\.size"):
+        Data(shards="shards", size=(0, 48))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("hsv", (0.1, 1.5, 0.3)), ("blur", -1.0), ("noise", float("nan")), ("jpeg", 0), ("jpeg", 96)],
+)
+def test_a_change_of_light_that_cannot_be_is_refused_by_its_flag(field, value):
+    with pytest.raises(UserError, match=rf"--augment\.{field}"):
+        check(replace(tiny(), augment=replace(tiny().augment, **{field: value})))

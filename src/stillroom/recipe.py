@@ -11,12 +11,13 @@ from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
 from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet, PictureShard
-from stillroom.pictures.rows import Views, WholePicture, rows_of
+from stillroom.pictures.rows import rows_of
+from stillroom.pictures.views import Views, ViewSource
 from stillroom.students.definitions import Student
 from stillroom.teachers.protocol import Recorded, TeacherConfig
 from stillroom.types import Kind, Row, TargetSpec
 
-_WHOLE = WholePicture()
+_WHOLE = Views()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +27,16 @@ class Data:
     shards: str  # folder of picture shards, as tools/make_shards.py writes it
     # share of the training masks that is used, 0 to 1 (by hash of the key); the others are void
     label_share: float = 1.0
+    # height and width in pixels at which both stages work, at most those of the packed pictures;
+    # None = theirs
+    size: tuple[int, int] | None = None
     regions: bool = False  # one row for each box of a picture's json instead of one a picture
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_share <= 1:
             raise UserError("no such label share", found=self.label_share, wanted="0 to 1")
+        if self.size is not None and min(self.size) < 1:
+            raise UserError("no such --data.size", found=self.size, wanted="height and width")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +45,11 @@ class Augment:
 
     # strength of changes of brightness, contrast and saturation; 0 = none, 0.3 is moderate
     photometric: float = 0.0
+    # strengths of changes of hue, saturation and value; 0.1 0.7 0.3 is strong
+    hsv: tuple[float, float, float] | None = None
+    blur: float = 0.0  # largest standard deviation of a Gaussian blur, pixels
+    noise: float = 0.0  # largest standard deviation of Gaussian noise, 1 = the whole range
+    jpeg: int | None = None  # lowest quality, 1 to 95, at which pictures are JPEGs once more
     # mirror half of the pictures; refused where a term is distilled from one stored view
     mirror: bool = False
 
@@ -85,7 +96,7 @@ class Recipe:
     name: str  # names the cache and, unless --run.name is given, the run
     data: Data
     teachers: tuple[TeacherConfig, ...] = ()  # the frozen networks that stage 1 runs
-    views: Views = _WHOLE  # how often and how each training picture is looked at
+    views: ViewSource = _WHOLE  # how often and how each training picture is looked at
     codec: dict[str, str] = field(default_factory=dict)  # how each target is kept, by its name
     body: Literal["zarr", "tar"] = "zarr"  # the files that hold the rows; both are read alike
     student: Student
@@ -126,6 +137,11 @@ class Recipe:
         """Return the rows of a picture shard: who is encoded in stage 1 and read in stage 2."""
         return rows_of(shard, self.views, regions=self.data.regions)
 
+    def size_of(self, pictures: PictureSet) -> tuple[int, int]:
+        """Return height and width in pixels of what both stages look at; needs `check`."""
+        assert pictures.geometry is not None
+        return self.data.size or pictures.geometry
+
     def wanted_targets(self) -> tuple[str, ...]:
         """Return the names of the targets that the terms need, each once."""
         return tuple(
@@ -148,7 +164,7 @@ def check(recipe: Recipe, pictures: PictureSet | None = None) -> None:
     if recipe.augment.mirror and recipe.wanted_targets():
         raise UserError(
             "pictures cannot be mirrored while targets come from a cache of unmirrored views",
-            fix="--augment.no-mirror",
+            fix="--augment.no-mirror; --views.count 4 keeps views, some of them mirrored",
         )
     if pictures is not None:
         _check_pictures(recipe, pictures)
@@ -171,7 +187,8 @@ def check_targets(recipe: Recipe, specs: Mapping[str, TargetSpec]) -> None:
 
 
 def _check_numbers(recipe: Recipe) -> None:
-    adamw, light = recipe.optimizer, recipe.augment.photometric
+    adamw, augment = recipe.optimizer, recipe.augment
+    light, hsv, jpeg = augment.photometric, augment.hsv or (0,), augment.jpeg
     for flag, value, is_legal, wanted in (
         ("optimizer.lr", adamw.lr, 0 < adamw.lr < math.inf, "above 0"),
         ("optimizer.weight-decay", adamw.weight_decay, 0 <= adamw.weight_decay < math.inf, ">= 0"),
@@ -179,6 +196,10 @@ def _check_numbers(recipe: Recipe) -> None:
         ("optimizer.final", adamw.final, 0 <= adamw.final <= 1, "0 to 1"),
         ("optimizer.clip", adamw.clip, 0 <= adamw.clip < math.inf, ">= 0"),
         ("augment.photometric", light, 0 <= light < 1, "0 to below 1"),
+        ("augment.hsv", augment.hsv, all(0 <= s <= 1 for s in hsv), "0 to 1 each"),
+        ("augment.blur", augment.blur, 0 <= augment.blur < math.inf, ">= 0"),
+        ("augment.noise", augment.noise, 0 <= augment.noise <= 1, "0 to 1"),
+        ("augment.jpeg", jpeg, jpeg is None or 1 <= jpeg <= 95, "1 to 95"),
         ("gate-floor", recipe.gate_floor, 0 <= recipe.gate_floor <= 1, "0 to 1"),
     ):
         if not is_legal:
@@ -247,6 +268,14 @@ def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
         raise UserError(
             f"the pictures of {pictures.path} have different sizes, so they cannot be batched",
             fix="pack them with tools/make_shards.py ... --size H W",
+        )
+    packed, size = pictures.geometry, recipe.size_of(pictures)
+    if size[0] > packed[0] or size[1] > packed[1]:
+        raise UserError(
+            "the size to work at is larger than the packed pictures",
+            found=f"--data.size {size[0]} {size[1]}",
+            wanted=f"at most {packed[0]} {packed[1]}",
+            fix=f"pack them with tools/make_shards.py ... --size {size[0]} {size[1]}",
         )
 
 

@@ -27,7 +27,7 @@ def identity_of(codec: str = "float16", **changes: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "pictures": {"digest": "ef" * 32, "shards": shards},
         "geometry": (32, 40),
-        "views": {"class": "WholePicture", "count": 1, "regions": False},
+        "views": {"class": "Views", "count": 1, "regions": False},
         "targets": {"detector": target((3, 4, 5), "features"), "mask": target((1, 4, 5), "logits")},
         "calibration": [],
     }
@@ -36,6 +36,11 @@ def identity_of(codec: str = "float16", **changes: Any) -> dict[str, Any]:
 
 def row_of(shard_id: ShardId, i: int) -> Row:
     return Row(key=f"{shard_id}/{i:03d}", view=View(x0=0, y0=0, x1=40, y1=32))
+
+
+def pixels_of(i: int) -> int:
+    """The crc32c of a picture, the largest among them."""
+    return (1 << 32) - 1 - i
 
 
 def values_of(cache: Cache, shard_id: ShardId, i: int) -> Values:
@@ -67,7 +72,7 @@ def fill_shard(
     with cache.writer(shard_id) as writer:
         for i in range(cache.shard_rows(shard_id)):
             said = values(cache, shard_id, i)
-            writer.append(row_of(shard_id, i), said, statistics_of(said))
+            writer.append(row_of(shard_id, i), said, statistics_of(said), pixels=pixels_of(i))
         return writer.publish({"device": "none"})
 
 

@@ -29,7 +29,7 @@ def make_cache(root: Path, body: str, seed: int = 0, codecs: str = "float16") ->
     identity = make_identity(
         pictures={"digest": "0" * 64, "shards": shards},
         geometry=(64, 80),
-        views={"class": "WholePicture", "count": 1, "regions": False},
+        views={"class": "Views", "count": 1, "regions": False},
         targets=targets,
         calibration=[],
         body=body,
@@ -50,7 +50,7 @@ def make_cache(root: Path, body: str, seed: int = 0, codecs: str = "float16") ->
                 said = torch.from_numpy(generator.standard_normal((1, *shape))).float()
                 for part, value in cache.encode(name, said, [row]).items():
                     outputs[f"{name}.{part}"] = value[0].numpy()
-            writer.append(row, outputs, figures)
+            writer.append(row, outputs, figures, pixels=0)
         assert writer.publish({})
     assert cache.finalize()
     return cache

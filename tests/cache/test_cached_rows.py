@@ -41,7 +41,7 @@ def test_a_key_finds_its_rows_in_whatever_shard(cache: Cache):
 
 
 def test_every_view_of_a_key_is_returned_in_order(tmp_path: Path, make):
-    views = {"class": "WholePicture", "count": 2, "regions": False}
+    views = {"class": "Views", "count": 2, "regions": False}
     pictures = make.identity()["pictures"]
     for entry in pictures["shards"]:
         entry["rows"] *= 2 if entry["split"] == "train" else 1
@@ -54,7 +54,7 @@ def test_every_view_of_a_key_is_returned_in_order(tmp_path: Path, make):
             row = make.row(shard, i // 2)
             view = type(row.view)(number=i % 2, x0=0, y0=0, x1=40, y1=32)
             row = type(row)(key=row.key, view=view)
-            writer.append(row, said, make.statistics(said))
+            writer.append(row, said, make.statistics(said), pixels=0)
         writer.publish({})
     assert [two[i].view.number for i in range(4)] == [0, 1, 0, 1]
     with pytest.raises(UserError, match=r"train-000001 .* is not published yet"):

@@ -102,8 +102,8 @@ def test_names_that_are_no_folder_are_refused(tmp_path: Path, make, name: str):
         ("geometry", {"height": 0, "width": 5}),
         ("geometry", {"height": 10**12, "width": 5}),
         ("geometry", None),
-        ("views", {"class": "WholePicture", "count": 0, "regions": False}),
-        ("views", {"class": "WholePicture", "regions": False}),
+        ("views", {"class": "Views", "count": 0, "regions": False}),
+        ("views", {"class": "Views", "regions": False}),
         ("targets", {}),
         ("pictures", {"digest": DIGEST, "shards": []}),
         ("calibration", ["../x y"]),
@@ -294,6 +294,6 @@ def test_a_manifest_that_is_older_than_a_shard_is_written_anew(tmp_path: Path, m
     with cache.writer(ShardId("val", 0)) as writer:
         for i in range(3):
             said = make.values(cache, ShardId("val", 0), i)
-            writer.append(make.row(ShardId("val", 0), i), said, make.statistics(said))
+            writer.append(make.row(ShardId("val", 0), i), said, make.statistics(said), pixels=0)
         assert writer.publish({"device": "another"})
     assert cache.finalize() and path.read_bytes() != data

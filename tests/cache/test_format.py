@@ -68,7 +68,7 @@ def test_it_decodes_every_codec_as_ours_does(independent, tmp_path: Path, make, 
                 n: RowStatistics(0.0, 1.0, 1.0, 0.5 if s.kind == "logits" else None, 0.1)
                 for n, s in cache.specs.items()
             }
-            writer.append(row, parts, figures)
+            writer.append(row, parts, figures, pixels=0)
         assert writer.publish({})
     theirs = itertools.islice(independent.read_cache(cache.path), 5)
     for i, (_, _, _, parts) in enumerate(theirs):
@@ -83,7 +83,7 @@ def test_it_reads_regions_and_views(independent, tmp_path: Path, make):
     shards = [{"split": "train", "number": 7, "rows": 4, "pictures": "cd" * 32}]
     identity = make.identity(
         pictures={"digest": "ef" * 32, "shards": shards},
-        views={"class": "WholePicture", "count": 2, "regions": False},
+        views={"class": "Views", "count": 2, "regions": False},
     )
     cache = claim_cache(tmp_path, "views", identity)
     cache.publish_fitted({})
@@ -93,7 +93,7 @@ def test_it_reads_regions_and_views(independent, tmp_path: Path, make):
     with cache.writer(ShardId("train", 7)) as writer:
         for i, row in enumerate(rows):
             said = make.values(cache, ShardId("train", 7), i)
-            writer.append(row, said, make.statistics(said))
+            writer.append(row, said, make.statistics(said), pixels=0)
         assert writer.publish({})
     found = [(region, view) for _, region, view, _ in independent.read_cache(cache.path)]
     whole, part = [0, 0, 0, 40, 32, 0], [1, 2, 1, 40, 32, 1]

@@ -67,7 +67,7 @@ def test_of_two_writers_of_one_shard_the_first_wins(tmp_path: Path, make):
         for i in range(5):
             for writer in (first, second):
                 said = make.values(cache, TRAIN, i)
-                writer.append(make.row(TRAIN, i), said, make.statistics(said))
+                writer.append(make.row(TRAIN, i), said, make.statistics(said), pixels=0)
         results = [second.publish({"who": "second"}), first.publish({"who": "first"})]
     assert results == [True, False]
     assert cache.reader(TRAIN).provenance == {"who": "second"}

@@ -69,13 +69,22 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, make, bad: float
     said["mask.value"][0, 1, 2] = bad
     cache.quarantine(TRAIN, "to be made again")
     with cache.writer(TRAIN) as writer, pytest.raises(UserError, match="not finite"):
-        writer.append(make.row(TRAIN, 0), said, figures)
+        writer.append(make.row(TRAIN, 0), said, figures, pixels=0)
     said = make.values(cache, TRAIN, 0)
     with cache.writer(TRAIN) as writer, pytest.raises(UserError, match="not finite"):
         writer.append(
-            make.row(TRAIN, 0), said, figures | {"mask": RowStatistics(0.0, 1.0, 0.5, 0.75)}
+            make.row(TRAIN, 0),
+            said,
+            figures | {"mask": RowStatistics(0.0, 1.0, 0.5, 0.75)},
+            pixels=0,
         )
     assert cache.missing() == (TRAIN,) and not list((cache.path / "tmp").iterdir())
+
+
+def test_the_digest_of_what_was_shown_comes_back_with_the_row(cache):
+    for shard_id in cache.shard_ids():
+        found = cache.reader(shard_id).pixels
+        assert found == [2**32 - 1 - i for i in range(cache.shard_rows(shard_id))]
 
 
 def test_a_shard_without_all_its_rows_is_not_published(tmp_path: Path, make):
@@ -83,7 +92,7 @@ def test_a_shard_without_all_its_rows_is_not_published(tmp_path: Path, make):
     cache.quarantine(TRAIN, "to be made again")
     with cache.writer(TRAIN) as writer:
         said = make.values(cache, TRAIN, 0)
-        writer.append(make.row(TRAIN, 0), said, make.statistics(said))
+        writer.append(make.row(TRAIN, 0), said, make.statistics(said), pixels=0)
         with pytest.raises(FailureError, match="not whole"):
             writer.publish({})
     assert cache.missing() == (TRAIN,) and not list((cache.path / "tmp").iterdir())
@@ -93,17 +102,17 @@ def test_rows_out_of_order_are_a_fault_of_ours(tmp_path: Path, make):
     cache = make.cache(tmp_path)
     said = make.values(cache, TRAIN, 0)
     with cache.writer(TRAIN) as writer:
-        writer.append(make.row(TRAIN, 1), said, make.statistics(said))
+        writer.append(make.row(TRAIN, 1), said, make.statistics(said), pixels=0)
         for i in (0, 1):
             with pytest.raises(AssertionError, match="order"):
-                writer.append(make.row(TRAIN, i), said, make.statistics(said))
+                writer.append(make.row(TRAIN, i), said, make.statistics(said), pixels=0)
 
 
 def test_several_views_of_a_key_are_several_rows(tmp_path: Path, make):
     shards = [{"split": "train", "number": 7, "rows": 4, "pictures": "cd" * 32}]
     changes = {
         "pictures": {"digest": "ef" * 32, "shards": shards},
-        "views": {"class": "WholePicture", "count": 2, "regions": False},
+        "views": {"class": "Views", "count": 2, "regions": False},
     }
     shard_id = ShardId("train", 7)
     cache = claim_cache(tmp_path, "views", make.identity(**changes))
@@ -114,7 +123,7 @@ def test_several_views_of_a_key_are_several_rows(tmp_path: Path, make):
     with cache.writer(shard_id) as writer:
         for i, row in enumerate(rows):
             said = make.values(cache, shard_id, i)
-            writer.append(row, said, make.statistics(said))
+            writer.append(row, said, make.statistics(said), pixels=0)
         assert writer.publish({})
     reader = cache.reader(shard_id)
     assert reader.rows == tuple(rows)
@@ -131,7 +140,9 @@ def test_a_view_may_pass_the_edges_of_its_picture(tmp_path: Path, make, box):
     with cache.writer(TRAIN) as writer:
         for i in range(cache.shard_rows(TRAIN)):
             said = make.values(cache, TRAIN, i)
-            writer.append(replace(make.row(TRAIN, i), view=view), said, make.statistics(said))
+            writer.append(
+                replace(make.row(TRAIN, i), view=view), said, make.statistics(said), pixels=0
+            )
         assert writer.publish({})
     assert cache.reader(TRAIN).rows[0].view == view
 
@@ -139,14 +150,14 @@ def test_a_view_may_pass_the_edges_of_its_picture(tmp_path: Path, make, box):
 def test_a_key_without_all_its_views_is_not_published(tmp_path: Path, make):
     shards = [{"split": "train", "number": 0, "rows": 4, "pictures": "cd" * 32}]
     pictures = {"digest": "ef" * 32, "shards": shards}
-    views = {"class": "WholePicture", "count": 2, "regions": False}
+    views = {"class": "Views", "count": 2, "regions": False}
     cache = claim_cache(tmp_path, "views", make.identity(pictures=pictures, views=views))
     cache.publish_fitted({})
     with cache.writer(TRAIN) as writer:
         for i, (key, number) in enumerate((("a", 0), ("a", 1), ("b", 0), ("c", 0))):
             said = make.values(cache, TRAIN, i)
             row = Row(key=key, view=View(number=number, x0=0, y0=0, x1=40, y1=32))
-            writer.append(row, said, make.statistics(said))
+            writer.append(row, said, make.statistics(said), pixels=0)
         with pytest.raises(DamageError, match="key b has 1 of 2 views"):
             writer.publish({})
     assert cache.missing() == (TRAIN,)

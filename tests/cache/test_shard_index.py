@@ -55,6 +55,12 @@ def test_a_frame_in_another_place_is_noticed_when_it_is_read(make, cache: Cache,
         ("view", [0, 0, 0, 0, 32, 0]),
         ("view", [0, 0, 0, 40, 32, 2]),
         ("view", [0, 0, 0, 40, 32]),
+        ("pixels", -1),
+        ("pixels", 1 << 32),
+        ("pixels", 1.0),
+        ("pixels", True),
+        ("pixels", None),
+        ("pixels", "0"),
     ],
 )
 def test_rows_that_cannot_be_are_refused_at_opening(make, cache: Cache, column, value):

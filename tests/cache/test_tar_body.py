@@ -49,7 +49,7 @@ def varied(tmp_path: Path, make) -> Cache:
     shards = [{"split": "train", "number": 0, "rows": 8, "pictures": "cd" * 32}]
     identity = make.identity(
         pictures={"digest": "ef" * 32, "shards": shards},
-        views={"class": "WholePicture", "count": 2, "regions": False},
+        views={"class": "Views", "count": 2, "regions": False},
     )
     cache = claim_cache(tmp_path, "varied", identity)
     cache.publish_fitted({})
@@ -59,7 +59,7 @@ def varied(tmp_path: Path, make) -> Cache:
         for i, (place, view) in enumerate((place, view) for place in places for view in views):
             said = make.values(cache, TRAIN, i)
             row = Row(key=place[0], region=place[1], view=view)
-            writer.append(row, said, make.statistics(said))
+            writer.append(row, said, make.statistics(said), pixels=0)
         assert writer.publish({})
     return cache
 
@@ -92,7 +92,7 @@ def test_its_samples_have_the_names_of_those_of_the_picture_tar(tmp_path: Path, 
     shards = [{"split": "train", "number": 0, "rows": 4, "pictures": "cd" * 32}]
     identity = make.identity(
         pictures={"digest": "ef" * 32, "shards": shards},
-        views={"class": "WholePicture", "count": 1, "regions": False},
+        views={"class": "Views", "count": 1, "regions": False},
     )
     cache = claim_cache(tmp_path, "joined", identity)
     cache.publish_fitted({})
@@ -100,7 +100,7 @@ def test_its_samples_have_the_names_of_those_of_the_picture_tar(tmp_path: Path, 
         for i, key in enumerate(("a", "b=2Ec", "deep/d", "e" * 120)):
             said = make.values(cache, TRAIN, i)
             row = Row(key=key, view=View(x0=0, y0=0, x1=40, y1=32))
-            writer.append(row, said, make.statistics(said))
+            writer.append(row, said, make.statistics(said), pixels=0)
         assert writer.publish({})
     pictures = stream(tmp_path / "shards" / "train-000000.tar")
     targets = stream(make.file(cache, TRAIN, "mask.value"))

@@ -207,9 +207,9 @@ def test_other_pictures_are_named_by_shard_and_size(spoilt, tiny_world, tmp_path
     (problem,) = check_cache(spoilt, open_pictures(shards)).problems
     assert problem.kind == "pictures" and str(SHARD) in problem.what
     other_size = open_pictures(tiny_world / "shards")
-    other_size.geometry = (32, 64)
+    other_size.geometry = (16, 64)
     problem = check_cache(spoilt, other_size).problems[0]
-    assert problem.kind == "pictures" and "size = [32, 64]" in problem.what
+    assert problem.kind == "pictures" and "size = [16, 64]" in problem.what
 
 
 def test_a_damaged_index_of_the_pictures_is_not_the_fault_of_the_cache(

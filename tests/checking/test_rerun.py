@@ -111,6 +111,24 @@ def test_a_row_of_another_picture_is_found_though_every_checksum_is_right(swappe
     assert "32 rows compared, 2 wrong" in compared[0].lines()[0]
 
 
+def test_rows_of_other_pixels_are_named_with_versions_and_no_repair_hides_them(
+    spoilt, spoilt_recipe, pictures
+):
+    file = next(spoilt.glob(f"{SHARD}.*")) / "shard.json"
+    body = read_json(file)
+    body["rows"]["pixels"][3] ^= 1
+    body["provenance"]["versions"]["pillow"] = "9.1.0"
+    write_json(file, body)
+    assert open_cache(spoilt).finalize()
+    cache = open_cache(spoilt)
+    compared, (problem,) = rerun(cache, spoilt_recipe, pictures, every_row(cache), "cpu")
+    assert (problem.kind, problem.shard) == ("pictures", SHARD)
+    assert body["rows"]["key"][3] in problem.what and "pillow 9.1.0" in problem.what
+    assert all(figures.num_wrong == 0 for figures in compared)
+    options = CheckOptions(rerun=32, repair=True)
+    assert problem in run_check(spoilt, spoilt_recipe, None, options).problems
+
+
 def test_a_shard_with_a_wrong_row_is_made_again_and_no_other(swapped, tmp_path):
     recipe, cache, _ = swapped
     before = {path: path.stat().st_ino for path in cache.path.glob("*.*/**/*")}

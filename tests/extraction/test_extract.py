@@ -24,6 +24,7 @@ from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.process import ProcessContext
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.loader import image_tensor
+from stillroom.pictures.views import Views
 from stillroom.recipe import Recipe
 from stillroom.types import ShardId, View
 
@@ -156,6 +157,8 @@ def test_a_shard_that_is_too_large_is_told_with_the_rows_that_fit(recipe, capsys
     small = replace(recipe, run=replace(recipe.run, shard_limit_gb=(3.5 * row_bytes) / 1e9))
     cache_teacher(small, ProcessContext())
     assert "--shard-rows 3 " in capsys.readouterr().out
+    cache_teacher(replace(small, views=Views(count=3)), ProcessContext())
+    assert "--shard-rows 1 " in capsys.readouterr().out  # pictures, of three rows each
     run = replace(recipe.run, cache=recipe.run.out, shard_limit_gb=8.5 * row_bytes / 1e9)
     cache_teacher(replace(recipe, run=run), ProcessContext())
     assert "--shard-rows" not in capsys.readouterr().out

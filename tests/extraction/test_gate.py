@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stillroom.errors import Stopped, UserError
 from stillroom.extraction.extract import cache_teacher
@@ -205,6 +206,16 @@ def test_labelled_pictures_of_the_validation_split_are_taken(tiny_world):
     keys = [p.key for p in gate_pictures(pictures)]
     assert keys == [f"{n:06}" for n in range(1000, 1008)]
     assert [p.key for p in gate_pictures(pictures, wanted=3)] == [keys[0], keys[2], keys[5]]
+
+
+def test_the_gate_looks_at_pictures_of_the_size_that_both_stages_work_at(tiny_world):
+    pictures = open_pictures(tiny_world / "shards")
+    for whole, small in zip(
+        gate_pictures(pictures), gate_pictures(pictures, 8, (16, 24)), strict=True
+    ):
+        half = Image.fromarray(whole.image).resize((24, 16), Image.Resampling.BILINEAR)
+        assert np.array_equal(small.image, np.array(half)) and small.key == whole.key
+        assert small.mask.shape == (16, 24) and small.inside == (0, 2, 24, 14)
 
 
 def test_what_is_no_function_of_pixels_is_scored_and_no_other_preprocessing_is_tried(samples):

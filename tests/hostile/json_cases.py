@@ -45,6 +45,7 @@ _SHARD = {
     "400,000 rows": _at(*_PART, "offset", [0] * 400_000),
     "a file outside": _at("files", _PATH, _PASSWORDS),
     "a key that is a path": _at("rows", "key", 1, _PATH),
+    "a digest of pixels of 10^12": _at("rows", "pixels", 1, _HUGE),
     "a view 10^8 pixels wide": _at("rows", "view", 1, 4, 10**8),
 }
 _INDEX = {

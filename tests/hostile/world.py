@@ -70,7 +70,7 @@ def _make_cache(path: Path) -> None:
     identity = make_identity(
         pictures={"digest": "0" * 64, "shards": shards},
         geometry=(SIZE_PX, SIZE_PX),
-        views={"class": "WholePicture", "count": 1, "regions": False},
+        views={"class": "Views", "count": 1, "regions": False},
         targets={"mask": target | {"codec": "float16"}},
         calibration=[],
     )
@@ -81,7 +81,7 @@ def _make_cache(path: Path) -> None:
             value = np.random.default_rng(i).random((2, 4, 4)).astype(np.float16)
             row = Row(key=f"p{i}", view=View(x0=0, y0=0, x1=SIZE_PX, y1=SIZE_PX))
             statistics = RowStatistics(low=0.0, high=1.0, finite=1.0, confidence=0.5)
-            writer.append(row, {"mask.value": value}, {"mask": statistics})
+            writer.append(row, {"mask.value": value}, {"mask": statistics}, pixels=0)
         writer.publish({})
     cache.finalize()
     cache.path.rename(path)

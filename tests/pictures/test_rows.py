@@ -10,8 +10,10 @@ from PIL import Image
 
 from stillroom.errors import DamageError
 from stillroom.pictures.dataset import Picture, open_pictures
+from stillroom.pictures.loader import inside_array
 from stillroom.pictures.make import make_shards
-from stillroom.pictures.rows import Views, WholePicture, picture_of, rows_of
+from stillroom.pictures.rows import other_view, picture_of, rows_of
+from stillroom.pictures.views import PixelBox, Views, ViewSource
 from stillroom.types import Row, View
 
 HEIGHT, WIDTH = 6, 10
@@ -23,7 +25,7 @@ class Corners:
 
     count: int = 2
 
-    def view(self, key: str, number: int, size: tuple[int, int]) -> View:
+    def view(self, key: str, number: int, size: tuple[int, int], shown: PixelBox) -> View:
         h, w = size
         if number == 0:
             return View(x0=0, y0=0, x1=w, y1=h)
@@ -55,9 +57,9 @@ def looked(view: View, size=(HEIGHT, WIDTH), region=None, **changes) -> Picture:
 def test_a_whole_picture_is_one_row_and_comes_back_as_it_is(shards):
     shard = shards.open(shards.shard_ids()[0])
     whole = View(x0=0, y0=0, x1=WIDTH, y1=HEIGHT)
-    assert rows_of(shard, WholePicture()) == (Row(key="a", view=whole), Row(key="b", view=whole))
+    assert rows_of(shard, Views()) == (Row(key="a", view=whole), Row(key="b", view=whole))
     assert np.array_equal(looked(whole).image, picture().image)
-    assert isinstance(WholePicture(), Views) and isinstance(Corners(), Views)
+    assert isinstance(Views(), ViewSource) and isinstance(Corners(), ViewSource)
 
 
 def test_rows_are_ordered_by_key_and_view(shards):
@@ -110,11 +112,89 @@ def test_a_region_has_its_box_in_pixels_of_the_view():
     assert looked(mirrored, size=(8, 10), region=1, extra=boxes).box == (0.0, 2.0, 6.0, 8.0)
 
 
+PACKED, INSIDE, DRAWN = (96, 128), (0, 12, 128, 84), Views(count=60, scale=(0.5, 2.0))
+
+
+def marked(place: tuple[int, int]) -> Picture:
+    """Letterboxed: a bright block of 7 x 7 pixels, which mask and box name too."""
+    x, y = place
+    image = np.full((*PACKED, 3), 128, np.uint8)
+    mask = np.full(PACKED, 255, np.uint8)
+    image[12:84, :, :2], mask[12:84] = 40, 0  # blue is 128 everywhere but in the block
+    image[y - 3 : y + 4, x - 3 : x + 4], mask[y - 3 : y + 4, x - 3 : x + 4] = 255, 1
+    boxes = {"boxes": [[x - 3, y - 3, x + 4, y + 4]]}
+    return Picture(key="a", image=image, mask=mask, inside=INSIDE, extra=boxes)
+
+
+def centre(weights: np.ndarray) -> tuple[float, float]:
+    y, x = np.mgrid[: weights.shape[0], : weights.shape[1]] + 0.5
+    return (x * weights).sum() / weights.sum(), (y * weights).sum() / weights.sum()
+
+
+@pytest.mark.parametrize("size", [PACKED, (48, 64), (90, 40)])
+def test_a_mark_comes_to_lie_in_the_same_place_in_picture_mask_and_box(size):
+    seen, offs = 0, []
+    for number in range(DRAWN.count):
+        place = 10 + 37 * number % 108, 20 + 23 * number % 56
+        view = DRAWN.view("a", number, PACKED, INSIDE)
+        across = (place[0] + 0.5 - view.x0) / (view.x1 - view.x0) * size[1]
+        down = (place[1] + 0.5 - view.y0) / (view.y1 - view.y0) * size[0]
+        wanted = size[1] - across if view.mirrored else across, down
+        if not (10 < wanted[0] < size[1] - 10 and 10 < wanted[1] < size[0] - 10):
+            continue
+        found = picture_of(marked(place), Row(key="a", region=0, view=view), size)
+        x0, y0, x1, y1 = found.box
+        light = found.image[..., 2].astype(float) - 128
+        places = (centre(light), centre(found.mask == 1), ((x0 + x1) / 2, (y0 + y1) / 2))
+        offs.append([np.subtract(place, wanted) for place in places])
+        seen += 1
+    offs = np.array(offs)
+    assert seen > 15
+    assert np.abs(offs[:, 0]).max() < 0.1 and np.abs(offs[:, 2]).max() < 1e-6
+    assert (
+        np.abs(offs[:, 1]).max() <= 0.75
+    )  # nearest neighbour: half a cell, or half a source pixel
+    assert np.abs(offs[:, 1].mean(0)).max() < 0.15  # and no shift on the whole
+
+
+@pytest.mark.parametrize("size", [PACKED, (48, 64), (90, 40), (33, 51)])
+def test_inside_is_exactly_where_the_mask_is_not_void_and_the_rest_is_grey(size):
+    for number in range(DRAWN.count):
+        view = DRAWN.view("a", number, PACKED, INSIDE)
+        found = picture_of(marked((60, 50)), Row(key="a", view=view), size)
+        assert np.array_equal(inside_array(found), found.mask != 255), view
+        inside = np.pad(inside_array(found), 2)
+        near = np.max(
+            [np.roll(inside, (y, x), (0, 1)) for y in range(-2, 3) for x in range(-2, 3)], 0
+        )
+        assert (found.image[~near[2:-2, 2:-2]] == 128).all()
+
+
+def test_regions_are_in_their_views_or_the_views_in_them(shards, monkeypatch):
+    shard = shards.open(shards.shard_ids()[0])
+    extra = {"boxes": [[0, 0, 2, 2], [4.5, 2, 8, 5], [-3, -3, 0, 0], [0, 0, math.inf, 9]]}
+    monkeypatch.setattr(shard, "extra", lambda i: extra)
+    rows = rows_of(shard, Views(count=30, scale=(0.2, 2.0)), regions=True)
+    assert [row.region for row in rows[::30]] == [0, 1, 2, 3] * 2
+    for row in rows:
+        x0, y0, x1, y1 = [(0, 0, 2, 2), (4, 2, 8, 5), *[(0, 0, WIDTH, HEIGHT)] * 2][row.region]
+        for low, high, start, end in (
+            (x0, x1, row.view.x0, row.view.x1),
+            (y0, y1, row.view.y0, row.view.y1),
+        ):
+            assert (
+                row.view.number == 0
+                or (start <= low and high <= end)
+                or (low <= start and end <= high)
+            )
+        assert other_view(shard, row, Views(count=30, scale=(0.2, 2.0)), row.view.number) == row
+
+
 def test_with_regions_a_picture_has_a_row_for_each_of_its_boxes(shards, monkeypatch):
     shard = shards.open(shards.shard_ids()[0])
     extras = [json.loads('{"boxes": [[0, 0, 1, 1], [4, 2, 8, 5]]}'), {}]
     monkeypatch.setattr(shard, "extra", lambda i: extras[i])
-    rows = rows_of(shard, WholePicture(), regions=True)
+    rows = rows_of(shard, Views(), regions=True)
     assert [(row.key, row.region) for row in rows] == [("a", 0), ("a", 1)]
 
 

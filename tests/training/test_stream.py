@@ -4,7 +4,6 @@ import gc
 import shutil
 import threading
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,10 @@ from stillroom.errors import DamageError, UserError
 from stillroom.hashing import keyed_hash
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.pictures.loader import image_tensor
-from stillroom.pictures.rows import WholePicture, rows_of
 from stillroom.recipe import Augment
 from stillroom.training.order import MicroBatchSchedule, Order
 from stillroom.training.stream import RowDataset, to_batch, training_batches, validation_batches
 
-WHOLE = partial(rows_of, views=WholePicture())
 TARGETS = ("shapes", "inner")
 
 
@@ -37,7 +34,7 @@ def cache(tiny_world) -> Cache:
 
 @pytest.fixture(scope="module")
 def dataset(pictures, cache) -> RowDataset:
-    return RowDataset(pictures, "train", cache=cache, targets=TARGETS, rows_of=WHOLE)
+    return RowDataset(pictures, "train", cache=cache, targets=TARGETS)
 
 
 def batches(dataset, *, world=1, rank=0, workers=2, steps=range(6), batch=8, micro=4, **more):
@@ -76,6 +73,7 @@ def test_a_teacher_shard_in_another_order_is_joined_by_key(pictures, cache):
 
         def __init__(self, reader):
             self.reader, self.rows = reader, reader.rows[::-1]
+            self.pixels, self.provenance = reader.pixels[::-1], reader.provenance
 
         def index(self, key, region, view):
             return len(self.reader) - 1 - self.reader.index(key, region, view)
@@ -83,8 +81,8 @@ def test_a_teacher_shard_in_another_order_is_joined_by_key(pictures, cache):
         def read(self, i, parts):
             return self.reader.read(len(self.reader) - 1 - i, parts=parts)
 
-    plain = RowDataset(pictures, "train", cache=cache, targets=TARGETS, rows_of=WHOLE)
-    other = RowDataset(pictures, "train", cache=cache, targets=TARGETS, rows_of=WHOLE)
+    plain = RowDataset(pictures, "train", cache=cache, targets=TARGETS)
+    other = RowDataset(pictures, "train", cache=cache, targets=TARGETS)
     other._target_shard = lambda shard: Reversed(cache.reader(shard))
     for row in (0, 5, 13):
         a, b = plain.read(row)[1], other.read(row)[1]
@@ -92,19 +90,17 @@ def test_a_teacher_shard_in_another_order_is_joined_by_key(pictures, cache):
 
 
 def test_a_picture_that_no_teacher_saw_is_an_error_that_names_it(pictures, cache):
-    dataset = RowDataset(pictures, "train", cache=cache, targets=TARGETS, rows_of=WHOLE)
-    shard, (row,) = dataset.places[0]
-    dataset.places[0] = shard, (replace(row, key="stranger"),)
+    dataset = RowDataset(pictures, "train", cache=cache, targets=TARGETS)
+    shard, row = dataset.places[0]
+    dataset.places[0] = shard, replace(row, key="stranger")
     with pytest.raises(UserError, match="stranger"):
         dataset.read(0)
 
 
 def test_label_share_hides_labels_by_key_alone(pictures, cache):
-    whole = RowDataset(pictures, "train", cache=cache, targets=TARGETS, rows_of=WHOLE)
-    half = RowDataset(
-        pictures, "train", cache=cache, targets=TARGETS, label_share=0.5, rows_of=WHOLE
-    )
-    labelled = RowDataset(pictures, "train", label_share=0.5, labelled_only=True, rows_of=WHOLE)
+    whole = RowDataset(pictures, "train", cache=cache, targets=TARGETS)
+    half = RowDataset(pictures, "train", cache=cache, targets=TARGETS, label_share=0.5)
+    labelled = RowDataset(pictures, "train", label_share=0.5, labelled_only=True)
     shown = set()
     for row in range(len(whole)):
         (key, a), (key_2, b) = whole.read(row), half.read(row)
@@ -135,7 +131,7 @@ def test_label_share_is_a_share_and_a_smaller_one_lies_within_a_larger(dataset):
 
 def test_no_label_at_all_is_refused_where_labels_are_all_there_is(pictures):
     with pytest.raises(UserError, match="label-share"):
-        RowDataset(pictures, "train", label_share=0.0, labelled_only=True, rows_of=WHOLE)
+        RowDataset(pictures, "train", label_share=0.0, labelled_only=True)
 
 
 def test_the_rows_of_a_step_depend_neither_on_workers_nor_on_ranks(dataset):
@@ -177,8 +173,20 @@ def test_light_changes_pictures_and_nothing_else(dataset):
         assert all(torch.equal(batch.parts[name], lit[job].parts[name]) for name in batch.parts)
 
 
+@pytest.mark.parametrize(
+    "augment",
+    [Augment(hsv=(0.1, 0.7, 0.3)), Augment(blur=1.0), Augment(noise=0.1), Augment(jpeg=20)],
+)
+def test_every_change_of_light_reaches_the_pictures_alone(dataset, augment):
+    changed, plain = (batches(dataset, augment=a, steps=range(2)) for a in (augment, Augment()))
+    for job, batch in plain.items():
+        assert not any(map(torch.equal, batch.image, changed[job].image))
+        assert torch.equal(batch.mask, changed[job].mask)
+        assert torch.equal(batch.parts["inner.value"], changed[job].parts["inner.value"])
+
+
 def test_half_of_the_pictures_are_mirrored_with_mask_and_padding(pictures):
-    dataset = RowDataset(pictures, "train", rows_of=WHOLE)
+    dataset = RowDataset(pictures, "train")
     plain, mirrored = (batches(dataset, augment=Augment(mirror=m)) for m in (False, True))
     turned = 0
     for job, a in plain.items():
@@ -206,7 +214,7 @@ def test_a_batch_is_rgb_in_0_1_with_void_and_padding_marked(dataset, cache):
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_ranks_validate_every_row_once(pictures, world):
-    dataset = RowDataset(pictures, "val", rows_of=WHOLE)
+    dataset = RowDataset(pictures, "val")
     found = [
         key
         for rank in range(world)
@@ -225,7 +233,7 @@ def spoilt(tiny_world: Path, folder: Path, rows: tuple[int, ...]) -> RowDataset:
     for row in rows:
         data[shard._rows.picture[row][0] + 40] ^= 16
     shard.path.write_bytes(data)
-    return RowDataset(open_pictures(folder), "train", rows_of=WHOLE)
+    return RowDataset(open_pictures(folder), "train")
 
 
 def test_a_damaged_row_is_named_and_no_other_takes_its_place(tiny_world, tmp_path):

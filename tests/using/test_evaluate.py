@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from stillroom.errors import DamageError, UserError
@@ -34,12 +35,16 @@ def run(tiny_world, pictures, tmp_path) -> Path:
     about = {
         "network": config.architecture(),
         "classes": list(CLASSES),
-        "geometry": {"height": 32, "width": 32},
+        "geometry": {"height": 32, "width": 48},
         "pictures": {"path": str(tiny_world / "shards"), "digest": pictures.digest},
         "batch": 3,
     }
     save_student(tmp_path / "run", config.build(), about)
     return tmp_path / "run"
+
+
+def at(array: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
+    return np.array(Image.fromarray(array).resize(size[::-1], resampling))
 
 
 def by_numpy(trained: Trained, pictures: PictureSet, split: str) -> np.ndarray:
@@ -49,11 +54,14 @@ def by_numpy(trained: Trained, pictures: PictureSet, split: str) -> np.ndarray:
         opened = pictures.open(shard)
         for i in range(len(opened)):
             picture = opened.read(i)
-            image = torch.from_numpy(picture.image.astype(np.float32) / 255).permute(2, 0, 1)
+            image = at(picture.image, trained.size, Image.Resampling.BILINEAR) / np.float32(255)
+            image = torch.from_numpy(image).permute(2, 0, 1)
             with torch.no_grad():
                 said = trained.network(image[None])[0].numpy().argmax(0)
             x0, y0, x1, y1 = picture.inside
-            truth, said = picture.mask[y0:y1, x0:x1], said[y0:y1, x0:x1]
+            truth = np.full_like(picture.mask, 255)
+            truth[y0:y1, x0:x1] = picture.mask[y0:y1, x0:x1]
+            truth = at(truth, trained.size, Image.Resampling.NEAREST)
             for true in range(4):
                 for found in range(4):
                     table[true, found] += np.sum((truth == true) & (said == found))
@@ -73,6 +81,16 @@ def test_confusion_and_miou_are_those_of_numpy(run, pictures, split):
     assert list(found["iou"]) == list(CLASSES)
     assert found["iou"]["ground"] == pytest.approx(iou[0], abs=1e-12)
     assert found["pixel_accuracy"] == pytest.approx(hits.sum() / table.sum())
+
+
+def test_a_student_is_evaluated_at_the_size_it_was_trained_at(run, pictures):
+    about = read_json(run / "student.json")
+    write_json(run / "student.json", about | {"geometry": {"height": 16, "width": 24}})
+    trained = load_student(run)
+    found = evaluate(trained, open_data(trained, None))
+    table = by_numpy(trained, pictures, "val")
+    assert found["confusion"] == table.tolist()
+    assert table.sum() <= 8 * 16 * 24
 
 
 def test_the_files_say_the_same(run):
@@ -175,7 +193,7 @@ def test_weights_of_another_network_are_refused_even_with_their_checksum(run):
 
 def test_a_student_says_its_size_and_its_time(run):
     trained = load_student(run)
-    assert trained.size == (32, 32)
+    assert trained.size == (32, 48)
     assert trained.num_parameters == sum(p.numel() for p in trained.network.parameters())
     assert not trained.network.training
     assert milliseconds(trained, repeats=2) > 0

@@ -106,6 +106,13 @@ def test_a_module_of_ones_own_is_a_teacher(recipe_of):
     assert teacher["tensor"] == "stem" and len(teacher["state_dict_sha256"]) == 64
 
 
+def test_views_at_a_smaller_size_go_the_whole_way_and_resume_to_the_same_weights(recipe_of):
+    flags = ("--gate", "off", "--views.count", "3", "--data.size", "16", "32")
+    cache = goes_the_whole_way(recipe_of, "own_torch_teacher", *flags)
+    assert cache.specs["shapes"].shape == (4, 16, 32) and cache.specs["inner"].shape == (8, 4, 8)
+    assert len(cache) == 3 * 24 + 8
+
+
 def test_other_weights_of_ones_own_module_make_another_cache(recipe_of, tmp_path):
     cache = made(recipe_of("own_torch_teacher", "--gate", "off"))
     assert made(recipe_of("own_torch_teacher", "--gate", "off")).path == cache.path
@@ -179,6 +186,15 @@ def test_files_of_other_pictures_fail_the_gate(recipe_of, files, tmp_path):
         path.write_bytes(data)
     with pytest.raises(UserError, match=r"failed the quality gate(.|\n)*mIoU 0\.[0-4]"):
         made(recipe_of("file_teacher", *files))
+
+
+@pytest.mark.parametrize("flags", [("--views.count", "2"), ("--data.size", "16", "24")])
+def test_files_know_whole_pictures_only_and_say_so_before_anything_is_made(
+    recipe_of, files, tmp_path, flags
+):
+    with pytest.raises(UserError, match=r"whole pictures only(.|\n)*fix: .*--data\.size"):
+        made(recipe_of("file_teacher", *files, "--gate", "off", *flags))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_picture_without_a_file_is_named(recipe_of, files, tmp_path):

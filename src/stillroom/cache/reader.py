@@ -36,6 +36,7 @@ class ShardReader:
         check_files(folder, spec, self.shard_index)
         self.shard_id = spec.shard_id
         self.rows: tuple[Row, ...] = self.shard_index.rows
+        self.pixels = self.shard_index.columns.pixels  # crc32c of what the teachers were shown
         self.statistics = self.shard_index.statistics
         self.provenance: dict[str, Any] = self.shard_index.provenance
         self._folder, self._body, self._check = folder, spec.body, check

@@ -13,7 +13,7 @@ import numpy as np
 from stillroom.cache.frames import crc32c
 from stillroom.cache.reader import ShardReader
 from stillroom.cache.shard_index import FILE, ShardSpec
-from stillroom.errors import DamageError
+from stillroom.errors import DamageError, StillroomError
 from stillroom.types import ShardId
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Problem:
         return self.what
 
 
-def problem_of(error: DamageError, shard_id: ShardId, path: Path) -> Problem:
+def problem_of(error: StillroomError, shard_id: ShardId, path: Path) -> Problem:
     """Return an error's text in one line, without its fix."""
     sides = [f"found {error.found}"] if error.found is not None else []
     sides += [f"wanted {error.wanted}"] if error.wanted is not None else []

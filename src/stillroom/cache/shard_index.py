@@ -15,7 +15,7 @@ import msgspec
 from stillroom.cache.body import Body, Part, Spans, StoredFile
 from stillroom.cache.identity import FORMAT
 from stillroom.errors import DamageError
-from stillroom.jsonfile import Declared, read_json, read_json_and_digest
+from stillroom.jsonfile import Crc32c, Declared, read_json, read_json_and_digest
 from stillroom.types import Key, Kind, Row, ShardId, View
 
 FILE = "shard.json"
@@ -45,11 +45,14 @@ class ShardSpec:
 
 
 class RowColumns(Declared, frozen=True):
-    """Who each row is; a view is number, x0, y0, x1, y1 in packed pixels, and mirrored."""
+    """Who each row is; a view is number, x0, y0, x1, y1 in packed pixels, and mirrored; `pixels` is
+    the crc32c of what the teachers were shown.
+    """
 
     key: list[Key]
     region: list[_Number | None]
     view: list[tuple[_Number, _Pixels, _Pixels, _Pixels, _Pixels, Literal[0, 1]]]
+    pixels: list[Crc32c]
 
 
 class Statistics(Declared, frozen=True):
@@ -98,13 +101,14 @@ def row_order(row: Row) -> tuple[str, int, int]:
     return row.key, -1 if row.region is None else row.region, row.view.number
 
 
-def row_columns(rows: list[Row]) -> RowColumns:
-    """Return rows as `shard.json` holds them."""
+def row_columns(rows: list[Row], pixels: list[int]) -> RowColumns:
+    """Return rows, and the crc32c of each one's pixels, as `shard.json` holds them."""
     views = [row.view for row in rows]
     return RowColumns(
         key=[row.key for row in rows],
         region=[row.region for row in rows],
         view=[(v.number, v.x0, v.y0, v.x1, v.y1, 1 if v.mirrored else 0) for v in views],
+        pixels=pixels,
     )
 
 

@@ -42,6 +42,7 @@ class ShardWriter:
         self._spec, self._cache_path, self._level = spec, cache_path, level
         self._parts = {part.name: part for part in spec.parts}
         self._rows: list[Row] = []
+        self._pixels: list[int] = []
         self._spans = {name: Spans(offset=[], size=[], crc32c=[]) for name in self._parts}
         self._raw_crcs: dict[str, list[int]] = {name: [] for name in self._parts}
         self._statistics = {
@@ -66,11 +67,16 @@ class ShardWriter:
         shutil.rmtree(self._folder, ignore_errors=True)  # what stays in `tmp/` nobody reads
 
     def append(
-        self, row: Row, parts: dict[str, np.ndarray], statistics: dict[str, RowStatistics]
+        self,
+        row: Row,
+        parts: dict[str, np.ndarray],
+        statistics: dict[str, RowStatistics],
+        pixels: int,
     ) -> None:
         """Compress and write one row.
 
-        `parts` is `<target>.<part>` -> array without a batch axis, `statistics` is per target.
+        `parts` is `<target>.<part>` -> array without a batch axis, `statistics` is per target,
+        `pixels` the crc32c of the picture as the teachers were shown it.
         Raises UserError for values that are not finite.
         """
         assert not self._rows or row_order(self._rows[-1]) < row_order(row), "rows come in order"
@@ -85,6 +91,7 @@ class ShardWriter:
         for name in self._parts:
             self._append_part(row, name, parts[name])
         self._rows.append(row)
+        self._pixels.append(pixels)
         reach("row-appended")
 
     def publish(self, provenance: dict[str, Any]) -> bool:
@@ -139,7 +146,7 @@ class ShardWriter:
             codecs_sha256=spec.codecs_sha256,
             split=spec.shard_id.split,
             number=spec.shard_id.number,
-            columns=row_columns(self._rows),
+            columns=row_columns(self._rows, self._pixels),
             spans=self._spans,
             files=files,
             statistics=self._statistics,

@@ -120,13 +120,15 @@ def _check_codecs(cache: Cache) -> tuple[str, list[Problem]]:
 
 
 def _check_pictures(cache: Cache, pictures: PictureSet) -> list[Problem]:
-    """The pictures are those that the teachers saw, shard by shard, and of the same size."""
+    """The pictures are those that the teachers saw, shard by shard, and large enough."""
     found: dict[str, Any] = {str(info.id): info.pictures for info in pictures.shards}
     wanted: dict[str, Any] = {
         str(ShardId(s["split"], s["number"])): s["pictures"]
         for s in cache.identity["pictures"]["shards"]
     }
-    found["size"], wanted["size"] = list(pictures.geometry or ()), list(cache.geometry)
+    packed = pictures.geometry or (0, 0)
+    if packed[0] < cache.geometry[0] or packed[1] < cache.geometry[1]:
+        found["size"], wanted["size"] = list(packed), list(cache.geometry)
     if not (different := differences(found, wanted)):
         return []
     sides = "found {}, wanted {}".format(*both_sides(different, limit=2))

@@ -59,7 +59,12 @@ def repair(
     changed = {*bad, *missing}
     rows_of = None if recipe is None else recipe.rows_of
     after = check_cache(folder, pictures, rows_of, only=changed, workers=workers)
-    kept = (p for p in result.problems if p.kind in ("shard", "teacher") and p.shard not in changed)
+    known = {*after.problems}
+    kept = (
+        p
+        for p in result.problems
+        if p.kind in ("shard", "teacher", "pictures") and p.shard not in changed and p not in known
+    )
     return replace(
         after,
         problems=(*kept, *after.problems),

@@ -21,6 +21,7 @@ from stillroom.errors import DamageError, UserError
 from stillroom.extraction.encode import run_teachers
 from stillroom.metrics import predict
 from stillroom.pictures.dataset import PictureSet
+from stillroom.pictures.pixels import require_pixels
 from stillroom.pictures.rows import picture_of
 from stillroom.recipe import Recipe, teacher_identities, views_identity
 from stillroom.signals import raise_if_stopped, stop_on_signals
@@ -187,6 +188,11 @@ def rerun(
                     problems.append(replace(problem, kind="pictures"))
                     continue
                 looked = picture_of(picture, row, cache.geometry)
+                try:
+                    require_pixels(looked, row, reader.pixels[i], reader.provenance)
+                except UserError as error:
+                    problem = problem_of(error, shard_id, source.path)
+                    problems.append(replace(problem, kind="pictures"))
                 outputs = run_teachers(teachers, [(row, looked)], device)
                 answers = {name: target.cpu() for name, target in outputs.items()}
                 for name, figures in compared.items():

@@ -16,7 +16,7 @@ from stillroom.errors import UserError
 from stillroom.extraction.calibrate import calibration_keys
 from stillroom.jsonfile import digest
 from stillroom.pictures.dataset import PictureSet
-from stillroom.pictures.rows import num_views
+from stillroom.pictures.views import num_views
 from stillroom.recipe import Recipe, teacher_identities, views_identity
 from stillroom.teachers.protocol import BuiltTeacher
 from stillroom.types import TargetSpec
@@ -50,16 +50,16 @@ def _num_rows(pictures: PictureSet, recipe: Recipe) -> Iterator[int]:
 def probe(
     recipe: Recipe, pictures: PictureSet, teachers: Sequence[BuiltTeacher], device: str
 ) -> tuple[TargetSpec, ...]:
-    """Run the recipe's teachers on one grey picture, in the name of the first row; return what they
-    make.
+    """Run the recipe's teachers on one grey picture, in the name of the last view of the first
+    picture; return what they make.
     """
-    assert pictures.geometry is not None
-    size, codecs = pictures.geometry, recipe.codec
+    size, codecs = recipe.size_of(pictures), recipe.codec
     rows = (row for shard in pictures.shards for row in recipe.rows_of(pictures.open(shard.id)))
-    first, grey = tuple(islice(rows, 1)), torch.full((1, 3, *size), 0.5, device=device)
+    some = tuple(islice(rows, num_views(recipe.views, pictures.shards[0].split)))
+    grey = torch.full((1, 3, *size), 0.5, device=device)
     answers: dict[str, Tensor] = {}
     for built in teachers:
-        answers |= built(grey, rows=first)
+        answers |= built(grey, rows=some[-1:])
     specs = []
     for name, kind in recipe.target_kinds().items():
         shape = tuple(answers[name].shape[1:])
@@ -88,7 +88,6 @@ def compose(
     specs: Sequence[TargetSpec],
 ) -> dict[str, Any]:
     """Return the body of identity.json; `specs` are all targets of the recipe's teachers."""
-    assert pictures.geometry is not None
     made_by = teacher_identities(recipe, with_files=True)
     for config, built in zip(recipe.teachers, teachers, strict=True):
         for name in config.targets:
@@ -106,7 +105,7 @@ def compose(
     fitted = any(parse_codec(spec.codec).needs_fit for spec in specs)
     return make_identity(
         pictures=pictures_identity(pictures, recipe),
-        geometry=pictures.geometry,
+        geometry=recipe.size_of(pictures),
         views=views_identity(recipe),
         targets=targets,
         calibration=list(calibration_keys(pictures)) if fitted else [],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -33,7 +34,7 @@ def fit_codecs(
     cache: Cache,
     recipe: Recipe,
     pictures: PictureSet,
-    run: Callable[[list[tuple[ShardId, Row]]], Iterator[tuple[list[Row], dict[str, Tensor]]]],
+    run: Callable[[list[tuple[ShardId, Row]]], Iterator[tuple[Any, dict[str, Tensor]]]],
 ) -> None:
     """Publish the fitted values of a cache's codecs, unless they are there.
 

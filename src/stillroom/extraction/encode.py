@@ -14,6 +14,7 @@ from stillroom.cache.writer import require_finite
 from stillroom.errors import UserError
 from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.pictures.loader import image_tensor, read_ahead
+from stillroom.pictures.pixels import pixels_crc32c
 from stillroom.pictures.rows import picture_of
 from stillroom.teachers.protocol import BuiltTeacher
 from stillroom.types import Kind, Row, RowStatistics, ShardId
@@ -23,32 +24,38 @@ RowPicture = tuple[Row, Picture]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedBatch:
-    """What is kept of some rows: parts `<target>.<part>` (b ...), and statistics per target."""
+    """What is kept of some rows: the crc32c of their pixels, parts `<target>.<part>` (b ...), and
+    statistics per target.
+    """
 
     rows: tuple[Row, ...]
+    pixels: tuple[int, ...]
     parts: dict[str, np.ndarray]
     statistics: dict[str, list[RowStatistics]]
 
 
 def read_batches(
-    pictures: PictureSet, rows: Iterable[tuple[ShardId, Row]], size: int, workers: int
+    pictures: PictureSet,
+    rows: Iterable[tuple[ShardId, Row]],
+    size: tuple[int, int],
+    num_rows: int,
+    workers: int,
 ) -> Generator[list[RowPicture], None, None]:
-    """Yield rows with their pictures in order, `size` at a time, decoded ahead in threads.
+    """Yield rows with their pictures of `size` (h, w) in order, `num_rows` at a time, decoded ahead
+    in threads.
 
     Raises DamageError for a picture that cannot be read.
     """
-    geometry = pictures.geometry
-    assert geometry is not None
 
     def read(place: tuple[ShardId, Row]) -> RowPicture:
         shard, row = pictures.open(place[0]), place[1]
-        return row, picture_of(shard.read(shard.index(row.key), labels=False), row, geometry)
+        return row, picture_of(shard.read(shard.index(row.key), labels=False), row, size)
 
     batch: list[RowPicture] = []
-    with closing(read_ahead(rows, read, workers, depth=2 * size)) as found:
+    with closing(read_ahead(rows, read, workers, depth=2 * num_rows)) as found:
         for pair in found:
             batch.append(pair)
-            if len(batch) == size:
+            if len(batch) == num_rows:
                 yield batch
                 batch = []
     if batch:
@@ -70,13 +77,15 @@ def run_teachers(
 
 
 def encode(
-    cache: Cache, rows: Sequence[Row], outputs: dict[str, Float[Tensor, "b c y x"]]
+    cache: Cache, batch: Sequence[RowPicture], outputs: dict[str, Float[Tensor, "b c y x"]]
 ) -> EncodedBatch:
     """Return what the cache's codecs keep of some rows' targets; UserError for what they cannot.
 
     What was encoded is decoded and compared: a value that is further off than its codec promises is
     refused, too.
     """
+    rows = tuple(row for row, _ in batch)
+    pixels = tuple(pixels_crc32c(picture) for _, picture in batch)
     parts: dict[str, np.ndarray] = {}
     statistics: dict[str, list[RowStatistics]] = {}
     for name, target in outputs.items():
@@ -88,7 +97,7 @@ def encode(
         errors = _errors(cache, name, target, kept, rows)
         statistics[name] = [f._replace(error=e) for f, e in zip(before, errors, strict=True)]
         parts |= {part: tensor.cpu().numpy() for part, tensor in kept.items()}
-    return EncodedBatch(rows=tuple(rows), parts=parts, statistics=statistics)
+    return EncodedBatch(rows=rows, pixels=pixels, parts=parts, statistics=statistics)
 
 
 def _errors(

@@ -25,7 +25,13 @@ from stillroom.device_memory import is_out_of_memory
 from stillroom.errors import UserError
 from stillroom.extraction.cache_identity import compose, existing_cache, probe
 from stillroom.extraction.calibrate import fit_codecs, restore_fitted
-from stillroom.extraction.encode import EncodedBatch, encode, read_batches, run_teachers
+from stillroom.extraction.encode import (
+    EncodedBatch,
+    RowPicture,
+    encode,
+    read_batches,
+    run_teachers,
+)
 from stillroom.extraction.gate import InParts, gate_pictures, judge
 from stillroom.extraction.out_of_memory import too_large
 from stillroom.extraction.preflight import require_space
@@ -33,6 +39,7 @@ from stillroom.extraction.process import ProcessContext
 from stillroom.os_errors import explain_os_errors
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.pictures.loader import read_ahead
+from stillroom.pictures.pixels import decoder_versions
 from stillroom.recipe import Recipe, check, check_targets
 from stillroom.signals import raise_if_stopped, stop_on_signals
 from stillroom.teachers.protocol import BuiltTeacher
@@ -53,14 +60,14 @@ class _Job:
 
     def outputs(
         self, places: Iterable[tuple[ShardId, Row]], under_way: str = "no shard was begun"
-    ) -> Generator[tuple[list[Row], dict[str, Tensor]], None, None]:
-        """Yield rows and what the teachers answer, batch by batch, on the device."""
-        size, workers = self.recipe.micro_batch, self.recipe.run.workers
-        with closing(read_batches(self.pictures, places, size, workers)) as batches:
+    ) -> Generator[tuple[list[RowPicture], dict[str, Tensor]], None, None]:
+        """Yield rows with their pictures and what the teachers answer, by batch, on the device."""
+        size, run = self.recipe.size_of(self.pictures), self.recipe.run
+        read = read_batches(self.pictures, places, size, self.recipe.micro_batch, run.workers)
+        with closing(read) as batches:
             for batch in batches:
                 raise_if_stopped(self.stop, under_way)
-                rows = [row for row, _ in batch]
-                yield rows, run_teachers(self.teachers, batch, self.process.device)
+                yield batch, run_teachers(self.teachers, batch, self.process.device)
 
     def batches(self, shard: ShardId) -> Generator[EncodedBatch, None, None]:
         """Yield what is kept of a shard's rows, in order; batches never straddle shards."""
@@ -154,7 +161,7 @@ def _gate(
     where = f" on {process.device_name}, rank {process.rank} of {process.world}" * (
         process.world > 1
     )
-    samples, classes = gate_pictures(pictures), len(pictures.classes)
+    samples, classes = gate_pictures(pictures, size=recipe.size_of(pictures)), len(pictures.classes)
     for config, built in zip(recipe.teachers, teachers, strict=True):
         parts = InParts(built, recipe.micro_batch)
         for verdict in judge(config, parts, samples, classes, recipe.gate_floor, stop):
@@ -206,7 +213,8 @@ def _make_shard(job: _Job, shard: ShardId, bar: Any) -> None:
     def append(batch: EncodedBatch) -> int:
         for i, row in enumerate(batch.rows):
             statistics = {name: column[i] for name, column in batch.statistics.items()}
-            writer.append(row, {n: part[i] for n, part in batch.parts.items()}, statistics)
+            parts = {name: part[i] for name, part in batch.parts.items()}
+            writer.append(row, parts, statistics, batch.pixels[i])
         return len(batch.rows)
 
     # One thread compresses and appends, so that the teacher does not wait for the disk.
@@ -233,7 +241,8 @@ def _provenance(job: _Job, rows: int, seconds: float) -> dict[str, Any]:
         "quality": job.quality,
         "seconds": round(seconds, 3),
         "rows_per_s": round(rows / seconds, 3),
-        "versions": {
+        "versions": decoder_versions()
+        | {
             "numpy": np.__version__,
             "python": platform.python_version(),
             "stillroom": stillroom.__version__,
@@ -248,12 +257,13 @@ def _warn_of_size(recipe: Recipe, cache: Cache, process: ProcessContext) -> None
     """
     row_bytes = sum(part.num_bytes for part in cache.parts)
     rows = max(cache.shard_rows(shard) for shard in cache.shard_ids())
+    picture_bytes = row_bytes * recipe.views.count
     limit_gb = recipe.run.shard_limit_gb
     if row_bytes * rows / 1e9 > limit_gb:
         process.print(
             f"warning: a teacher shard may take {row_bytes * rows / 1e9:.1f} GB"
             f" ({row_bytes / 1e6:.1f} MB a row before compression); pack the pictures with"
-            f" --shard-rows {max(1, int(limit_gb * 1e9 // row_bytes))} to avoid it"
+            f" --shard-rows {max(1, int(limit_gb * 1e9 // picture_bytes))} to avoid it"
         )
 
 

@@ -28,6 +28,7 @@ from stillroom.extraction.preprocessing import (
 from stillroom.metrics import num_classes
 from stillroom.networks.normalise import Normalise
 from stillroom.pictures.dataset import Picture, PictureSet
+from stillroom.pictures.rows import picture_of, whole_row
 from stillroom.teachers.protocol import BuiltTeacher, TeacherConfig
 from stillroom.types import IGNORE, Row
 
@@ -74,9 +75,11 @@ class InParts:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def gate_pictures(pictures: PictureSet, wanted: int = MAX_PICTURES) -> list[Picture]:
-    """Return up to `wanted` pictures at even distances: labelled ones where there are any, of
-    validation or else training.
+def gate_pictures(
+    pictures: PictureSet, wanted: int = MAX_PICTURES, size: tuple[int, int] | None = None
+) -> list[Picture]:
+    """Return up to `wanted` pictures at even distances, of `size` (h, w) where that is given:
+    labelled ones where there are any, of validation or else training.
     """
     splits = sorted({s.split for s in pictures.shards}, key=lambda split: split != "val")
     places: list[tuple[Any, int]] = []
@@ -86,7 +89,8 @@ def gate_pictures(pictures: PictureSet, wanted: int = MAX_PICTURES) -> list[Pict
         places = labelled or places or every
         if labelled:
             break
-    return [pictures.open(shard).read(i) for shard, i in _spread(places, wanted)]
+    found = (pictures.open(shard).read(i) for shard, i in _spread(places, wanted))
+    return [p if size is None else picture_of(p, whole_row(p), size) for p in found]
 
 
 def judge(

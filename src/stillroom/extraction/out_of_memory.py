@@ -54,8 +54,10 @@ def _run_two_batches(recipe: Recipe, device: str) -> None:
     shard = max(pictures.shards, key=lambda shard: shard.rows).id
     rows = recipe.rows_of(pictures.open(shard))[: 2 * recipe.micro_batch]
     places = ((shard, row) for row in rows)
-    with closing(read_batches(pictures, places, recipe.micro_batch, recipe.run.workers)) as batches:
+    size = recipe.size_of(pictures)
+    read = read_batches(pictures, places, size, recipe.micro_batch, recipe.run.workers)
+    with closing(read) as batches:
         for batch in batches:  # the outputs of one are held while the next is run, as in `_fill`
             outputs = run_teachers(teachers, batch, device)
             if cache is not None and cache.is_fitted:
-                encode(cache, [row for row, _ in batch], outputs)
+                encode(cache, batch, outputs)

@@ -1,11 +1,15 @@
-"""Changes of a student's picture: light and colour, and the mirror.
+"""Changes of a student's picture: light, colour, blur, noise, JPEG, and the mirror.
 
-Photometric changes leave every pixel in its place, so what a teacher said about the clean picture
-still fits; a mirrored picture needs mirrored targets.
+Each is drawn from a generator, and equal generators give equal pictures. Changes of light leave
+every pixel in its place, so what a teacher said about the clean picture still fits; a mirrored
+picture needs mirrored targets.
 """
+
+import io
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
+from PIL import Image, ImageFilter
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
@@ -13,7 +17,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 def photometric(
     image: UInt8[np.ndarray, "h w 3"], strength: float, generator: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Return a picture in other light; equal generators give equal pictures.
+    """Return a picture in other light.
 
     Brightness, contrast and saturation are multiplied by a factor from [1 - strength, 1 + strength]
     each.
@@ -27,6 +31,46 @@ def photometric(
     matrix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * _LUMA[:, None]
     changed = pixels @ (brightness * contrast * matrix) + brightness * (1 - contrast) * mean
     return np.rint(np.clip(changed, 0, 255, out=changed), out=changed).astype(np.uint8)
+
+
+def hsv(
+    image: UInt8[np.ndarray, "h w 3"],
+    strengths: tuple[float, float, float],
+    generator: np.random.Generator,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a picture whose hue, saturation and value are multiplied by a factor from
+    [1 - strength, 1 + strength] each; hue goes round, the others are clipped.
+    """
+    factors = 1 + generator.uniform(-1, 1, 3) * strengths
+    hue, *others = np.arange(256) * factors[:, None]
+    table = np.concatenate([hue % 256, *np.clip(others, 0, 255)]).astype(np.uint8)
+    return np.array(Image.fromarray(image).convert("HSV").point(table.tolist()).convert("RGB"))
+
+
+def blur(
+    image: UInt8[np.ndarray, "h w 3"], most: float, generator: np.random.Generator
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a picture under a Gaussian blur of a standard deviation up to `most` pixels."""
+    radius = generator.uniform(0, most)
+    return np.array(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def noise(
+    image: UInt8[np.ndarray, "h w 3"], most: float, generator: np.random.Generator
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a picture with Gaussian noise of a standard deviation up to `most`, 1 = 255 levels."""
+    deviation = np.float32(255 * generator.uniform(0, most))
+    changed = image + deviation * generator.standard_normal(image.shape, np.float32)
+    return np.rint(np.clip(changed, 0, 255, out=changed), out=changed).astype(np.uint8)
+
+
+def jpeg(
+    image: UInt8[np.ndarray, "h w 3"], least: int, generator: np.random.Generator
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a picture as it comes out of a JPEG file of a quality from `least` to 95."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=int(generator.integers(least, 96)))
+    return np.array(Image.open(file))
 
 
 def mirror(array: Shaped[np.ndarray, "h w *rest"]) -> Shaped[np.ndarray, "h w *rest"]:

@@ -147,6 +147,10 @@ class PictureShard:
         """Return height and width of a picture, pixels."""
         return self._rows.height[i], self._rows.width[i]
 
+    def inside(self, i: int) -> tuple[int, int, int, int]:
+        """Return x0, y0, x1, y1 of a picture without its padding, pixels."""
+        return self._rows.inside[i]
+
     def has_mask(self, i: int) -> bool:
         return self._rows.mask[i] is not None
 

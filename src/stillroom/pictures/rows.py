@@ -4,9 +4,10 @@ Both stages, the cache's expected row count and every check ask these two functi
 means the same to whoever writes, reads or doubts it.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,58 +16,37 @@ from PIL import Image
 from stillroom.errors import DamageError
 from stillroom.pictures.dataset import Picture, PictureShard
 from stillroom.pictures.decode import PADDING_GREY
+from stillroom.pictures.views import PixelBox, ViewSource, num_views
 from stillroom.types import IGNORE, Row, View
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 
 
-@runtime_checkable
-class Views(Protocol):
-    """How often and how the pictures are looked at: a frozen dataclass of plain fields, which are
-    recorded in the cache's identity.
-    """
-
-    @property
-    def count(self) -> int:
-        """Views of each picture of the training split; of validation only view 0 is kept."""
-        ...
-
-    def view(self, key: str, number: int, size: tuple[int, int]) -> View:
-        """Return view `number` of a packed picture of `size` (h, w): a function of these alone."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WholePicture:
-    """One view of each picture: all of it."""
-
-    @property
-    def count(self) -> int:
-        """1."""
-        return 1
-
-    def view(self, key: str, number: int, size: tuple[int, int]) -> View:
-        """Return the whole picture."""
-        return View(number=number, x0=0, y0=0, x1=size[1], y1=size[0])
-
-
-def num_views(views: Views, split: str) -> int:
-    """Return how many views of each picture of a split are kept."""
-    return views.count if split == "train" else 1
-
-
-def rows_of(shard: PictureShard, views: Views, *, regions: bool = False) -> tuple[Row, ...]:
+def rows_of(
+    shard: PictureShard, views: ViewSource, *, regions: bool = False, first_only: bool = False
+) -> tuple[Row, ...]:
     """Return the rows of a picture shard, ordered by key, region and view.
 
-    With `regions` a picture has a row for each box that its json names, otherwise one for itself.
+    With `regions` a picture has a row for each box that its json names, otherwise one for itself;
+    with `first_only` it has view 0 alone.
     """
-    numbers = range(num_views(views, shard.info.split))
-    return tuple(
-        Row(key=key, region=region, view=views.view(key, number, shard.size(i)))
-        for i, key in enumerate(shard.keys)
-        for region in (range(len(_boxes(key, shard.extra(i)))) if regions else (None,))
-        for number in numbers
-    )
+    numbers = range(1 if first_only else num_views(views, shard.info.split))
+    rows = []
+    for i, key in enumerate(shard.keys):
+        boxes = dict(enumerate(_boxes(key, shard.extra(i)))) if regions else {None: None}
+        for region, box in boxes.items():
+            shown = _shown(box, shard.inside(i))
+            views_of = (views.view(key, number, shard.size(i), shown) for number in numbers)
+            rows += [Row(key=key, region=region, view=view) for view in views_of]
+    return tuple(rows)
+
+
+def other_view(shard: PictureShard, row: Row, views: ViewSource, number: int) -> Row:
+    """Return a row of a shard as view `number` shows it."""
+    i = shard.index(row.key)
+    box = None if row.region is None else _boxes(row.key, shard.extra(i))[row.region]
+    view = views.view(row.key, number, shard.size(i), _shown(box, shard.inside(i)))
+    return replace(row, view=view)
 
 
 def whole_row(picture: Picture) -> Row:
@@ -88,14 +68,13 @@ def picture_of(picture: Picture, row: Row, size: tuple[int, int]) -> Picture:
         width,
     ):
         return replace(picture, box=box)
-    x0, y0, x1, y1 = _seen(picture.inside, view, size)
     return replace(
         picture,
         image=_sample(picture.image, view, size, PADDING_GREY, Image.Resampling.BILINEAR),
         mask=None
         if picture.mask is None
         else _sample(picture.mask, view, size, IGNORE, Image.Resampling.NEAREST),
-        inside=(round(x0), round(y0), round(x1), round(y1)),
+        inside=_inside(picture.inside, view, size),
         box=None if box is None else _seen(box, view, size),
     )
 
@@ -111,8 +90,10 @@ def _sample(
     fill = (outside,) * len(image.getbands())
     canvas = Image.new(image.mode, (view.x1 - view.x0, view.y1 - view.y0), fill)
     canvas.paste(image, (-view.x0, -view.y0))
-    sampled = np.array(canvas.resize((size[1], size[0]), resampling))
-    return np.ascontiguousarray(sampled[:, ::-1]) if view.mirrored else sampled
+    sampled = canvas.resize((size[1], size[0]), resampling)
+    return np.array(
+        sampled.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.mirrored else sampled
+    )
 
 
 def _seen(box: Sequence[float | int], view: View, size: tuple[int, int]) -> Box:
@@ -126,6 +107,23 @@ def _seen(box: Sequence[float | int], view: View, size: tuple[int, int]) -> Box:
     sides = zip((left, top, right, bottom), (width, height, width, height), strict=True)
     x0, y0, x1, y1 = (float(min(max(value, 0), most)) for value, most in sides)
     return x0, y0, x1, y1
+
+
+def _inside(box: PixelBox, view: View, size: tuple[int, int]) -> PixelBox:
+    """Return the pixels of the view whose centres lie in a box, as nearest neighbour finds them."""
+    seen = _seen(box, replace(view, mirrored=False), size)
+    x0, y0, x1, y1 = (math.ceil(side - 0.5) for side in seen)
+    return (size[1] - x1, y0, size[1] - x0, y1) if view.mirrored else (x0, y0, x1, y1)
+
+
+def _shown(box: Box | None, inside: PixelBox) -> PixelBox:
+    """Return the pixels of the picture that a region's box touches; all of them where none is."""
+    if box is None:
+        return inside
+    x0, x1 = (min(max(x, inside[0]), inside[2]) for x in box[::2])
+    y0, y1 = (min(max(y, inside[1]), inside[3]) for y in box[1::2])
+    touched = (math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1))
+    return touched if x0 < x1 and y0 < y1 else inside
 
 
 def _boxes(key: str, extra: dict[str, Any]) -> list[Box]:

@@ -65,7 +65,7 @@ class BuiltFileTeacher:
             raise UserError(
                 f"the target {self._config.target!r} lies in files, which know whole pictures only",
                 found=f"{row.key}, region {row.region}, {row.view}",
-                fix="one view of each picture, without --data.regions",
+                fix="one view of each picture, without --data.regions and --data.size",
             )
         path = self._files.get(row.key)
         if path is None:

@@ -20,7 +20,6 @@ def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | N
     wanted = recipe.wanted_targets()
     if not wanted:
         return None
-    assert pictures.geometry is not None
     caches = find_caches(Path(recipe.run.cache))
     recorded = [teacher for cache in caches for teacher in cache.teachers]
     teachers: dict[str, Any] = {}
@@ -34,7 +33,7 @@ def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | N
     cache = match_cache(
         Path(recipe.run.cache),
         pictures.digest,
-        pictures.geometry,
+        recipe.size_of(pictures),
         {name: teachers[name] for name in wanted},
         views=views_identity(recipe),
         body=recipe.body,
@@ -72,5 +71,6 @@ def _rebuild(recipe: Recipe, body: str) -> str:
     flag = "" if body == "zarr" else f" --body {body}"
     return (
         f"python tools/cache_teacher.py {recipe.name} --data.shards {recipe.data.shards}"
-        f" --run.cache {recipe.run.cache}{flag} (and the same teacher flags)"
+        f" --run.cache {recipe.run.cache}{flag}"
+        " (and the same flags of teachers, views and data.size)"
     )

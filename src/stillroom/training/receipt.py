@@ -23,9 +23,10 @@ def describe(context: TrainContext) -> str:
     total = _count(context.distiller.student.parameters())
     thrown = _count(context.distiller.projections.parameters())
     extra = f" (+ {_short(thrown)} in projections that are thrown away)" if thrown else ""
+    views = f" in {recipe.views.count} views" * (recipe.views.count > 1)
     text = (
         f"run {context.folder}: {_short(total)} parameters{extra},"
-        f" {len(context.dataset)} rows, {context.steps} steps of {recipe.batch}"
+        f" {len(context.dataset)} rows{views}, {context.steps} steps of {recipe.batch}"
         f" in micro-batches of {recipe.micro_batch} on {context.schedule.world} x"
         f" {context.accelerator.device.type} ({context.accelerator.mixed_precision})"
     )
@@ -41,14 +42,14 @@ def about_student(context: TrainContext, step: int, found: dict[str, Any]) -> di
     use the student.
     """
     recipe, pictures = context.recipe, context.pictures
-    assert pictures.geometry is not None
+    height, width = recipe.size_of(pictures)
     return {
         "format": "stillroom student 1",
         "recipe": recipe.name,
         "network": recipe.student.architecture(),
         "classes": list(pictures.classes),
         "palette": [list(colour) for colour in pictures.palette],
-        "geometry": {"height": pictures.geometry[0], "width": pictures.geometry[1]},
+        "geometry": {"height": height, "width": width},
         "pictures": {"path": str(Path(recipe.data.shards)), "digest": pictures.digest},
         "batch": recipe.micro_batch,
         "step": step,

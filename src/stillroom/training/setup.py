@@ -33,7 +33,6 @@ def prepare(recipe: Recipe) -> TrainContext:
     """
     pictures = open_pictures(Path(recipe.data.shards))
     check(recipe, pictures)
-    assert pictures.geometry is not None
     num_rows = _num_training_rows(recipe, pictures)
     require_free(recipe)
     accelerator = _accelerator(recipe)
@@ -48,7 +47,7 @@ def prepare(recipe: Recipe) -> TrainContext:
             found=f"--batch {recipe.batch}, {len(dataset)} rows in {pictures.path}",
             fix="a smaller --batch (and --micro-batch), or a larger --data.label-share",
         )
-    distiller = _distiller(recipe, cache, pictures.geometry, accelerator)
+    distiller = _distiller(recipe, cache, recipe.size_of(pictures), accelerator)
     optimizer = make_optimizer(recipe.optimizer, distiller, accelerator.device)
     model, wrapped = accelerator.prepare(distiller, optimizer)
     if isinstance(model, DistributedDataParallel):
@@ -109,14 +108,22 @@ def _sources(
         "train",
         cache=cache,
         targets=targets,
-        rows_of=recipe.rows_of,
+        size=recipe.size_of(pictures),
+        views=recipe.views,
+        regions=recipe.data.regions,
         label_share=recipe.data.label_share,
         labelled_only=not targets,
     )
     if not pictures.shard_ids("val"):
         return dataset, None
     return dataset, RowDataset(
-        pictures, "val", cache=cache, targets=targets, rows_of=recipe.rows_of
+        pictures,
+        "val",
+        cache=cache,
+        targets=targets,
+        size=recipe.size_of(pictures),
+        views=recipe.views,
+        regions=recipe.data.regions,
     )
 
 

@@ -7,9 +7,8 @@ must name the same key.
 
 import functools
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -19,16 +18,19 @@ from torch import Tensor
 from stillroom.cache.folder import Cache
 from stillroom.errors import DamageError, UserError
 from stillroom.hashing import keyed_hash
-from stillroom.pictures.augment import mirror, photometric
-from stillroom.pictures.dataset import PictureSet, PictureShard
+from stillroom.pictures.augment import blur, hsv, jpeg, mirror, noise, photometric
+from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.pictures.loader import inside_array, mask_array, read_ahead
-from stillroom.pictures.rows import picture_of
+from stillroom.pictures.pixels import require_pixels
+from stillroom.pictures.rows import other_view, picture_of, rows_of
+from stillroom.pictures.views import Views, ViewSource, num_views
 from stillroom.recipe import Augment
 from stillroom.training.order import MicroBatchSchedule, Order
 from stillroom.types import IGNORE, Batch, Row, ShardId
 
 _OPEN_SHARDS = 64
 _NOISE = "noise/"  # no target's name has a slash
+_WHOLE, _UNCHANGED = Views(), Augment()
 _MAX_SUBSTITUTED = 0.001  # share of rows; more is a broken cache, not bad luck
 
 
@@ -46,7 +48,11 @@ class HostBatch:
 
 
 class RowDataset:
-    """The rows of one split: pictures, masks and targets by row number."""
+    """The rows of one split: pictures, masks and targets by row number.
+
+    A place is a picture, or a region of one; which view of it is shown depends on the pass.
+    `size` is its height and width, None = as packed.
+    """
 
     def __init__(
         self,
@@ -55,13 +61,17 @@ class RowDataset:
         *,
         cache: Cache | None = None,
         targets: tuple[str, ...] = (),
-        rows_of: Callable[[PictureShard], tuple[Row, ...]],
+        size: tuple[int, int] | None = None,
+        views: ViewSource = _WHOLE,
+        regions: bool = False,
         label_share: float = 1.0,
         labelled_only: bool = False,
     ) -> None:
         self.pictures, self.cache, self.split = pictures, cache, split
-        self.label_share, self._rows_of = label_share, rows_of
-        self.places = self._find_places(labelled_only)
+        self.label_share, self._views = label_share, views
+        self._size = size or pictures.geometry
+        self._num_views = num_views(views, split)
+        self.places = self._find_places(labelled_only, regions)
         self.parts = tuple(f"{name}.{part}" for name in targets for part in _parts(cache, name))
         self._noisy = tuple(n for n in targets if cache is not None and cache.codecs[n].is_noisy)
         self._target_shard = (
@@ -74,16 +84,15 @@ class RowDataset:
     def __len__(self) -> int:
         return len(self.places)
 
-    def _find_places(self, labelled_only: bool) -> list[tuple[ShardId, tuple[Row, ...]]]:
-        """Return the rows of each picture, or of each region of one: one per view."""
+    def _find_places(self, labelled_only: bool, regions: bool) -> list[tuple[ShardId, Row]]:
+        """Return view 0 of each picture, or of each region of one."""
         places = []
         for shard in self.pictures.shard_ids(self.split):
             opened = self.pictures.open(shard)
-            rows = groupby(self._rows_of(opened), key=lambda row: (row.key, row.region))
-            for (key, _), views in rows:
-                labelled = opened.has_mask(opened.index(key)) and self._uses_label(key)
+            for row in rows_of(opened, self._views, regions=regions, first_only=True):
+                labelled = opened.has_mask(opened.index(row.key)) and self._uses_label(row.key)
                 if labelled or not labelled_only:
-                    places.append((shard, tuple(views)))
+                    places.append((shard, row))
         if not places:
             raise UserError(
                 f"split {self.split!r} of {self.pictures.path} has no"
@@ -101,20 +110,19 @@ class RowDataset:
         regions `box`, `<target>.<part>`, and `noise/<target>` where there is any.
 
         `number` is that of the pass: each shows another view, none twice before all were seen.
+        Without a cache every pass draws a new one in its place, but for view 0, which comes as
+        often. Raises DamageError for bytes that are not those that were written, UserError for
+        pixels that are not those that the teachers saw.
         """
-        shard, views = self.places[place]
-        row = views[(number + keyed_hash("view", views[0].key)) % len(views)]
-        arrays = {}
+        shard, row = self.places[place]
+        turn = number + keyed_hash("view", row.key) % self._num_views
+        view = turn % self._num_views
         if self._target_shard is not None:
-            reader = self._target_shard(shard)
-            i = reader.index(row.key, row.region, row.view.number)
-            row, arrays = reader.rows[i], reader.read(i, parts=self.parts)
-            for name in self._noisy:
-                error = reader.statistics[name].error[i]
-                arrays[f"{_NOISE}{name}"] = np.array([error], np.float32)
-        opened = self.pictures.open(shard)
-        assert self.pictures.geometry is not None
-        picture = picture_of(opened.read(opened.index(row.key)), row, self.pictures.geometry)
+            picture, arrays = self._stored(shard, row, view)
+        else:
+            if view != 0:
+                row = other_view(self.pictures.open(shard), row, self._views, turn)
+            picture, arrays = self._picture(shard, row), {}
         mask = mask_array(picture)
         if not self._uses_label(picture.key):
             mask = np.full_like(mask, IGNORE)
@@ -122,6 +130,23 @@ class RowDataset:
         if picture.box is not None:
             arrays["box"] = np.array(picture.box, np.float32)
         return picture.key, arrays
+
+    def _stored(self, shard: ShardId, row: Row, view: int) -> tuple[Picture, dict[str, np.ndarray]]:
+        """Return the picture and the targets of a view as the teachers saw it, to the bit."""
+        assert self._target_shard is not None
+        reader = self._target_shard(shard)
+        i = reader.index(row.key, row.region, view)
+        picture = self._picture(shard, reader.rows[i])
+        require_pixels(picture, reader.rows[i], reader.pixels[i], reader.provenance)
+        arrays = reader.read(i, parts=self.parts)
+        for name in self._noisy:
+            arrays[f"{_NOISE}{name}"] = np.array([reader.statistics[name].error[i]], np.float32)
+        return picture, arrays
+
+    def _picture(self, shard: ShardId, row: Row) -> Picture:
+        assert self._size is not None
+        opened = self.pictures.open(shard)
+        return picture_of(opened.read(opened.index(row.key)), row, self._size)
 
     def read_or_substitute(
         self, place: int, number: int, may_substitute: bool
@@ -226,7 +251,7 @@ def to_batch(host: HostBatch, device: torch.device, cache: Cache | None) -> Batc
 
 
 def _augmented(arrays: dict[str, Any], augment: Augment, seed: int) -> dict[str, Any]:
-    if not augment.photometric and not augment.mirror:
+    if augment == _UNCHANGED:
         return arrays
     generator = np.random.Generator(np.random.PCG64(seed))
     if augment.mirror and generator.random() < 0.5:
@@ -235,6 +260,15 @@ def _augmented(arrays: dict[str, Any], augment: Augment, seed: int) -> dict[str,
         if box is not None:
             width = arrays["image"].shape[1]
             arrays["box"] = np.array([width - box[2], box[1], width - box[0], box[3]], np.float32)
+    image = arrays["image"]
     if augment.photometric:
-        arrays = {**arrays, "image": photometric(arrays["image"], augment.photometric, generator)}
-    return arrays
+        image = photometric(image, augment.photometric, generator)
+    if augment.hsv:
+        image = hsv(image, augment.hsv, generator)
+    if augment.blur:
+        image = blur(image, augment.blur, generator)
+    if augment.noise:
+        image = noise(image, augment.noise, generator)
+    if augment.jpeg:
+        image = jpeg(image, augment.jpeg, generator)
+    return arrays | {"image": image}

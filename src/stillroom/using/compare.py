@@ -10,6 +10,7 @@ from stillroom.metrics import predict
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.draw import colour_mask, grid
 from stillroom.pictures.loader import image_tensor, mask_array
+from stillroom.pictures.rows import picture_of, whole_row
 from stillroom.using.student import Trained
 
 
@@ -17,13 +18,16 @@ from stillroom.using.student import Trained
 def draw_comparison(
     students: Mapping[str, Trained], shards: Path, path: Path, rows: int = 6
 ) -> None:
-    """Write a grid of validation pictures: picture, truth, each student's mask."""
-    pictures = open_pictures(shards)
+    """Write a grid of validation pictures at the first student's size: picture, truth, each
+    student's mask.
+    """
+    pictures, size = open_pictures(shards), next(iter(students.values())).size
     shard = pictures.open(pictures.shard_ids("val")[0])
     step = max(1, len(shard) // rows)
     tiles = []
     for i in range(0, len(shard), step)[:rows]:
-        picture = shard.read(i)
+        packed = shard.read(i)
+        picture = picture_of(packed, whole_row(packed), size)
         image = image_tensor(picture.image)[None]
         found = [predict(s.network(image))[0].numpy() for s in students.values()]
         tiles.append(

@@ -16,6 +16,7 @@ from stillroom.jsonfile import write_json
 from stillroom.metrics import confusion, iou, miou, predict
 from stillroom.pictures.dataset import Picture, PictureSet, open_pictures
 from stillroom.pictures.loader import image_tensor, inside_array, mask_array, read_ahead
+from stillroom.pictures.rows import picture_of, whole_row
 from stillroom.types import IGNORE
 from stillroom.using.student import Trained
 
@@ -41,7 +42,8 @@ def open_data(trained: Trained, shards: Path | None) -> PictureSet:
 def confusion_of(
     trained: Trained, pictures: PictureSet, split: str, device: str = "cpu", workers: int = 2
 ) -> Int[Tensor, "k k"]:
-    """Return the confusion matrix (truth by prediction, pixels, void left out) of a whole split.
+    """Return the confusion matrix (truth by prediction, pixels, void left out) of a whole split at
+    the size that the student was trained at.
 
     Raises UserError where the split has no labelled picture.
     """
@@ -51,9 +53,10 @@ def confusion_of(
             f"{pictures.path} has no split {split!r}", wanted=", ".join(splits), fix="--split NAME"
         )
     network = trained.network.to(device)
+    batches = _batches(pictures, split, trained.size, trained.about["batch"], workers)
     k = len(trained.about["classes"])
     table = torch.zeros(k, k, dtype=torch.int64)
-    for batch in _batches(pictures, split, trained.about["batch"], workers):
+    for batch in batches:
         image = torch.stack([image_tensor(picture.image) for picture in batch]).to(device)
         mask = torch.from_numpy(np.stack([_labels(picture) for picture in batch])).long()
         table += confusion(predict(network(image)).cpu(), mask, k)
@@ -107,16 +110,19 @@ def draw_confusion(table: Int[Tensor, "k k"], classes: list[str], path: Path) ->
     figure.savefig(path, dpi=110)
 
 
-def _batches(pictures: PictureSet, split: str, size: int, workers: int):
-    """Yield lists of `size` pictures in order, across shards, as validation does."""
+def _batches(
+    pictures: PictureSet, split: str, size: tuple[int, int], num_pictures: int, workers: int
+):
+    """Yield lists of `num_pictures` in order, across shards, as validation does."""
     places = [
         (shard, i) for shard in pictures.shard_ids(split) for i in range(len(pictures.open(shard)))
     ]
 
     def read(start: int) -> list[Picture]:
-        return [pictures.open(shard).read(i) for shard, i in places[start : start + size]]
+        some = (pictures.open(shard).read(i) for shard, i in places[start : start + num_pictures])
+        return [picture_of(picture, whole_row(picture), size) for picture in some]
 
-    return read_ahead(range(0, len(places), size), read, workers, depth=workers + 1)
+    return read_ahead(range(0, len(places), num_pictures), read, workers, depth=workers + 1)
 
 
 def _labels(picture: Picture) -> np.ndarray:
