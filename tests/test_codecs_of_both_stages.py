@@ -75,11 +75,11 @@ def test_another_pictures_row_is_found_however_coarse_the_codec(tiny_recipe, tmp
     recipe = with_codecs(tiny_recipe, tmp_path, "stochastic:10.0", "stochastic:10.0")
     encode = encoding.encode
 
-    def swapping(cache, rows, outputs):
-        if cache.is_fitted and rows[0].key == first:
-            order = [1, 0, *range(2, len(rows))]
+    def swapping(cache, batch, outputs):
+        if cache.is_fitted and batch[0][0].key == first:
+            order = [1, 0, *range(2, len(batch))]
             outputs = {name: target[order] for name, target in outputs.items()}
-        return encode(cache, rows, outputs)
+        return encode(cache, batch, outputs)
 
     pictures = open_pictures(recipe.data.shards)
     first, second = pictures.open(pictures.shard_ids()[1]).keys[:2]
@@ -139,7 +139,6 @@ def read(recipe: Recipe, cache: Cache) -> Batch:
         "train",
         cache=cache,
         targets=("inner", "shapes"),
-        rows_of=recipe.rows_of,
     )
     host = collate([dataset.read(place) for place in range(len(dataset))], pin=False)
     return to_batch(host, torch.device("cpu"), cache)
