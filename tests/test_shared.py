@@ -161,6 +161,30 @@ def plain_rows(cache: Cache, target: str) -> dict[str, np.ndarray]:
     return dict(zip(keys, values, strict=True))
 
 
+def test_small_targets_of_real_teachers_are_forty_times_smaller_and_run_again(
+    flags, pictures, cache, tmp_path
+):
+    """Stochastic rounding of features, fitted on the 16 training pictures, and 8 bits of logits."""
+    words = ["--codec.detector", "stochastic:6", "--codec.person", "logits8"]
+    small = [*flags[:-1], tmp_path, *words]
+    assert "complete" in call("tools/cache_teacher.py", *small)
+    (path,) = tmp_path.iterdir()
+    coded, (shard, *_) = open_cache(path), cache.shard_ids("val")
+    with coded.reader(shard) as reader:
+        spans, errors = reader.shard_index.spans, reader.statistics["detector"].error
+    with cache.reader(shard) as reader:
+        exact = reader.shard_index.spans
+        values = np.stack([reader.read(i)["detector.value"] for i in range(len(reader))])
+    two_bytes = 2 * values[0].size
+    assert np.mean(spans["detector.impulse"].size) < two_bytes / 40
+    assert np.mean(spans["person.difference"].size) < np.mean(exact["person.value"].size) / 4
+    away = values.astype(np.float64) - coded.fitted["detector"]["offset"].numpy()
+    assert np.mean(errors) / np.square(away).mean() == pytest.approx(6, rel=0.15)
+    report = call("tools/check_cache.py", path, *small, "--rerun", 8)
+    assert "detector: 8 rows compared, 0 wrong" in report
+    assert "person: 8 rows compared, 0 wrong" in report
+
+
 def test_the_cached_teachers_iou_is_that_of_plain_onnxruntime(
     cache, pictures, decoded, probabilities
 ):
