@@ -113,6 +113,15 @@ def test_a_record_without_a_member_is_refused(make, cache: Cache, missing: str, 
         cache.reader(TRAIN)
 
 
+def test_what_a_record_says_cannot_be_changed(cache: Cache):
+    with cache.reader(TRAIN) as reader:
+        index = reader.shard_index
+        parts = ((index, "split"), (index.columns, "key"), (index.spans["mask.value"], "size"))
+        for owner, name in parts:
+            with pytest.raises(AttributeError, match="immutable"):
+                setattr(owner, name, getattr(owner, name))
+
+
 def test_paths_in_a_record_are_never_followed(make, cache: Cache):
     path = make.folder(cache, TRAIN) / "shard.json"
     body = read_json(path)
