@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from stillroom.training.log import Log, draw_curves, read_metrics
 
@@ -70,4 +71,5 @@ def test_curves_are_drawn_from_any_lines(tmp_path):
     write(tmp_path, 1, 8)
     for number, lines in enumerate(([], read_metrics(tmp_path))):
         draw_curves(lines, tmp_path / f"{number}.png")
-        assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
+        with Image.open(tmp_path / f"{number}.png") as picture:
+            assert (picture.format, picture.size) == ("PNG", (1210, 440))

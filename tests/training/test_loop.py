@@ -1,6 +1,7 @@
 """A run comes to its end, or ends early without leaving anything half done or behind."""
 
 import errno
+import fcntl
 import gc
 import os
 import shutil
@@ -8,8 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -25,6 +28,7 @@ from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import AdamW, Augment, Recipe
 from stillroom.training.context import TrainContext
 from stillroom.training.log import read_metrics
+from stillroom.training.run_folder import claim_run
 from stillroom.using.student import load_student
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
@@ -145,6 +149,19 @@ def test_a_full_disk_ends_a_run_in_one_paragraph_and_a_resume_goes_on(tiny_recip
         loop.train(recipe)
     monkeypatch.undo()
     loop.train(replace(recipe, run=replace(recipe.run, resume=True)))
+
+
+def test_where_files_cannot_be_locked_it_is_said_and_the_run_goes_on(
+    tiny_recipe, monkeypatch, capsys
+):
+    context = loop.prepare(plain(tiny_recipe))
+    for number, error in ((errno.ENOLCK, nullcontext()), (errno.EIO, pytest.raises(OSError))):
+        refused = OSError(number, os.strerror(number))
+        monkeypatch.setattr(fcntl, "flock", Mock(side_effect=refused))
+        with error, claim_run(context):
+            assert (context.folder / "recipe.json").is_file()
+        shutil.rmtree(context.folder)
+    assert capsys.readouterr().out.count("cannot be locked: start no other run") == 1
 
 
 @pytest.mark.parametrize("flag", ["resume", "overwrite"])

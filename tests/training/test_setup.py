@@ -19,12 +19,14 @@ from stillroom.extraction.process import ProcessContext
 from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import Recipe
 from stillroom.students.definitions import UNetStudent
+from stillroom.students.distiller import build_distiller
 from stillroom.teachers.configs import RunTeacher
 from stillroom.training.checkpoint import save_student
 from stillroom.training.find_cache import find_cache
 from stillroom.training.loop import train
 from stillroom.training.parameters import average_buffers
 from stillroom.training.setup import prepare
+from stillroom.training.step import seed_forward
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
@@ -78,6 +80,19 @@ def test_one_seed_gives_one_start_and_another_seed_another(tiny_recipe):
 
     assert torch.equal(start("a", 0), start("b", 0))
     assert not torch.equal(start("c", 0), start("d", 1))
+
+
+def test_the_start_is_drawn_apart_from_every_step(tiny_recipe):
+    context = prepare(tiny_recipe)
+    assert context.cache is not None
+    start, drawn = context.distiller.state_dict(), []
+    for step in (-1, 0):
+        seed_forward(tiny_recipe.seed, step, 0)
+        again = build_distiller(
+            tiny_recipe.student, tiny_recipe.terms, context.cache.specs, context.distiller.size
+        )
+        drawn.append(moved(start, again.state_dict()))
+    assert not drawn[0] and "student.segmentation_head.weight" in drawn[1]
 
 
 def test_frozen_parts_keep_still_for_their_epochs_and_move_afterwards(tiny_recipe):
