@@ -22,7 +22,7 @@ import stillroom.training.checkpoint as checkpoint
 import stillroom.training.loop as loop
 import stillroom.training.validate as validate
 from stillroom.errors import DamageError, FailureError, Stopped, UserError
-from stillroom.jsonfile import read_json
+from stillroom.jsonfile import read_json, write_json
 from stillroom.losses import CrossEntropy
 from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import AdamW, Augment, Recipe
@@ -134,6 +134,14 @@ def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(tiny_recip
     assert all(torch.equal(one[name], two[name]) for name in one)
     for a, b in zip(read_metrics(straight), read_metrics(run), strict=True):
         assert {**a, "rows_per_s": 0} == {**b, "rows_per_s": 0}
+
+
+def test_a_run_that_had_a_scaler_of_losses_goes_on_where_there_is_none(tiny_recipe, capsys):
+    recipe = plain(tiny_recipe, epochs=1)
+    path = loop.train(recipe) / "checkpoints" / "step-000003" / "state.json"
+    write_json(path, read_json(path) | {"scaler": {"scale": 65536.0}})  # as on a GPU in fp16
+    loop.train(replace(recipe, run=replace(recipe.run, resume=True)))
+    assert f"resumed from {path.parent}" in capsys.readouterr().out
 
 
 def test_a_full_disk_ends_a_run_in_one_paragraph_and_a_resume_goes_on(tiny_recipe, monkeypatch):
