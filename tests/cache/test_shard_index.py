@@ -131,7 +131,9 @@ def test_paths_in_a_record_are_never_followed(make, cache: Cache):
         cache.reader(TRAIN)
 
 
-def test_a_stranger_s_shard_does_not_speak_for_this_cache(tmp_path):
+def test_a_shard_that_is_a_stranger_s_or_damaged_does_not_speak_for_this_cache(tmp_path):
+    (tmp_path / "0.zarr").mkdir()
+    (tmp_path / "0.zarr" / "shard.json").write_text("{}")
     for folder, fingerprint, codecs in (("a.zarr", "0", "11"), ("b.zarr", "5", "22")):
         (tmp_path / folder).mkdir()
         body = {"fingerprint": fingerprint, "codecs_sha256": codecs}
