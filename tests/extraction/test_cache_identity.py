@@ -20,5 +20,5 @@ def test_with_regions_a_shard_has_a_row_for_each_box_and_without_one_for_each_pi
         shards = pictures_identity(pictures, recipe)["shards"]
         assert [shard["rows"] for shard in shards] == [rows] * 4
     monkeypatch.setattr(PictureShard, "extra", lambda *_: {})
-    with pytest.raises(UserError, match="no picture of shard train-000000 .* names a box"):
+    with pytest.raises(UserError, match=r"no picture of shard train-000000 .* names a box"):
         pictures_identity(pictures, regions)
