@@ -80,6 +80,18 @@ def test_what_is_not_finite_is_never_saved(tiny_recipe):
     assert not (run / "best").exists()
 
 
+def test_a_student_that_its_last_step_spoilt_is_not_saved(tiny_recipe, monkeypatch):
+    def spoil(distiller, _):
+        distiller.student.segmentation_head.bias.data[1] = torch.inf
+
+    monkeypatch.setattr(loop, "average_buffers", spoil)
+    recipe = plain(tiny_recipe, batch=24, epochs=1)  # one step, whose loss is finite
+    with pytest.raises(FailureError, match="the student is not finite after step 1") as failed:
+        loop.train(recipe)
+    assert failed.value.found == "student.segmentation_head.bias"
+    assert not list(Path(recipe.run.out).rglob("*.safetensors"))
+
+
 def test_an_error_gives_threads_and_handlers_back(tiny_recipe, monkeypatch):
     before, handler = names_of_threads(), signal.getsignal(signal.SIGTERM)
 
@@ -142,6 +154,16 @@ def test_a_run_that_had_a_scaler_of_losses_goes_on_where_there_is_none(tiny_reci
     write_json(path, read_json(path) | {"scaler": {"scale": 65536.0}})  # as on a GPU in fp16
     loop.train(replace(recipe, run=replace(recipe.run, resume=True)))
     assert f"resumed from {path.parent}" in capsys.readouterr().out
+
+
+def test_a_resume_removes_what_a_killed_process_left(tiny_recipe):
+    recipe = plain(tiny_recipe, epochs=1)
+    run = loop.train(recipe)
+    left = (run / ".best.1.tmp", run / "checkpoints" / ".step-000003.1.tmp")
+    for folder in left:
+        folder.mkdir()
+    loop.train(replace(recipe, run=replace(recipe.run, resume=True)))
+    assert not any(folder.exists() for folder in left)
 
 
 def test_a_full_disk_ends_a_run_in_one_paragraph_and_a_resume_goes_on(tiny_recipe, monkeypatch):

@@ -133,6 +133,14 @@ def test_frozen_for_good_asks_for_no_gradient_and_keeps_still(tiny_recipe):
     assert moved(start, after)
 
 
+def test_a_tap_before_which_nothing_ever_trains_is_refused(tiny_recipe):
+    frozen = replace(tiny_recipe, freeze=("encoder",))
+    with pytest.raises(UserError, match="nothing before it trains at any epoch") as refused:
+        prepare(frozen)
+    assert refused.value.found == "freeze encoder"
+    prepare(replace(frozen, freeze_epochs=1))
+
+
 def test_averaging_leaves_constants_and_frozen_statistics_alone(monkeypatch):
     network = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
     network.register_buffer("mean", torch.tensor(0.1))
