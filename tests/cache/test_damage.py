@@ -89,6 +89,9 @@ def test_a_file_cut_at_any_boundary_is_noticed_and_named_when_the_shard_is_opene
                 with pytest.raises(DamageError) as caught:
                     cache.reader(TRAIN)
                 assert str(path) in str(caught.value)
+                if path.name != "shard.json":
+                    assert caught.value.found == f"{length} bytes"
+                    assert caught.value.wanted == f"{len(data)} bytes"
                 num_cuts += 1
             with pytest.raises(DamageError):
                 cache.is_published(TRAIN)
@@ -268,7 +271,16 @@ def test_a_link_in_place_of_a_file_is_refused(cache: Cache, make):
     path = make.file(cache, TRAIN, "mask.value")
     path.rename(cache.path / "aside")
     path.symlink_to(cache.path / "aside")
-    with pytest.raises(DamageError, match="another size"):
+    with pytest.raises(DamageError, match="another size") as caught:
+        cache.reader(TRAIN)
+    assert caught.value.found == "no file"
+
+
+def test_a_file_in_place_of_a_folder_is_noticed_as_what_is_missing(cache: Cache, make):
+    folder = make.file(cache, TRAIN, "mask.value").parent
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+    with pytest.raises(DamageError, match=r"is missing|there is no"):
         cache.reader(TRAIN)
 
 

@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from stillroom.cache import Cache, claim_cache, find_caches, match_cache, open_cache
 from stillroom.cache.folder import BODIES
@@ -194,6 +195,15 @@ def test_the_first_fitted_values_win_and_everyone_loads_them(tmp_path: Path, mak
         assert torch.equal(cache.fitted["mask"]["step"], torch.tensor([0.5]))
 
 
+def test_fitted_values_of_no_target_are_damage_and_named_in_short(tmp_path: Path, make):
+    cache = claim_cache(tmp_path, "people", make.identity())
+    tensors = {"mask/step": torch.ones(1), f"{'stranger' * 20}/step": torch.ones(1)}
+    (cache.path / "codecs.safetensors").write_bytes(save(tensors))
+    with pytest.raises(DamageError, match="values of no target") as caught:
+        _ = cache.fitted
+    assert caught.value.found == "stranger" * 10
+
+
 def teachers_of(cache: Cache) -> dict[str, dict]:
     return {name: entry["teacher"] for name, entry in cache.identity["targets"].items()}
 
@@ -205,6 +215,13 @@ def test_the_one_cache_that_fits_is_found_below_a_root_or_by_its_own_path(tmp_pa
         assert match_cache(root, DIGEST, (32, 40), teachers_of(cache)).path == cache.path
         partial = {"mask": {"class": "Fake", "mean": (0.5, 0.5, 0.5)}}
         assert match_cache(root, DIGEST, None, partial).path == cache.path
+
+
+def test_a_cache_that_cannot_be_opened_is_told_and_passed_over(tmp_path: Path, make, capsys):
+    good, bad = (claim_cache(tmp_path, name, make.identity()) for name in ("b", "a"))
+    (bad.path / "identity.json").write_text("{}")
+    assert [found.path for found in find_caches(tmp_path)] == [good.path]
+    assert f"warning: the cache {bad.path} is passed over: " in capsys.readouterr().out
 
 
 def test_no_cache_at_all_names_the_command(tmp_path: Path):

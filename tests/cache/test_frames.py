@@ -1,9 +1,11 @@
 """Rows as bytes: nothing larger than a row is ever unpacked."""
 
+import os
+
 import numpy as np
 import pytest
 
-from stillroom.cache.frames import crc32c, decode_frame, encode_frame, is_finite
+from stillroom.cache.frames import crc32c, decode_frame, encode_frame, is_finite, sync_file
 from stillroom.errors import DamageError
 
 
@@ -16,6 +18,19 @@ def test_the_check_for_finite_values_is_that_of_numpy(dtype: str):
     assert is_finite(last)
     last[-1] = -np.inf
     assert not is_finite(last)
+
+
+def test_a_file_is_flushed_and_then_dropped_from_memory(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "fsync", lambda _: calls.append("flushed"))
+    monkeypatch.setattr(os, "posix_fadvise", lambda *words: calls.append(words[1:]))
+    path = tmp_path / "file"
+    path.write_bytes(b"data")
+    sync_file(path)
+    assert calls == ["flushed", (0, 0, os.POSIX_FADV_DONTNEED)]  # all of it
+    monkeypatch.delattr(os, "posix_fadvise")  # as on macOS
+    sync_file(path)
+    assert calls[2:] == ["flushed"]
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked():

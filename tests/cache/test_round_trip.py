@@ -1,5 +1,6 @@
 """What is appended is what is read, whatever the body."""
 
+import errno
 import threading
 import tracemalloc
 from dataclasses import replace
@@ -38,6 +39,17 @@ def test_every_row_is_read_as_it_was_written(tmp_path: Path, make, codec: str):
 def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path: Path, make, is_durable):
     cache = make.cache(tmp_path)
     assert all(is_durable(make.folder(cache, shard_id)) for shard_id in cache.shard_ids())
+
+
+def test_an_error_at_a_shard_s_beginning_is_the_one_that_is_told(cache: Cache, monkeypatch):
+    def vanish(folder: Path, *_) -> None:
+        folder.rmdir()
+        raise OSError(errno.EIO, "the disk is gone")
+
+    monkeypatch.setattr(cache.body, "create", vanish, raising=True)
+    with pytest.raises(OSError, match="the disk is gone"), cache.writer(TRAIN):
+        raise AssertionError("nothing is written")
+    assert not list((cache.path / "tmp").iterdir())
 
 
 def test_only_wanted_parts_are_read_and_into_given_arrays(cache: Cache, make):

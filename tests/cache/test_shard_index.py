@@ -121,6 +121,15 @@ def test_a_record_without_a_member_is_refused(make, cache: Cache, missing: str, 
         cache.reader(TRAIN)
 
 
+def test_what_a_record_says_cannot_be_changed(cache: Cache):
+    with cache.reader(TRAIN) as reader:
+        index = reader.shard_index
+        parts = ((index, "split"), (index.columns, "key"), (index.spans["mask.value"], "size"))
+        for owner, name in parts:
+            with pytest.raises(AttributeError, match="immutable"):
+                setattr(owner, name, getattr(owner, name))
+
+
 def test_paths_in_a_record_are_never_followed(make, cache: Cache):
     path = make.folder(cache, TRAIN) / "shard.json"
     body = read_json(path)
@@ -130,7 +139,9 @@ def test_paths_in_a_record_are_never_followed(make, cache: Cache):
         cache.reader(TRAIN)
 
 
-def test_a_stranger_s_shard_does_not_speak_for_this_cache(tmp_path):
+def test_a_shard_that_is_a_stranger_s_or_damaged_does_not_speak_for_this_cache(tmp_path):
+    (tmp_path / "0.zarr").mkdir()
+    (tmp_path / "0.zarr" / "shard.json").write_text("{}")
     for folder, fingerprint, codecs in (("a.zarr", "0", "11"), ("b.zarr", "5", "22")):
         (tmp_path / folder).mkdir()
         body = {"fingerprint": fingerprint, "codecs_sha256": codecs}

@@ -159,9 +159,20 @@ def test_a_shard_that_is_too_large_is_told_with_the_rows_that_fit(recipe, capsys
     assert "--shard-rows 3 " in capsys.readouterr().out
     cache_teacher(replace(small, views=Views(count=3)), ProcessContext())
     assert "--shard-rows 1 " in capsys.readouterr().out  # pictures, of three rows each
-    run = replace(recipe.run, cache=recipe.run.out, shard_limit_gb=8.5 * row_bytes / 1e9)
+    run = replace(recipe.run, cache=recipe.run.out, shard_limit_gb=8 * row_bytes / 1e9)
     cache_teacher(replace(recipe, run=run), ProcessContext())
     assert "--shard-rows" not in capsys.readouterr().out
+    run = replace(recipe.run, cache=f"{recipe.run.cache}2", shard_limit_gb=0.5 * row_bytes / 1e9)
+    cache_teacher(replace(recipe, run=run), ProcessContext())
+    assert "--shard-rows 1 " in capsys.readouterr().out  # no shard has less than one row
+
+
+def test_the_bar_counts_the_shards_and_says_how_large_a_row_is(recipe, capsys):
+    cache = cache_teacher(recipe, ProcessContext())
+    said = capsys.readouterr().err
+    for number, shard in enumerate(SHARDS, 1):
+        megabytes = cache.shard_bytes(shard) / 8 / 1e6
+        assert f"{number}/4 shards, {megabytes:.3g} MB/row" in said
 
 
 def test_told_to_stop_in_a_shard_it_leaves_no_part_of_it_and_a_rerun_goes_on(recipe, signalled):

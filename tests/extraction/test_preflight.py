@@ -3,15 +3,18 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import stillroom.extraction.extract as extract
 import stillroom.extraction.preflight as preflight
 from stillroom.cache.folder import open_cache
+from stillroom.cache.frames import encode_frame
 from stillroom.errors import UserError
 from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.process import ProcessContext
 from stillroom.recipe import Recipe
+from stillroom.types import ShardId
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROW_BYTES = 2 * (4 * 32 * 48 + 16 * 8 * 12)  # uncompressed
@@ -79,6 +82,18 @@ def test_the_estimate_is_what_the_cache_takes(recipe, free, monkeypatch):
     shards = cache_teacher(without, ProcessContext()).path.glob("*.zarr")
     taken = sum(path.stat().st_size for s in shards for path in s.rglob("*") if path.is_file())
     assert taken == pytest.approx(estimate, rel=0.3)
+
+
+def test_rows_are_taken_as_the_writer_compresses_them(recipe, free):
+    free(10**12)
+    cache, missing = cache_teacher(recipe, ProcessContext()), (ShardId("train", 0),)
+    values = np.random.default_rng(0).integers(0, 4, (2, 20_000), np.uint8)
+    assert len({len(encode_frame(values[0], level)) for level in (1, 2, 3)}) == 3
+    row_bytes = 850 + sum(len(encode_frame(row, 1)) for row in values) / 2
+    free(0)
+    with pytest.raises(UserError) as refused:
+        preflight.require_space(cache, missing, lambda: {"shapes.value": values})
+    assert f"8 missing rows of {row_bytes / 1e6:.3g} MB " in str(refused.value.wanted)
 
 
 def test_only_what_is_missing_must_fit(recipe, free):

@@ -54,6 +54,13 @@ def test_calibration_takes_the_best_scale_and_biases(labels):
     assert found == pytest.approx(float(best), abs=2e-3)
 
 
+def test_an_answer_that_is_the_same_everywhere_is_the_classes_shares(labels):
+    found = calibrated(scores(torch.full((40, 2, 50), 3.0), labels))
+    share = (labels == 1).sum() / (labels != 255).sum()
+    entropy = -share * share.log() - (1 - share) * (1 - share).log()
+    assert found.nanmean() == pytest.approx(float(entropy), abs=1e-3)
+
+
 @pytest.mark.parametrize("scale", [0.1, 30.0])
 def test_confidence_alone_decides_nothing(labels, scale):
     logits = answers(labels, 1.0)

@@ -193,6 +193,14 @@ def test_binary_dice_worked_by_hand():
     assert Dice().total({"logits": logits}, batch, 0.0) == pytest.approx(by_hand, rel=1e-6)
 
 
+def test_a_labelled_picture_without_foreground_counts_in_binary_dice():
+    batch = _tiny([[0, 0], [0, 255]])
+    by_hand = 1 - 1e-5 / (3 * 0.5 + 1e-5)  # p 1/2 on three pixels, none of them foreground
+    ours = Dice().total({"logits": torch.zeros(1, 1, 2, 2)}, batch, 0.0)
+    assert ours == pytest.approx(by_hand, rel=1e-6)
+    assert Dice().count(batch) == 1
+
+
 def test_multi_class_dice_is_over_present_classes_only():
     batch = _tiny([[0, 0], [1, 255]])
     logits = torch.zeros(1, 3, 2, 2)  # every class 1/3; class 2 is not in the mask
@@ -230,6 +238,11 @@ def test_feature_terms_are_those_of_torch_on_cells_whose_centre_is_inside():
     assert mse.total(outputs, batch, 0.0) / 22 == pytest.approx(by_torch, rel=1e-5)
     by_torch = 1 - functional.cosine_similarity(student, teacher).mean().item()
     assert cosine.total(outputs, batch, 0.0) / 22 == pytest.approx(by_torch, rel=1e-5)
+
+
+@pytest.mark.parametrize(("term", "k"), CASES, ids=IDS)
+def test_a_term_weighs_one_unless_it_says_otherwise(term: Term, k: int):
+    assert term.weight == 1.0
 
 
 @pytest.mark.parametrize(("term", "k"), CASES, ids=IDS)

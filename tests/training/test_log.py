@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from stillroom.training.log import Log, draw_curves, read_metrics
 
@@ -70,4 +72,19 @@ def test_curves_are_drawn_from_any_lines(tmp_path):
     write(tmp_path, 1, 8)
     for number, lines in enumerate(([], read_metrics(tmp_path))):
         draw_curves(lines, tmp_path / f"{number}.png")
-        assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
+        with Image.open(tmp_path / f"{number}.png") as picture:
+            assert (picture.format, picture.size) == ("PNG", (1210, 440))
+
+
+def test_the_curves_are_those_of_loss_terms_and_scores(tmp_path, monkeypatch):
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    write(tmp_path, 1, 8)
+    draw_curves(read_metrics(tmp_path), tmp_path / "curves.png")
+    drawn = [
+        {line.get_label(): [*zip(*line.get_data(), strict=True)] for line in axes.lines}
+        for axes in figures[0].axes
+    ]
+    steps = range(1, 9)
+    assert drawn[0] == {"loss": [(n, 1 / n) for n in steps], "ce": [(n, 2 / n) for n in steps]}
+    assert drawn[1] == {"student mIoU": [(4, 0.4), (8, 0.8)]}

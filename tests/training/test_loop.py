@@ -1,6 +1,7 @@
 """A run comes to its end, or ends early without leaving anything half done or behind."""
 
 import errno
+import fcntl
 import gc
 import os
 import shutil
@@ -8,8 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,12 +22,13 @@ import stillroom.training.checkpoint as checkpoint
 import stillroom.training.loop as loop
 import stillroom.training.validate as validate
 from stillroom.errors import DamageError, FailureError, Stopped, UserError
-from stillroom.jsonfile import read_json
+from stillroom.jsonfile import read_json, write_json
 from stillroom.losses import CrossEntropy
 from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import AdamW, Augment, Recipe
 from stillroom.training.context import TrainContext
 from stillroom.training.log import read_metrics
+from stillroom.training.run_folder import claim_run
 from stillroom.using.student import load_student
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
@@ -74,6 +78,21 @@ def test_what_is_not_finite_is_never_saved(tiny_recipe):
     run = Path(recipe.run.out) / "tiny"
     assert list((run / "checkpoints").iterdir()) == []
     assert not (run / "best").exists()
+
+
+def test_a_student_that_its_last_step_spoilt_is_not_saved(tiny_recipe, monkeypatch):
+    drop = loop.drop_frozen_gradients
+
+    def spoil(distiller, *words):
+        distiller.student.segmentation_head.bias.data[1] = torch.inf
+        drop(distiller, *words)
+
+    monkeypatch.setattr(loop, "drop_frozen_gradients", spoil)
+    recipe = plain(tiny_recipe, batch=24, epochs=1)  # one step, whose loss is finite
+    with pytest.raises(FailureError, match="the student is not finite after step 1") as failed:
+        loop.train(recipe)
+    assert failed.value.found == "student.segmentation_head.bias"
+    assert not list(Path(recipe.run.out).rglob("*.safetensors"))
 
 
 def test_an_error_gives_threads_and_handlers_back(tiny_recipe, monkeypatch):
@@ -132,6 +151,24 @@ def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(tiny_recip
         assert {**a, "rows_per_s": 0} == {**b, "rows_per_s": 0}
 
 
+def test_a_run_that_had_a_scaler_of_losses_goes_on_where_there_is_none(tiny_recipe, capsys):
+    recipe = plain(tiny_recipe, epochs=1)
+    path = loop.train(recipe) / "checkpoints" / "step-000003" / "state.json"
+    write_json(path, read_json(path) | {"scaler": {"scale": 65536.0}})  # as on a GPU in fp16
+    loop.train(replace(recipe, run=replace(recipe.run, resume=True)))
+    assert f"resumed from {path.parent}" in capsys.readouterr().out
+
+
+def test_a_resume_removes_what_a_killed_process_left(tiny_recipe):
+    recipe = plain(tiny_recipe, epochs=1)
+    run = loop.train(recipe)
+    left = (run / ".best.1.tmp", run / "checkpoints" / ".step-000003.1.tmp")
+    for folder in left:
+        folder.mkdir()
+    loop.train(replace(recipe, run=replace(recipe.run, resume=True)))
+    assert not any(folder.exists() for folder in left)
+
+
 def test_a_full_disk_ends_a_run_in_one_paragraph_and_a_resume_goes_on(tiny_recipe, monkeypatch):
     recipe, write = plain(tiny_recipe), checkpoint.write_bytes
 
@@ -145,6 +182,19 @@ def test_a_full_disk_ends_a_run_in_one_paragraph_and_a_resume_goes_on(tiny_recip
         loop.train(recipe)
     monkeypatch.undo()
     loop.train(replace(recipe, run=replace(recipe.run, resume=True)))
+
+
+def test_where_files_cannot_be_locked_it_is_said_and_the_run_goes_on(
+    tiny_recipe, monkeypatch, capsys
+):
+    context = loop.prepare(plain(tiny_recipe))
+    for number, error in ((errno.ENOLCK, nullcontext()), (errno.EIO, pytest.raises(OSError))):
+        refused = OSError(number, os.strerror(number))
+        monkeypatch.setattr(fcntl, "flock", Mock(side_effect=refused))
+        with error, claim_run(context):
+            assert (context.folder / "recipe.json").is_file()
+        shutil.rmtree(context.folder)
+    assert capsys.readouterr().out.count("cannot be locked: start no other run") == 1
 
 
 @pytest.mark.parametrize("flag", ["resume", "overwrite"])

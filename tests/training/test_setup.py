@@ -18,11 +18,13 @@ from stillroom.extraction.process import ProcessContext
 from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import Recipe
 from stillroom.students.definitions import UNetStudent
+from stillroom.students.distiller import build_distiller
 from stillroom.teachers.configs import RunTeacher
 from stillroom.training.checkpoint import save_student
 from stillroom.training.find_cache import find_cache
 from stillroom.training.loop import train
 from stillroom.training.setup import prepare
+from stillroom.training.step import seed_forward
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
@@ -78,6 +80,19 @@ def test_one_seed_gives_one_start_and_another_seed_another(tiny_recipe):
     assert not torch.equal(start("c", 0), start("d", 1))
 
 
+def test_the_start_is_drawn_apart_from_every_step(tiny_recipe):
+    context = prepare(tiny_recipe)
+    assert context.cache is not None
+    start, drawn = context.distiller.state_dict(), []
+    for step in (-1, 0):
+        seed_forward(tiny_recipe.seed, step, 0)
+        again = build_distiller(
+            tiny_recipe.student, tiny_recipe.terms, context.cache.specs, context.distiller.size
+        )
+        drawn.append(moved(start, again.state_dict()))
+    assert not drawn[0] and "student.segmentation_head.weight" in drawn[1]
+
+
 def test_frozen_parts_keep_still_for_their_epochs_and_move_afterwards(tiny_recipe):
     recipe = kept(replace(tiny_recipe, freeze=("encoder",), freeze_epochs=1))
     start = {n: t.clone() for n, t in prepare(recipe).distiller.student.state_dict().items()}
@@ -114,6 +129,14 @@ def test_frozen_for_good_asks_for_no_gradient_and_keeps_still(tiny_recipe):
     after = student(train(recipe), 3)
     assert not {name for name in moved(start, after) if name.startswith("encoder.")}
     assert moved(start, after)
+
+
+def test_a_tap_before_which_nothing_ever_trains_is_refused(tiny_recipe):
+    frozen = replace(tiny_recipe, freeze=("encoder",))
+    with pytest.raises(UserError, match="nothing before it trains at any epoch") as refused:
+        prepare(frozen)
+    assert refused.value.found == "freeze encoder"
+    prepare(replace(frozen, freeze_epochs=1))
 
 
 def test_without_the_teacher_s_files_the_recorded_identity_is_taken_and_said_so(

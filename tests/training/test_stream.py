@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import stillroom.training.stream as stream
 from stillroom.cache import Cache, find_caches
 from stillroom.errors import DamageError, UserError
 from stillroom.hashing import keyed_hash
@@ -198,6 +199,21 @@ def test_half_of_the_pictures_are_mirrored_with_mask_and_padding(pictures):
             assert torch.equal(a.mask[i].flip(1) if turn else a.mask[i], b.mask[i])
             assert torch.equal(a.inside[i].flip(1) if turn else a.inside[i], b.inside[i])
     assert 12 < turned < 36  # of 48
+
+
+def test_the_box_of_a_mirrored_picture_is_mirrored_with_it(pictures, monkeypatch):
+    seen = stream.picture_of
+    monkeypatch.setattr(
+        stream, "picture_of", lambda *words: replace(seen(*words), box=(4.0, 2.0, 10.0, 8.0))
+    )
+    dataset = RowDataset(pictures, "train")
+    plain, mirrored = (batches(dataset, augment=Augment(mirror=m)) for m in (False, True))
+    found = {
+        (not torch.equal(a.image[i], b.image[i]), *b.boxes[i].tolist())
+        for a, b in zip(plain.values(), mirrored.values(), strict=True)
+        for i in range(len(a.keys))
+    }
+    assert found == {(False, 4, 2, 10, 8), (True, 38, 2, 44, 8)}  # of 48 pixels
 
 
 def test_a_batch_is_rgb_in_0_1_with_void_and_padding_marked(dataset, cache):
