@@ -1,6 +1,6 @@
 """Whatever happens to stored bytes, opening, reading or the scrub says so and names the file.
 
-Single bits: test_bit_flips.py. Records that verify and lie: test_record.py.
+Single bits: test_bit_flips.py. Records that verify and lie: test_shard_index.py.
 """
 
 import shutil
