@@ -31,6 +31,7 @@ def about(**more) -> TorchFields:
 
 
 def test_a_tapped_map_is_what_the_module_returned_whatever_is_written_into_it_later():
+    torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(inplace=True))
     network = TorchNetwork(module, about(mean=HALF, std=HALF, stride=1, taps=("0",)))
     image = torch.rand(1, 3, 4, 4)
