@@ -67,5 +67,6 @@ def test_a_world_that_does_not_fit_is_told_the_flags_that_do(recipe, world):
 
 
 def test_the_legal_worlds_are_listed():
-    with pytest.raises(UserError, match="wanted: 1, 2, 3, 6 processes"):
+    with pytest.raises(UserError, match="wanted: 1, 2, 3, 6 processes") as refused:
         make_schedule(24, 4, 0, 4)
+    assert refused.value.fix.startswith("--micro-batch 3, or --batch 32")  # never a larger one

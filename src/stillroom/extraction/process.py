@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stillroom.errors import UserError
+from stillroom.errors import Stopped, UserError
 
 _ARRAY = (("MIN", "0"), ("STEP", "1"))  # of a Slurm array, with what is taken where it is not given
 
@@ -85,7 +85,9 @@ def spread_over_gpus(wanted: str) -> int | None:
             # The words as they were given: `run_command` has taken --debug from sys.argv.
             words = [sys.executable, *sys.orig_argv[1:]]
             children.append(subprocess.Popen(words, env=_environment(rank, count)))
-        return max(_status(child.wait()) for child in children)
+        statuses = [_status(child.wait()) for child in children]
+        failed = [status for status in statuses if status not in (0, Stopped.exit_code)]
+        return max(failed or statuses)
     finally:
         _send(
             children, signal.SIGTERM

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stillroom.cache.folder import Cache
+from stillroom.device_memory import is_out_of_memory
 from stillroom.errors import FailureError
 from stillroom.pictures.dataset import PictureSet
 from stillroom.recipe import Recipe
@@ -60,9 +61,11 @@ class TrainContext:
             try:
                 torch.distributed.all_reduce(values)
             except RuntimeError as error:
+                if isinstance(error, torch.AcceleratorError) or is_out_of_memory(error):
+                    raise  # this process's own device
                 raise FailureError(
                     "another process of this run has ended",
-                    found=str(error).splitlines()[0],
+                    found=str(error).strip().splitlines()[0],
                     fix="see what that process said",
                 ) from error
         return values

@@ -71,7 +71,7 @@ def train(recipe: Recipe) -> Path:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                full = str(error).splitlines()[0]
+                full = (str(error).strip() or type(error).__name__).splitlines()[0]
             if full:  # not within `except`: the traceback holds the step's tensors
                 raise out_of_memory(context, full)
             _finish(context, time.perf_counter() - began)
@@ -155,7 +155,7 @@ def _restore(context: TrainContext) -> tuple[int, float]:
     folder, state = found or read_checkpoint(context.folder, step)
     load_checkpoint(folder, context.distiller, context.optimizer.optimizer)
     scaler = context.accelerator.scaler
-    if scaler is not None and state["scaler"] is not None:
+    if scaler is not None and state.get("scaler") is not None:
         scaler.load_state_dict(state["scaler"])
     context.print(f"resumed from {folder}")
     return step, state["best"]

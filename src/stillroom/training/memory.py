@@ -21,6 +21,11 @@ def out_of_memory(context: TrainContext, found: str) -> UserError:
     sizes = smaller_micro_batches(recipe.batch, recipe.micro_batch, context.schedule.world)
     fits = largest_that_fits(sizes, lambda size: _try_step(context, size))
     fix = f"--micro-batch {fits} (tried just now: it fits) with --run.overwrite"
+    if any((context.folder / "checkpoints").glob("step-*")):
+        fix = (
+            "end what else uses the device, then the same command with --run.resume; or begin anew"
+            f" (what was trained is lost) with {fix}"
+        )
     if fits is None:
         fix = (
             f"no smaller micro-batch of --batch {recipe.batch} fits either: a smaller student,"
@@ -51,11 +56,16 @@ def _try_step(context: TrainContext, micro_batch: int) -> None:
         pin=False,
         may_substitute=recipe.on_damage == "substitute",
     )
-    with closing(stream) as hosts, context.accelerator.no_sync(context.model):
+    # Not through DDP: a backward pass that ran out of memory leaves it half way, for good. The bare
+    # distiller has the same autocast, and gradients that are returned call none of DDP's hooks.
+    trained = [p for p in context.distiller.parameters() if p.requires_grad]
+    sums: tuple[torch.Tensor, ...] = ()  # of earlier micro-batches, as a step holds them
+    with closing(stream) as hosts:
         batches = [to_batch(host, device, context.cache) for host in hosts]
         for batch in batches:
-            totals = term_totals(recipe.terms, context.model(batch.image), batch, 0.0)
-            context.accelerator.backward(totals.sum())
+            totals = term_totals(recipe.terms, context.distiller(batch.image), batch, 0.0)
+            found = torch.autograd.grad(totals.sum(), trained, allow_unused=True)
+            sums = sums or tuple(g for g in found if g is not None)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    del moments
+    del moments, sums

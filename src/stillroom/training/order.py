@@ -7,6 +7,7 @@ continues exactly. An epoch is a number of steps and need not end where a pass d
 
 from dataclasses import dataclass
 
+from stillroom.device_memory import smaller_micro_batches
 from stillroom.errors import UserError
 from stillroom.hashing import keyed_hash
 
@@ -96,7 +97,8 @@ def make_schedule(batch: int, micro_batch: int, rank: int, world: int) -> MicroB
     if num_micros % world:
         legal = [n for n in range(1, num_micros + 1) if num_micros % n == 0]
         larger = -(-batch // (micro_batch * world)) * micro_batch * world
-        same_batch = "" if batch % world else f"--micro-batch {batch // world}, or "
+        smaller = smaller_micro_batches(batch, micro_batch + 1, world)[:1]
+        same_batch = "".join(f"--micro-batch {size}, or " for size in smaller)
         raise UserError(
             "the micro-batches of a step cannot be dealt evenly to the processes",
             found=f"{world} processes, --batch {batch} --micro-batch {micro_batch}",

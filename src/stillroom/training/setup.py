@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import parse_flag_from_env
 from torch.nn.parallel import DistributedDataParallel
 
 from stillroom.cache.folder import Cache
@@ -83,9 +84,12 @@ def _num_training_rows(recipe: Recipe, pictures: PictureSet) -> int:
 def _accelerator(recipe: Recipe) -> Accelerator:
     launch = {"launch": None, "fp32": "no"}.get(recipe.precision, recipe.precision)
     wanted = launch or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    on_cpu = recipe.run.device == "cpu" or not torch.cuda.is_available()
-    if recipe.run.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("CUDA was asked for", found="no CUDA device", fix="--run.device cpu")
+    no_cuda = not torch.cuda.is_available() and "no CUDA device"
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):
+        no_cuda = "a launch on the CPU (use_cpu: true)"
+    on_cpu = recipe.run.device == "cpu" or bool(no_cuda)
+    if recipe.run.device == "cuda" and no_cuda:
+        raise UserError("CUDA was asked for", found=no_cuda, fix="--run.device cpu")
     if wanted == "fp16" and on_cpu:
         raise UserError(
             "fp16 training needs a GPU",
