@@ -81,6 +81,11 @@ def test_alone_with_two_gpus_it_runs_twice_and_returns_the_worst_status(two_gpus
     assert spread_over_gpus("cpu") is None
 
 
+def test_a_child_that_failed_is_not_hidden_by_one_that_was_told_to_stop(two_gpus):
+    two_gpus.write_text("import os, sys; sys.exit((75, 1)[int(os.environ['RANK'])])")
+    assert spread_over_gpus("auto") == 1
+
+
 def test_started_by_a_launcher_it_does_not_spread(two_gpus, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     assert spread_over_gpus("auto") is None

@@ -56,6 +56,23 @@ def test_fp16_on_a_cpu_is_refused(tiny_recipe):
         prepare(replace(tiny_recipe, precision="fp16"))
 
 
+@pytest.mark.parametrize(
+    ("more", "device", "what"),
+    [
+        ({"precision": "fp16"}, "auto", "fp16 training needs a GPU"),
+        ({}, "cuda", r"CUDA was asked for(.|\n)*found: +a launch on the CPU"),
+    ],
+)
+def test_a_launch_on_the_cpu_is_one_where_there_is_a_gpu_too(
+    tiny_recipe, monkeypatch, more, device, what
+):
+    """As accelerate_configs/cpu.yaml launches; Accelerate would train fp32 and call it fp16."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match=what):
+        prepare(replace(tiny_recipe, run=replace(tiny_recipe.run, device=device), **more))
+
+
 def test_bf16_trains_on_a_cpu_and_says_so(tiny_recipe, capsys):
     run = train(replace(tiny_recipe, precision="bf16", epochs=1))
     assert "(bf16)" in capsys.readouterr().out

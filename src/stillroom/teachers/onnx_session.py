@@ -133,9 +133,10 @@ def _open(model: onnx.ModelProto, provider: str, number: int) -> onnxruntime.Inf
             data, options, providers=providers, enable_fallback=False
         )
     except RuntimeError as error:  # what a provider says that cannot begin
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or provider != CUDA_PROVIDER:
             raise
-        raise _no_device(str(error).strip().splitlines()[0], torch.device("cuda", number)) from None
+        reason = (str(error).strip() or "it gave no reason").splitlines()[0]
+        raise _no_device(reason, torch.device("cuda", number)) from None
     except _LOAD_ERRORS as error:
         if is_out_of_memory(error):
             raise

@@ -53,7 +53,8 @@ class RunningBuffers:
     def finish(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Move the buffers on by every micro-batch; `reduce` sums a tensor over the ranks.
 
-        A micro-batch with a statistic that is not finite (fp16 may overflow) moves nothing.
+        A micro-batch with a statistic that is not finite (fp16 may overflow) moves nothing; a
+        cumulative average (momentum None) counts it all the same.
         """
         if not self._moving:
             return

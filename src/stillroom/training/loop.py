@@ -119,7 +119,7 @@ def _run_steps(
         drop_frozen_gradients(distiller, recipe, epoch)
         norm = accelerator.clip_grad_norm_(distiller.parameters(), recipe.optimizer.clip or inf)
         assert norm is not None
-        optimizer.step()  # with a scaler (fp16) not where the norm is not finite
+        optimizer.step()  # with a scaler (fp16) not where a gradient is not finite
         optimizer.zero_grad()
         step += 1
 
