@@ -25,6 +25,11 @@ class StillroomError(Exception):
         super().__init__("\n".join(lines))
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class UserError(StillroomError, ValueError):
     """Something that the user gave us is wrong: exit status 2."""
 

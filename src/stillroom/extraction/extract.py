@@ -22,7 +22,7 @@ from tqdm import tqdm
 import stillroom
 from stillroom.cache.folder import Cache, claim_cache
 from stillroom.device_memory import is_out_of_memory
-from stillroom.errors import UserError
+from stillroom.errors import UserError, first_line
 from stillroom.extraction.cache_identity import compose, existing_cache, probe
 from stillroom.extraction.calibrate import fit_codecs, restore_fitted
 from stillroom.extraction.encode import (
@@ -95,7 +95,7 @@ def cache_teacher(recipe: Recipe, process: ProcessContext) -> Cache:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            reason = str(error).strip() or type(error).__name__
+            reason = first_line(error)
         raise too_large(recipe, process, stop, reason)  # with the error, its tensors are gone
 
 

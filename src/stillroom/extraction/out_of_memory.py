@@ -40,7 +40,7 @@ def too_large(
         )
     return UserError(
         f"the memory of {process.device_name} does not hold --micro-batch {recipe.micro_batch}",
-        found=f"{reason.splitlines()[0]:.300}",
+        found=f"{reason:.300}",
         fix=fix,
     )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stillroom.device_memory import is_out_of_memory
-from stillroom.errors import FailureError, UserError
+from stillroom.errors import FailureError, UserError, first_line
 from stillroom.networks.normalise import Normalise
 from stillroom.teachers.configs import OnnxTeacher
 from stillroom.teachers.devices import open_device
@@ -113,7 +113,7 @@ class BuiltOnnxTeacher:
             kind = FailureError if size in self._seen else UserError
             raise kind(
                 f"the network of {self._config.target} could not run on {len(image)} x {size}",
-                found=str(error).strip().splitlines()[0],
+                found=first_line(error),
                 fix="give a size that it takes, often a multiple of 32, with --teachers.N.size H W",
             ) from None
         for name, answer in answers.items():

@@ -11,7 +11,7 @@ from onnx.external_data_helper import (
     uses_external_data,
 )
 
-from stillroom.errors import UserError
+from stillroom.errors import UserError, first_line
 from stillroom.teachers.files import file_inside
 
 _MAX_BYTES = (1 << 31) - 1  # of a network in one piece, protobuf's own limit
@@ -55,7 +55,7 @@ def embed(model: onnx.ModelProto, folder: Path) -> None:
     except (ValueError, OverflowError, OSError, onnx.checker.ValidationError) as error:
         raise UserError(
             f"the network's weights in {', '.join(sorted(sizes))} cannot be read",
-            found=str(error).splitlines()[0],
+            found=first_line(error),
             fix="copy the file again from where the network came from",
         ) from None
     if num_bytes > _MAX_BYTES:

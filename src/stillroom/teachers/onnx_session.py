@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.device_memory import is_out_of_memory
-from stillroom.errors import UserError
+from stillroom.errors import UserError, first_line
 from stillroom.teachers.onnx_cuda import (
     CUDA_PROVIDER,
     cuda_options,
@@ -135,13 +135,12 @@ def _open(model: onnx.ModelProto, provider: str, number: int) -> onnxruntime.Inf
     except RuntimeError as error:  # what a provider says that cannot begin
         if is_out_of_memory(error) or provider != CUDA_PROVIDER:
             raise
-        reason = (str(error).strip() or "it gave no reason").splitlines()[0]
-        raise _no_device(reason, torch.device("cuda", number)) from None
+        raise _no_device(first_line(error), torch.device("cuda", number)) from None
     except _LOAD_ERRORS as error:
         if is_out_of_memory(error):
             raise
         raise UserError(
-            "onnxruntime cannot load the teacher's network", found=str(error).splitlines()[0]
+            "onnxruntime cannot load the teacher's network", found=first_line(error)
         ) from None
 
 

@@ -7,7 +7,7 @@ import timm
 from torch import Tensor
 from torch.nn import functional
 
-from stillroom.errors import UserError
+from stillroom.errors import UserError, first_line
 from stillroom.networks.normalise import Normalise
 from stillroom.networks.weights import load_trunk
 from stillroom.teachers.files import existing
@@ -42,7 +42,7 @@ def build_timm(config: TimmTeacher, device: str) -> BuiltTorchTeacher:
         except (AssertionError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"the model {config.model} could not run on {tuple(image.shape)}",
-                found=str(error).splitlines()[0][:200],
+                found=first_line(error)[:200],
                 fix="give a size that it takes with --teachers.N.size H W; where it cannot"
                 " normalise features, --teachers.N.no-norm",
             ) from None
@@ -89,14 +89,14 @@ def _load(config: TimmTeacher, options: dict[str, Any]) -> Any:
     except OSError as error:
         raise UserError(
             f"the weights of {config.model} could not be downloaded",
-            found=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}",
+            found=f"{type(error).__name__}: {first_line(error)[:200]}",
             wanted="a connection, or the file in the local cache from an earlier run",
             fix=fix,
         ) from error
     except RuntimeError as error:
         raise UserError(
             f"timm cannot make {config.model} with these weights",
-            found=str(error).splitlines()[0][:200],
+            found=first_line(error)[:200],
             fix=fix,
         ) from error
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stillroom.cache.folder import Cache
 from stillroom.device_memory import is_out_of_memory
-from stillroom.errors import FailureError
+from stillroom.errors import FailureError, first_line
 from stillroom.pictures.dataset import PictureSet
 from stillroom.recipe import Recipe
 from stillroom.students.distiller import Distiller
@@ -65,7 +65,7 @@ class TrainContext:
                     raise  # this process's own device
                 raise FailureError(
                     "another process of this run has ended",
-                    found=str(error).strip().splitlines()[0],
+                    found=first_line(error),
                     fix="see what that process said",
                 ) from error
         return values

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from stillroom.device_memory import is_out_of_memory
-from stillroom.errors import FailureError, Stopped
+from stillroom.errors import FailureError, Stopped, first_line
 from stillroom.jsonfile import read_json, write_bytes, write_json
 from stillroom.losses import epoch_progress
 from stillroom.os_errors import explain_os_errors
@@ -71,7 +71,7 @@ def train(recipe: Recipe) -> Path:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                full = (str(error).strip() or type(error).__name__).splitlines()[0]
+                full = first_line(error)
             if full:  # not within `except`: the traceback holds the step's tensors
                 raise out_of_memory(context, full)
             _finish(context, time.perf_counter() - began)
