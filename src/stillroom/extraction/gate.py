@@ -28,7 +28,7 @@ from stillroom.extraction.preprocessing import (
 from stillroom.metrics import num_classes
 from stillroom.networks.normalise import Normalise
 from stillroom.pictures.dataset import Picture, PictureSet
-from stillroom.pictures.rows import picture_of, whole_row
+from stillroom.pictures.rows import whole_picture
 from stillroom.teachers.protocol import BuiltTeacher, TeacherConfig
 from stillroom.types import IGNORE, Row
 
@@ -90,7 +90,7 @@ def gate_pictures(
         if labelled:
             break
     found = (pictures.open(shard).read(i) for shard, i in _spread(places, wanted))
-    return [p if size is None else picture_of(p, whole_row(p), size) for p in found]
+    return [p if size is None else whole_picture(p, size) for p in found]
 
 
 def judge(

@@ -55,6 +55,11 @@ def whole_row(picture: Picture) -> Row:
     return Row(key=picture.key, view=View(x0=0, y0=0, x1=width, y1=height))
 
 
+def whole_picture(picture: Picture, size: tuple[int, int]) -> Picture:
+    """Return a packed picture as it stands at `size` (h, w)."""
+    return picture_of(picture, whole_row(picture), size)
+
+
 def picture_of(picture: Picture, row: Row, size: tuple[int, int]) -> Picture:
     """Return the picture of a row at `size` (h, w): cropped, resized and mirrored as its view says.
 

@@ -10,7 +10,7 @@ from stillroom.metrics import predict
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.draw import colour_mask, grid
 from stillroom.pictures.loader import image_tensor, mask_array
-from stillroom.pictures.rows import picture_of, whole_row
+from stillroom.pictures.rows import whole_picture
 from stillroom.using.student import Trained
 
 
@@ -26,8 +26,7 @@ def draw_comparison(
     step = max(1, len(shard) // rows)
     tiles = []
     for i in range(0, len(shard), step)[:rows]:
-        packed = shard.read(i)
-        picture = picture_of(packed, whole_row(packed), size)
+        picture = whole_picture(shard.read(i), size)
         image = image_tensor(picture.image)[None]
         found = [predict(s.network(image))[0].numpy() for s in students.values()]
         tiles.append(

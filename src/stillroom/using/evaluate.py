@@ -16,7 +16,7 @@ from stillroom.jsonfile import write_json
 from stillroom.metrics import confusion, iou, miou, predict
 from stillroom.pictures.dataset import Picture, PictureSet, open_pictures
 from stillroom.pictures.loader import image_tensor, inside_array, mask_array, read_ahead
-from stillroom.pictures.rows import picture_of, whole_row
+from stillroom.pictures.rows import whole_picture
 from stillroom.types import IGNORE
 from stillroom.using.student import Trained
 
@@ -120,7 +120,7 @@ def _batches(
 
     def read(start: int) -> list[Picture]:
         some = (pictures.open(shard).read(i) for shard, i in places[start : start + num_pictures])
-        return [picture_of(picture, whole_row(picture), size) for picture in some]
+        return [whole_picture(picture, size) for picture in some]
 
     return read_ahead(range(0, len(places), num_pictures), read, workers, depth=workers + 1)
 
