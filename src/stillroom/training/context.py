@@ -1,5 +1,6 @@
 """What one process of a run works with."""
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from stillroom.pictures.dataset import PictureSet
 from stillroom.recipe import Recipe
 from stillroom.students.distiller import Distiller
 from stillroom.training.order import MicroBatchSchedule, Order
-from stillroom.training.stream import RowDataset
+from stillroom.training.stream import HostBatch, RowDataset, training_batches
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -54,6 +55,20 @@ class TrainContext:
     def is_first(self) -> bool:
         """True for the process that writes and talks."""
         return self.accelerator.is_main_process
+
+    def stream(self, steps: range) -> Generator[HostBatch, None, None]:
+        """Yield this rank's micro-batches of these steps, in order, read ahead."""
+        return training_batches(
+            self.dataset,
+            self.order,
+            self.schedule,
+            steps,
+            augment=self.recipe.augment,
+            seed=self.recipe.seed,
+            workers=self.recipe.run.workers,
+            pin=self.accelerator.device.type == "cuda",
+            may_substitute=self.recipe.on_damage == "substitute",
+        )
 
     def reduce(self, values: Tensor) -> Tensor:
         """Sum a tensor over all ranks; raises FailureError where one of them is gone."""

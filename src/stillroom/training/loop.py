@@ -6,7 +6,7 @@ that a resume needs besides tensors.
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from math import inf
 from pathlib import Path
@@ -39,7 +39,7 @@ from stillroom.training.receipt import describe, receipt
 from stillroom.training.run_folder import claim_run
 from stillroom.training.setup import prepare
 from stillroom.training.step import local_counts, loss_factors, seed_forward, term_totals
-from stillroom.training.stream import HostBatch, to_batch, training_batches
+from stillroom.training.stream import HostBatch, to_batch
 from stillroom.training.validate import evaluate, selection_score
 
 
@@ -62,7 +62,7 @@ def train(recipe: Recipe) -> Path:
             try:
                 with (
                     Log(context.folder, step) if context.is_first else nullcontext() as log,
-                    closing(_stream(context, step)) as stream,
+                    closing(context.stream(range(step, context.steps))) as stream,
                 ):
                     _run_steps(context, stream, log, stop, step, best)
             except Stopped:
@@ -159,21 +159,6 @@ def _restore(context: TrainContext) -> tuple[int, float]:
         scaler.load_state_dict(state["scaler"])
     context.print(f"resumed from {folder}")
     return step, state["best"]
-
-
-def _stream(context: TrainContext, step: int) -> Generator[HostBatch, None, None]:
-    recipe = context.recipe
-    return training_batches(
-        context.dataset,
-        context.order,
-        context.schedule,
-        range(step, context.steps),
-        augment=recipe.augment,
-        seed=recipe.seed,
-        workers=recipe.run.workers,
-        pin=context.accelerator.device.type == "cuda",
-        may_substitute=recipe.on_damage == "substitute",
-    )
 
 
 def _require_finite(context: TrainContext, step: int) -> None:

@@ -1,6 +1,7 @@
 """What to say when a micro-batch does not fit into the device's memory: which one does."""
 
 from contextlib import closing
+from dataclasses import replace
 
 import torch
 
@@ -9,7 +10,7 @@ from stillroom.errors import UserError
 from stillroom.training.context import TrainContext
 from stillroom.training.order import make_schedule
 from stillroom.training.step import term_totals
-from stillroom.training.stream import to_batch, training_batches
+from stillroom.training.stream import to_batch
 
 
 def out_of_memory(context: TrainContext, found: str) -> UserError:
@@ -45,22 +46,12 @@ def _try_step(context: TrainContext, micro_batch: int) -> None:
     moments: list[torch.Tensor] = []
     if not context.optimizer.state:  # before the first step AdamW has none: two a weight
         moments = [torch.empty_like(p) for p in context.distiller.parameters() for _ in "mv"]
-    stream = training_batches(
-        context.dataset,
-        context.order,
-        make_schedule(recipe.batch, micro_batch, schedule.rank, schedule.world),
-        range(1),
-        augment=recipe.augment,
-        seed=recipe.seed,
-        workers=1,
-        pin=False,
-        may_substitute=recipe.on_damage == "substitute",
-    )
+    cut = make_schedule(recipe.batch, micro_batch, schedule.rank, schedule.world)
     # Not through DDP: a backward pass that ran out of memory leaves it half way, for good. The bare
     # distiller has the same autocast, and gradients that are returned call none of DDP's hooks.
     trained = [p for p in context.distiller.parameters() if p.requires_grad]
     sums: tuple[torch.Tensor, ...] = ()  # of earlier micro-batches, as a step holds them
-    with closing(stream) as hosts:
+    with closing(replace(context, schedule=cut).stream(range(1))) as hosts:
         batches = [to_batch(host, device, context.cache) for host in hosts]
         for batch in batches:
             totals = term_totals(recipe.terms, context.distiller(batch.image), batch, 0.0)

@@ -6,6 +6,7 @@ All that can be wrong is found here, before any real work.
 
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -107,28 +108,17 @@ def _sources(
     recipe: Recipe, pictures: PictureSet, cache: Cache | None
 ) -> tuple[RowDataset, RowDataset | None]:
     targets = recipe.wanted_targets()
-    dataset = RowDataset(
+    rows_of_split = partial(
+        RowDataset,
         pictures,
-        "train",
-        cache=cache,
-        targets=targets,
-        size=recipe.size_of(pictures),
-        views=recipe.views,
-        regions=recipe.data.regions,
-        label_share=recipe.data.label_share,
-        labelled_only=not targets,
-    )
-    if not pictures.shard_ids("val"):
-        return dataset, None
-    return dataset, RowDataset(
-        pictures,
-        "val",
         cache=cache,
         targets=targets,
         size=recipe.size_of(pictures),
         views=recipe.views,
         regions=recipe.data.regions,
     )
+    dataset = rows_of_split("train", label_share=recipe.data.label_share, labelled_only=not targets)
+    return dataset, rows_of_split("val") if pictures.shard_ids("val") else None
 
 
 def _distiller(
