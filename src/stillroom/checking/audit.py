@@ -13,8 +13,9 @@ asked once alone and once beside the transformed pictures.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -31,7 +32,6 @@ from stillroom.pictures.rows import picture_of, rows_of
 from stillroom.pictures.views import PixelBox
 from stillroom.recipe import Recipe
 from stillroom.signals import raise_if_stopped, stop_on_signals
-from stillroom.teachers.protocol import BuiltTeacher
 from stillroom.types import Row, ShardId, View
 
 _SCALES = (0.75, 1.5)
@@ -108,6 +108,7 @@ def run_audit(
     """
     built = [config.build(device) for config in recipe.teachers]
     teachers = [teacher for teacher in built if teacher.preprocessing is not None]
+    run = partial(run_teachers, teachers, device=device)
     sums: dict[str, dict[str, _Sums]] = {}
     with stop_on_signals() as stop:
         for shard_id, i in tqdm(rows, unit="row", desc="audit"):
@@ -116,7 +117,7 @@ def run_audit(
             row = rows_of(opened, recipe.views, regions=recipe.data.regions, first_only=True)[i]
             picture = opened.read(opened.index(row.key), labels=False)
             batch = _looks(cache, row, picture)
-            answers = _answers(teachers, batch, recipe.micro_batch, device)
+            answers = _answers(run, batch, recipe.micro_batch)
             _compare(cache, picture, batch, answers, sums)
     figures = {name: {t: s.figures for t, s in found.items()} for name, found in sums.items()}
     return write_audit(cache, len(rows), figures)
@@ -145,18 +146,19 @@ def _looks(cache: Cache, row: Row, picture: Picture) -> dict[View, RowPicture]:
 
 
 def _answers(
-    teachers: Sequence[BuiltTeacher], batch: dict[View, RowPicture], num_rows: int, device: str
+    run: Callable[[Sequence[RowPicture]], dict[str, Tensor]],
+    batch: dict[View, RowPicture],
+    num_rows: int,
 ) -> tuple[dict[str, Tensor], dict[View, dict[str, Tensor]]]:
     """Return what the teachers say of the whole picture alone, and of every view beside others."""
-    looks = list(batch.values())
-    alone, beside = run_teachers(teachers, looks[:1], device), []
+    looks = list(batch.items())
+    alone, beside = run([looks[0][1]]), {}
     for start in range(0, len(looks), num_rows):
-        outputs = run_teachers(teachers, looks[start : start + num_rows], device)
-        count = len(looks[start : start + num_rows])
-        beside += [
-            {name: target[i : i + 1] for name, target in outputs.items()} for i in range(count)
-        ]
-    return alone, dict(zip(batch, beside, strict=True))
+        some = looks[start : start + num_rows]
+        outputs = run([pair for _, pair in some])
+        for i, (view, _) in enumerate(some):
+            beside[view] = {name: target[i : i + 1] for name, target in outputs.items()}
+    return alone, beside
 
 
 def _compare(
