@@ -16,11 +16,16 @@ from stillroom.cache.audit import AUDIT_FILE, MOST_ERROR, Equivariance, read_aud
 from stillroom.cache.folder import open_cache
 from stillroom.checking.audit import run_audit, transformed, views_of
 from stillroom.checking.check import check_cache
+from stillroom.checking.run_check import CheckOptions, run_check
 from stillroom.errors import DamageError, UserError
+from stillroom.extraction.extract import cache_teacher
+from stillroom.extraction.process import ProcessContext
 from stillroom.jsonfile import read_json, write_json
+from stillroom.losses import FeatureMSE
 from stillroom.pictures.loader import image_tensor
 from stillroom.recipe import Augment
 from stillroom.students.definitions import UNetStudent
+from stillroom.teachers.own_configs import FileTeacher
 from stillroom.teachers.torch import BuiltTorchTeacher
 from stillroom.training.checkpoint import save_student
 from stillroom.training.find_cache import find_cache
@@ -108,15 +113,15 @@ def test_a_map_is_transformed_as_its_picture_is():
     found = {name: transformed(target, view, size) for name, view in views.items()}
     assert torch.allclose(found["control"], target, atol=1e-5)
     assert torch.allclose(found["mirror"], target.flip(3), atol=1e-5)
-    # a quarter of the map: two cells down, three to the right
-    assert views["crop on the grid"] == View(x0=12, y0=8, x1=60, y1=40)
-    assert torch.allclose(found["crop on the grid"][..., :6, :9], target[..., 2:, 3:], atol=1e-5)
+    # an eighth of the map, or a cell at least
+    assert views["crop on the grid"] == View(x0=4, y0=4, x1=52, y1=36)
+    moved = target[..., 1:, 1:]
+    assert torch.allclose(found["crop on the grid"][..., :7, :11], moved, atol=1e-5)
     # half a cell further: the mean of four
-    assert views["crop off the grid"] == View(x0=14, y0=10, x1=62, y1=42)
-    moved = target[..., 2:, 3:]
+    assert views["crop off the grid"] == View(x0=6, y0=6, x1=54, y1=38)
     mean = (moved[..., :-1, :] + moved[..., 1:, :]) / 2
     mean = (mean[..., :-1] + mean[..., 1:]) / 2
-    assert torch.allclose(found["crop off the grid"][..., :5, :8], mean, atol=1e-5)
+    assert torch.allclose(found["crop off the grid"][..., :6, :10], mean, atol=1e-5)
 
 
 @pytest.mark.parametrize("transform", ["scale 0.75", "scale 1.5"])
@@ -136,11 +141,11 @@ def test_crops_lie_on_the_grid_of_the_network_and_half_a_cell_off_it():
     for size, stride in ((256, 8), (640, 1), (512, 32), (128, 16)):
         views = views_of((size, size), (size // stride,) * 2)
         on, off = views["crop on the grid"].x0, views["crop off the grid"].x0
-        assert on == size // 4 and off - on == max(1, stride // 2)
+        assert on == size // 8 and off - on == max(1, stride // 2)
     # packed larger than the teachers see it: a cell is 10 pixels wide
-    assert views_of((640, 640), (64, 64))["crop on the grid"].x0 == 160
-    # no whole number of cells is a quarter: the most that are whole pixels
-    assert views_of((100, 100), (32, 32))["crop on the grid"].x0 == 25
+    assert views_of((640, 640), (64, 64))["crop on the grid"].x0 == 80
+    # four cells are no whole pixels, three are
+    assert views_of((96, 96), (36, 36))["crop on the grid"].x0 == 8
 
 
 def test_the_figures_are_those_that_one_computes_by_hand(spoilt, spoilt_recipe, pictures):
@@ -216,6 +221,24 @@ def test_a_damaged_audit_is_found_and_a_repair_takes_it_away(call, passing):
     assert status == 0 and f"repaired: {path} was removed" in out and not path.exists()
     write_json(path, body | {"rows": -1})
     assert [p.kind for p in check_cache(passing.path).problems] == ["audit"]
+
+
+def test_files_are_no_answer_to_pixels_and_left_out(spoilt_recipe, pictures, tmp_path):
+    for shard in pictures.shard_ids():
+        for key in pictures.open(shard).keys:
+            path = tmp_path / "files" / f"{key}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.arange(12, dtype=np.float32).reshape(1, 3, 4))
+    files = FileTeacher(target="drawn", folder=str(tmp_path / "files"), kind="features")
+    run = replace(spoilt_recipe.run, cache=str(tmp_path / "mixed"))
+    recipe = replace(spoilt_recipe, teachers=(*spoilt_recipe.teachers, files), run=run)
+    cache = cache_teacher(recipe, ProcessContext())
+    result = run_check(cache.path, recipe, None, CheckOptions(audit=2))
+    assert result.audit is not None and result.audit.targets.keys() == {"shapes", "inner"}
+    assert result.notes == ("drawn is not audited: its teacher looks at no pixels",)
+    terms = (FeatureMSE(target="drawn", tap="encoder.2", hidden=8, weight=0.1),)
+    with pytest.raises(UserError, match="no audit of drawn"):
+        find_cache(replace(recipe, terms=terms, augment=Augment(mirror=True)), pictures, False)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ transformed, T(f(x)).
 Every T is a view: a box of the packed picture, mirrored or not, brought to the size at which the
 teachers work, so that those of a fixed size can be asked as well. T of a map is the map sampled
 bilinearly where the view's cells lie. A crop is a box of the picture's own size that was moved by
-cells: about a quarter of the map, and half a cell (a pixel at least) further for the one off the
+cells: about an eighth of the map, and half a cell (a pixel at least) further for the one off the
 grid. Scales are boxes around the middle of .75 and 1.5 of the picture's sides.
 
 Compared are the cells whose every pixel shows the picture: no padding, nothing outside it. Those at
@@ -201,10 +201,10 @@ def _shown_cells(
 
 
 def _whole_cells(length: int, cells: int) -> int:
-    """Return the pixels of a quarter of the cells or less: the number that comes nearest to whole
+    """Return the pixels of an eighth of the cells or less: the number that comes nearest to whole
     pixels, and of several the largest.
     """
-    counts = range(1, max(1, cells // 4) + 1)
+    counts = range(1, max(1, cells // 8) + 1)
     count = min(counts, key=lambda n: (abs(n * length / cells - round(n * length / cells)), -n))
     return round(count * length / cells)
 

@@ -126,7 +126,10 @@ def _audit(
         return replace(result, notes=notes)
     cache = open_cache(result.cache)
     rows = draw(cache, cache.shard_ids(), options.audit, options.seed, first_only=True)
-    return replace(result, audit=run_audit(cache, recipe, pictures, rows, device))
+    audit = run_audit(cache, recipe, pictures, rows, device)
+    left = [name for name in cache.specs if name not in audit.targets]
+    notes = (f"{name} is not audited: its teacher looks at no pixels" for name in left)
+    return replace(result, audit=audit, notes=(*result.notes, *notes))
 
 
 def _is_doubtful(result: CheckResult) -> bool:
