@@ -12,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from stillroom.cache.audit import AUDIT_FILE, MOST_ERROR, Equivariance, read_audit, write_audit
+from stillroom.cache.audit_file import AUDIT_FILE, MOST_ERROR, Equivariance, read_audit, write_audit
 from stillroom.cache.folder import open_cache
 from stillroom.checking.audit import run_audit, transformed, views_of
 from stillroom.checking.check import check_cache

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from stillroom.cache.audit import CONTROL, MIRROR, MOST_ERROR, Audit, Equivariance, write_audit
+from stillroom.cache.audit_file import CONTROL, MIRROR, MOST_ERROR, Audit, Equivariance, write_audit
 from stillroom.cache.folder import Cache
 from stillroom.errors import UserError
 from stillroom.extraction.encode import RowPicture, run_teachers

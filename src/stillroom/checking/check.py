@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from stillroom.cache.audit import AUDIT_FILE, read_audit
+from stillroom.cache.audit_file import AUDIT_FILE, read_audit
 from stillroom.cache.folder import Cache, open_cache
 from stillroom.cache.identity import both_sides, differences
 from stillroom.cache.scrub import Problem, ProblemKind

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from stillroom.cache.audit import Audit
+from stillroom.cache.audit_file import Audit
 from stillroom.cache.scrub import Problem
 from stillroom.checking.audit import table
 from stillroom.checking.rerun import Compared

@@ -9,7 +9,7 @@ from typing import Any
 
 import safetensors.torch
 
-from stillroom.cache.audit import AUDIT_FILE
+from stillroom.cache.audit_file import AUDIT_FILE
 from stillroom.cache.folder import Cache, claim_cache, open_cache
 from stillroom.cache.shard_index import stated_by_shards
 from stillroom.checking.check import CODECS, MANIFEST, check_cache

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stillroom.cache.audit import AUDIT_FILE, MIRROR, MOST_ERROR, read_audit
+from stillroom.cache.audit_file import AUDIT_FILE, MIRROR, MOST_ERROR, read_audit
 from stillroom.cache.find import find_caches, match_cache
 from stillroom.cache.folder import Cache
 from stillroom.errors import UserError
