@@ -22,7 +22,7 @@ from stillroom.types import Kind, Row, RowStatistics, ShardId
 RowPicture = tuple[Row, Picture]
 # Of what is promised, of a whole shard. YOLOX's stride-8 features, shards of 8 to 64 rows: .95 to
 # 1.02, single rows .71 to 1.41. A stand-in at half the amplitude of the calibration rows: 1.9 to
-# 2.8, at three times .2 to .3, since the promise is a relative error.
+# 2.8, at three times .22 to .34, since the promise is a relative error.
 WORSE = 1.5
 
 
