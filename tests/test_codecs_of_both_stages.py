@@ -20,7 +20,7 @@ from stillroom.recipe import Recipe
 from stillroom.training.find_cache import find_cache
 from stillroom.training.loop import train
 from stillroom.training.stream import RowDataset, collate, to_batch
-from stillroom.types import Batch
+from stillroom.types import Batch, ShardId
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ALONE = ProcessContext()
@@ -101,6 +101,36 @@ def test_a_codec_that_breaks_its_promise_is_refused_by_picture(tiny_recipe, tmp_
         cache_teacher(recipe, ALONE)
     assert "000000" in str(refused.value) and "error_bound" in str(refused.value)
     assert not list((tmp_path / "cache").glob("*/*.zarr"))
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 2.0])
+def test_a_shard_worse_than_its_codecs_promise_is_refused(
+    tiny_recipe, tmp_path, monkeypatch, scale
+):
+    """The rows of one shard have other amplitudes than those that the step was fitted on; where
+    they are larger, the error is a smaller share of them.
+    """
+    recipe = with_codecs(tiny_recipe, tmp_path, "stochastic:0.3", "float16")
+    keys = open_pictures(recipe.data.shards).open(ShardId("train", 1)).keys
+
+    def scaling(cache, batch, outputs):
+        if batch[0][0].key in keys:
+            middle = cache.fitted["inner"]["offset"]
+            inner = middle + scale * (outputs["inner"] - middle)
+            outputs = outputs | {"inner": inner}
+        return encoding.encode(cache, batch, outputs)
+
+    monkeypatch.setattr("stillroom.extraction.extract.encode", scaling)
+    if scale >= 1:
+        assert cache_teacher(recipe, ALONE).is_complete
+        return
+    with pytest.raises(UserError, match="as promised") as refused:
+        cache_teacher(recipe, ALONE)
+    text = str(refused.value)
+    assert "stochastic:0.3 did not keep inner of shard train-000001" in text
+    assert "--codec.inner int8" in text and "at most 1.5 times" in text
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert [path.name for path in folder.glob("*.zarr")] == ["train-000000.zarr"]
 
 
 def test_two_texts_of_one_codec_are_one_cache(tiny_recipe, tmp_path):

@@ -64,6 +64,11 @@ class Dithered:
     ) -> Float[Tensor, "b ..."]:
         return fitted["step"].expand(target.shape)
 
+    def promised_error(
+        self, target: Float[Tensor, "b ..."], fitted: dict[str, Tensor]
+    ) -> Float[Tensor, "b"] | None:
+        return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Halves:

@@ -2,6 +2,7 @@
 
 python tools/check_cache.py CACHE
 python tools/check_cache.py CACHE RECIPE [recipe flags] --rerun 64
+python tools/check_cache.py CACHE RECIPE [recipe flags] --audit
 python tools/check_cache.py CACHE RECIPE [recipe flags] --repair
 """
 
@@ -45,7 +46,12 @@ def _check(own: argparse.Namespace, words: list[str]):
         raise UserError("which cache?", fix="python tools/check_cache.py CACHE (--help says more)")
     recipe = recipe_from(words[1:]) if words[1:] else None
     options = CheckOptions(
-        rerun=own.rerun, seed=own.rerun_seed, repair=own.repair, gc=own.gc, workers=own.workers
+        rerun=own.rerun,
+        seed=own.rerun_seed,
+        audit=own.audit,
+        repair=own.repair,
+        gc=own.gc,
+        workers=own.workers,
     )
     if recipe is not None and own.shards is not None:
         data = dataclasses.replace(recipe.data, shards=str(own.shards))
@@ -67,6 +73,10 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     add("--rerun", type=int, metavar="N", help="run RECIPE's teachers again on N random rows and"
         " compare with what is stored (default: no row)")  # fmt: skip
     add("--rerun-seed", type=int, default=0, metavar="SEED", help="which rows (default: 0)")
+    add("--audit", type=int, nargs="?", const=16, metavar="N", help="compare what RECIPE's teachers"
+        " say of N mirrored, cropped and scaled pictures with what they say of the pictures, so"
+        " transformed, and keep the figures with the cache: stage 2 mirrors targets only where they"
+        " allow it (default: no row; without N: 16)")  # fmt: skip
     add("--repair", action="store_true", help="move what is broken to quarantine/ and, with"
         " RECIPE, make just that again (default: nothing is written)")  # fmt: skip
     add("--gc", action="store_true", help="remove temporary folders of dead writers: of this host"

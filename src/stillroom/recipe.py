@@ -41,7 +41,9 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augment:
-    """Random changes of the student's picture; what the teachers said of it stays the same."""
+    """Random changes of the student's picture; but for the mirror, what the teachers said of it
+    stays the same.
+    """
 
     # strength of changes of brightness, contrast and saturation; 0 = none, 0.3 is moderate
     photometric: float = 0.0
@@ -50,7 +52,8 @@ class Augment:
     blur: float = 0.0  # largest standard deviation of a Gaussian blur, pixels
     noise: float = 0.0  # largest standard deviation of Gaussian noise, 1 = the whole range
     jpeg: int | None = None  # lowest quality, 1 to 95, at which pictures are JPEGs once more
-    # mirror half of the pictures; refused where a term is distilled from one stored view
+    # mirror half of the pictures, and what the teachers said of them: refused unless the cache's
+    # audit (tools/check_cache.py --audit) says that this is what they say of mirrored ones
     mirror: bool = False
 
 
@@ -161,11 +164,6 @@ def check(recipe: Recipe, pictures: PictureSet | None = None) -> None:
                 f"a codec is given for {name!r}, which no teacher makes", wanted=_names(kinds)
             )
         parse_codec(recipe.codec[name])
-    if recipe.augment.mirror and recipe.wanted_targets():
-        raise UserError(
-            "pictures cannot be mirrored while targets come from a cache of unmirrored views",
-            fix="--augment.no-mirror; --views.count 4 keeps views, some of them mirrored",
-        )
     if pictures is not None:
         _check_pictures(recipe, pictures)
 

@@ -89,6 +89,18 @@ def test_no_value_is_further_off_than_the_stated_bound(codec: Codec, fitted):
     assert float((error / bound).max()) > 0.9  # and the bound is no larger than it has to be
 
 
+def test_what_is_promised_of_a_shard_is_kept_on_rows_like_those_of_the_fit(codec: Codec):
+    target = features(400, seed=6)
+    fitted = codec.fit([features(400, seed=1)])
+    promised = codec.promised_error(target, fitted)
+    assert (promised is not None) == codec.is_noisy
+    if promised is not None:
+        off = codec.decode(codec.encode(target, rows(400), fitted), fitted) - target
+        found = off.flatten(1).square().mean(1)
+        assert promised.shape == (400,)
+        assert float(found.mean()) == pytest.approx(float(promised.mean()), rel=0.1)
+
+
 def test_what_is_kept_of_a_row_knows_no_batch(codec: Codec, fitted):
     target, names = features(6, seed=4), rows(6)
     whole = codec.encode(target, names, fitted)

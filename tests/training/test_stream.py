@@ -13,6 +13,8 @@ import torch
 import stillroom.training.stream as stream
 from stillroom.cache import Cache, find_caches
 from stillroom.errors import DamageError, UserError
+from stillroom.extraction.extract import cache_teacher
+from stillroom.extraction.process import ProcessContext
 from stillroom.hashing import keyed_hash
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.pictures.loader import image_tensor
@@ -199,6 +201,37 @@ def test_half_of_the_pictures_are_mirrored_with_mask_and_padding(pictures):
             assert torch.equal(a.mask[i].flip(1) if turn else a.mask[i], b.mask[i])
             assert torch.equal(a.inside[i].flip(1) if turn else a.inside[i], b.inside[i])
     assert 12 < turned < 36  # of 48
+
+
+@pytest.fixture(scope="module", params=["float16", "stochastic:1.0"])
+def coded(request, make_tiny, tiny_world, tmp_path_factory) -> Cache:
+    """A cache whose features are kept as they are, and one of noise that was drawn in its order."""
+    recipe = make_tiny.tiny_recipe(tiny_world, tmp_path_factory.mktemp("runs"))
+    run = replace(recipe.run, cache=str(tmp_path_factory.mktemp("coded")))
+    codec = {"shapes": "float16", "inner": request.param}
+    return cache_teacher(replace(recipe, run=run, codec=codec), ProcessContext())
+
+
+def test_targets_of_mirrored_pictures_are_those_of_the_others_mirrored(pictures, coded):
+    dataset = RowDataset(pictures, "train", cache=coded, targets=TARGETS)
+    plain, mirrored = (batches(dataset, augment=Augment(mirror=m)) for m in (False, True))
+    turned = 0
+    for job, host in plain.items():
+        a, b = (to_batch(h, torch.device("cpu"), coded) for h in (host, mirrored[job]))
+        for i in range(len(a.keys)):
+            turn = not torch.equal(a.image[i], b.image[i])
+            turned += turn
+            for name, target in a.targets.items():
+                assert torch.equal(target[i].flip(2) if turn else target[i], b.targets[name][i])
+        assert all(torch.equal(a.noise[name], b.noise[name]) for name in a.noise)
+    assert 12 < turned < 36  # of 48
+
+
+def test_what_is_mirrored_depends_neither_on_workers_nor_on_ranks(dataset):
+    alone = batches(dataset, augment=Augment(mirror=True), workers=1)
+    ranks = [batches(dataset, augment=Augment(mirror=True), world=2, rank=r) for r in (0, 1)]
+    for job, batch in (ranks[0] | ranks[1]).items():
+        assert same(batch, alone[job]) and torch.equal(batch.mirrored, alone[job].mirrored)
 
 
 def test_the_box_of_a_mirrored_picture_is_mirrored_with_it(pictures, monkeypatch):

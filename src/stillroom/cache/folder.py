@@ -169,6 +169,12 @@ class Cache:
         """Return, per value, how far the codec of a target may at most move it."""
         return self.codecs[name].error_bound(target, self._fitted_at(target.device)[name])
 
+    def promised_error(
+        self, name: str, target: Float[Tensor, "b c y x"]
+    ) -> Float[Tensor, "b"] | None:
+        """Return, per row, what the codec of a target promises of its mean squared error."""
+        return self.codecs[name].promised_error(target, self._fitted_at(target.device)[name])
+
     def _fitted_at(self, device: torch.device) -> dict[str, dict[str, Tensor]]:
         if device not in self._fitted_on:
             self._fitted_on[device] = {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 1 << 20
 
 ProblemKind = Literal[
-    "identity", "codecs", "manifest", "incomplete", "shard", "pictures", "teacher"
+    "identity", "codecs", "manifest", "incomplete", "shard", "pictures", "teacher", "audit"
 ]
 Tick = Callable[[int, int], None]  # called with bytes and rows done; may raise to stop
 

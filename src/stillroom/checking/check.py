@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from stillroom.cache.audit_file import AUDIT_FILE, read_audit
 from stillroom.cache.folder import Cache, open_cache
 from stillroom.cache.identity import both_sides, differences
 from stillroom.cache.scrub import Problem, ProblemKind
@@ -68,7 +69,7 @@ def check_cache(
     )
     return CheckResult(
         cache=folder,
-        problems=(*problems, *bad, *_check_manifest(cache, missing)),
+        problems=(*problems, *bad, *_check_manifest(cache, missing), *_check_audit(cache)),
         num_shards=len(wanted),
         num_rows=num_rows,
         num_bytes=num_bytes,
@@ -134,6 +135,15 @@ def _check_pictures(cache: Cache, pictures: PictureSet) -> list[Problem]:
     sides = "found {}, wanted {}".format(*both_sides(different, limit=2))
     what = f"the pictures of {pictures.path} are not those that the teachers saw ({sides})"
     return [Problem(kind="pictures", path=pictures.path, what=what)]
+
+
+def _check_audit(cache: Cache) -> list[Problem]:
+    """The audit, where there is one, can be read and is of this cache."""
+    try:
+        read_audit(cache)
+    except (DamageError, OSError) as error:
+        return [_unreadable("audit", cache.path / AUDIT_FILE, error)]
+    return []
 
 
 def _check_manifest(cache: Cache, missing: tuple[ShardId, ...]) -> list[Problem]:

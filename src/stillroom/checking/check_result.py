@@ -4,7 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from stillroom.cache.audit_file import Audit
 from stillroom.cache.scrub import Problem
+from stillroom.checking.audit import table
 from stillroom.checking.rerun import Compared
 
 START_ANEW = (
@@ -25,6 +29,7 @@ class CheckResult:
     num_bytes: int = 0
     seconds: float = 0.0
     compared: tuple[Compared, ...] = ()  # per target, where the teachers were run again
+    audit: Audit | None = None  # where it was made
     repaired: tuple[str, ...] = ()
     removed: tuple[Path, ...] = ()
 
@@ -57,6 +62,7 @@ class CheckResult:
         lines = [f"{problem.kind}: {problem.what}" for problem in self.problems]
         lines += [f"note: {note}" for note in self.notes]
         lines += [line for compared in self.compared for line in compared.lines()]
+        lines += [] if self.audit is None else table(self.audit)
         lines += [f"repaired: {what}" for what in self.repaired]
         lines += [f"removed: {path}" for path in self.removed]
         lines += [] if self.fix is None else [f"fix: {self.fix}"]
@@ -82,6 +88,7 @@ class CheckResult:
             "bytes": self.num_bytes,
             "seconds": round(self.seconds, 3),
             "rerun": {compared.target: compared.as_json() for compared in self.compared},
+            "audit": None if self.audit is None else msgspec.to_builtins(self.audit.targets),
             "repaired": list(self.repaired),
             "removed": list(map(str, self.removed)),
             "fix": self.fix,

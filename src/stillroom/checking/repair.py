@@ -9,6 +9,7 @@ from typing import Any
 
 import safetensors.torch
 
+from stillroom.cache.audit_file import AUDIT_FILE
 from stillroom.cache.folder import Cache, claim_cache, open_cache
 from stillroom.cache.shard_index import stated_by_shards
 from stillroom.checking.check import CODECS, MANIFEST, check_cache
@@ -45,6 +46,9 @@ def repair(
     if "codecs" in kinds:
         done += _restore_codecs(cache, result)
         cache = open_cache(folder)  # without the fitted values that it may have read
+    if "audit" in kinds:
+        (folder / AUDIT_FILE).unlink()
+        done.append(f"{folder / AUDIT_FILE} was removed; --audit makes it again")
     bad, missing = _bad_shards(result), cache.missing()
     if _has_other_teachers(result):
         done.append("rows that differ were left alone: too many to be the fault of single shards")

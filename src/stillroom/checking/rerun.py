@@ -150,10 +150,15 @@ def refuse_other_teachers(cache: Cache, recipe: Recipe, *, with_files: bool = Tr
 
 
 def draw(
-    cache: Cache, shard_ids: Iterable[ShardId], count: int, seed: int
+    cache: Cache, shard_ids: Iterable[ShardId], count: int, seed: int, *, first_only: bool = False
 ) -> list[tuple[ShardId, int]]:
-    """Return `count` rows of some shards (all, where there are fewer) in the cache's order."""
-    rows = [(shard_id, i) for shard_id in shard_ids for i in range(cache.shard_rows(shard_id))]
+    """Return `count` rows of some shards (all, where there are fewer) in the cache's order; with
+    `first_only` they are numbered among each shard's first views.
+    """
+    rows = []
+    for id_ in shard_ids:
+        num_rows = cache.shard_rows(id_) // (cache.num_views(id_.split) if first_only else 1)
+        rows += [(id_, i) for i in range(num_rows)]
     return sorted(random.Random(seed).sample(rows, min(count, len(rows))))
 
 

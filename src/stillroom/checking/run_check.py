@@ -1,9 +1,10 @@
-"""What `tools/check_cache.py` does, in order: check, run again, repair, collect garbage."""
+"""What `tools/check_cache.py` does, in order: check, run again, repair, audit, collect garbage."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stillroom.cache.folder import Cache, open_cache
+from stillroom.checking.audit import run_audit
 from stillroom.checking.check import check_cache, find_folder, open_or_problem
 from stillroom.checking.check_result import CheckResult
 from stillroom.checking.leftovers import find_dead, num_bytes, remove_dead
@@ -23,13 +24,15 @@ class CheckOptions:
 
     rerun: int | None = None  # rows to run the teachers again on; None = none
     seed: int = 0  # of the draw of these rows
+    audit: int | None = None  # rows to compare transformed answers on; None = none
     repair: bool = False
     gc: bool = False
     workers: int = 2  # threads that read
 
     def __post_init__(self) -> None:
-        if self.rerun is not None and self.rerun < 1:
-            raise UserError("no such number of rows", found=f"--rerun {self.rerun}", wanted=">= 1")
+        for flag, rows in (("--rerun", self.rerun), ("--audit", self.audit)):
+            if rows is not None and rows < 1:
+                raise UserError("no such number of rows", found=f"{flag} {rows}", wanted=">= 1")
         if self.workers < 1:
             raise UserError("no such number of threads", found=f"--workers {self.workers}")
 
@@ -43,9 +46,10 @@ def run_check(
     for what cannot be done as asked, before anything is written.
     """
     folder = find_folder(path)
-    if recipe is None and options.rerun is not None:
-        fix = f"python tools/check_cache.py {folder} RECIPE --rerun {options.rerun}"
-        raise UserError("--rerun needs the recipe whose teachers are to run", fix=fix)
+    for flag, rows in (("--rerun", options.rerun), ("--audit", options.audit)):
+        if recipe is None and rows is not None:
+            fix = f"python tools/check_cache.py {folder} RECIPE {flag} {rows}"
+            raise UserError(f"{flag} needs the recipe whose teachers are to run", fix=fix)
     data = Path(recipe.data.shards) if recipe is not None and shards is None else shards
     pictures = None if data is None else open_pictures(data)
     process = ProcessContext() if recipe is None else process_context(recipe.run.device, {})
@@ -60,6 +64,9 @@ def run_check(
     if options.repair and result.problems:
         with explain_os_errors("the repair cannot go on", folder):
             result = repair(result, recipe, pictures, process, workers=options.workers)
+    if recipe is not None and pictures is not None and options.audit is not None:
+        with explain_os_errors("the audit cannot be kept", folder):
+            result = _audit(result, recipe, pictures, options, process.device)
     with explain_os_errors("dead folders could not be removed", folder):
         removed = remove_dead(folder) if options.gc else []
     notes += [*result.notes, *_notes(folder, pictures)]
@@ -71,7 +78,7 @@ def _notes_on_teachers(cache: Cache, recipe: Recipe, options: CheckOptions) -> l
     try:
         refuse_other_teachers(cache, recipe)
     except MissingTeacherError as error:
-        if options.rerun is not None or options.repair:
+        if options.rerun is not None or options.audit is not None or options.repair:
             raise
         refuse_other_teachers(cache, recipe, with_files=False)
         return [f"the teachers' files were not compared: {error.what}"]
@@ -96,9 +103,7 @@ def _rerun(
 ) -> CheckResult:
     """Run the teachers again on rows of the shards that are sound; return the result with it."""
     assert options.rerun is not None
-    if any(
-        p.shard is None and p.kind in ("identity", "codecs", "pictures") for p in result.problems
-    ):
+    if _is_doubtful(result):
         return replace(result, notes=("no teacher was run again: see to the problems first",))
     cache = open_cache(result.cache)
     bad = {*cache.missing(), *(problem.shard for problem in result.problems)}
@@ -109,3 +114,25 @@ def _rerun(
     compared, problems = rerun(cache, recipe, pictures, rows, device)
     problems = (*result.problems, *problems)
     return replace(result, notes=notes, compared=tuple(compared), problems=problems)
+
+
+def _audit(
+    result: CheckResult, recipe: Recipe, pictures: PictureSet, options: CheckOptions, device: str
+) -> CheckResult:
+    """Compare the teachers' answers for transformed pictures; return the result with it."""
+    assert options.audit is not None
+    if _is_doubtful(result):
+        notes = (*result.notes, "no audit was made: see to the problems first")
+        return replace(result, notes=notes)
+    cache = open_cache(result.cache)
+    rows = draw(cache, cache.shard_ids(), options.audit, options.seed, first_only=True)
+    audit = run_audit(cache, recipe, pictures, rows, device)
+    left = [name for name in cache.specs if name not in audit.targets]
+    notes = (f"{name} is not audited: its teacher looks at no pixels" for name in left)
+    return replace(result, audit=audit, notes=(*result.notes, *notes))
+
+
+def _is_doubtful(result: CheckResult) -> bool:
+    """Whether it is open what was made of which pictures."""
+    kinds = ("identity", "codecs", "pictures")
+    return any(p.shard is None and p.kind in kinds for p in result.problems)

@@ -59,6 +59,14 @@ class Codec(Protocol):
         """Return, per value, how far the decoded value may at most be from the target's."""
         ...
 
+    def promised_error(
+        self, target: Float[Tensor, "b ..."], fitted: dict[str, Tensor]
+    ) -> Float[Tensor, "b"] | None:
+        """Return, per row, the mean of (decoded - value)^2 that is promised on average over a
+        shard; None where `error_bound` is the whole promise.
+        """
+        ...
+
 
 CODECS: dict[str, type[Any]] = {
     "float16": Float16,

@@ -144,6 +144,13 @@ class Stochastic:
         largest = target.abs() + fitted["offset"].abs()
         return largest.mul(2.0**-20).add_(fitted["step"] * (1 + 2.0**-16))
 
+    def promised_error(
+        self, target: Float[Tensor, "b c y x"], fitted: dict[str, Tensor]
+    ) -> Float[Tensor, "b"] | None:
+        """The relative error times the mean of (x - offset[channel])^2."""
+        away = target.float() - fitted["offset"]
+        return away.flatten(1).square().mean(1, dtype=torch.float64).mul(self.error)
+
     def _no_room(self, row: Row, values: Float[Tensor, "n"], size: int) -> UserError:
         units = float(values.abs().sum(dtype=torch.float64))
         return UserError(

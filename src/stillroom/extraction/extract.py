@@ -28,6 +28,7 @@ from stillroom.extraction.calibrate import fit_codecs, restore_fitted
 from stillroom.extraction.encode import (
     EncodedBatch,
     RowPicture,
+    ShardError,
     encode,
     read_batches,
     run_teachers,
@@ -209,12 +210,14 @@ def _make_shards(job: _Job, missing: tuple[ShardId, ...]) -> None:
 def _make_shard(job: _Job, shard: ShardId, bar: Any) -> None:
     began = time.perf_counter()
     writer, left = job.cache.writer(shard), job.cache.shard_rows(shard)
+    error = ShardError()
 
     def append(batch: EncodedBatch) -> int:
         for i, row in enumerate(batch.rows):
             statistics = {name: column[i] for name, column in batch.statistics.items()}
             parts = {name: part[i] for name, part in batch.parts.items()}
             writer.append(row, parts, statistics, batch.pixels[i])
+        error.add(batch)
         return len(batch.rows)
 
     # One thread compresses and appends, so that the teacher does not wait for the disk.
@@ -229,6 +232,7 @@ def _make_shard(job: _Job, shard: ShardId, bar: Any) -> None:
                 return
             left -= num_rows
             bar.update(num_rows)
+        error.require(job.cache, shard)
         seconds = time.perf_counter() - began
         writer.publish(_provenance(job, job.cache.shard_rows(shard), seconds))
 

@@ -1,8 +1,10 @@
 """Which cache a recipe means: the one that holds what its teachers said of these pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stillroom.cache.audit_file import AUDIT_FILE, MIRROR, MOST_ERROR, read_audit
 from stillroom.cache.find import find_caches, match_cache
 from stillroom.cache.folder import Cache
 from stillroom.errors import UserError
@@ -15,7 +17,8 @@ def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | N
     """Return the one cache that holds every target the terms need, or None where they need none.
 
     The teachers' files need not be here: then, and always with `run.recorded_teachers`, a cache
-    that recorded such a teacher is taken at its word, and said so. Raises UserError.
+    that recorded such a teacher is taken at its word, and said so. Raises UserError, and
+    DamageError for a bad audit where pictures are mirrored.
     """
     wanted = recipe.wanted_targets()
     if not wanted:
@@ -46,12 +49,41 @@ def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | N
             found=f"{len(missing)} of {len(cache.shard_ids())} shards are missing",
             fix=f"{_rebuild(recipe, cache.identity['body'])}: it goes on where it stopped",
         )
+    if recipe.augment.mirror:
+        _require_mirror(cache, wanted)
     if verbose:
         names = ", ".join(teachers if recipe.run.recorded_teachers else absent)
         note = f" (of the teachers of {names} the recorded identity is taken)" if names else ""
         print(f"cache: {cache.path}{note}", flush=True)
         _warn_of_noise(recipe, cache)
     return cache
+
+
+def _require_mirror(cache: Cache, targets: Sequence[str]) -> None:
+    """Raise UserError unless the cache's audit says that mirrored targets are those of mirrored
+    pictures.
+    """
+    views = "--augment.no-mirror and --views.count 4, which keeps views, some of them mirrored"
+    audit = read_audit(cache)
+    measured = {} if audit is None else audit.targets
+    unknown = [name for name in targets if MIRROR not in measured.get(name, {})]
+    known = {name: measured[name][MIRROR] for name in targets if name not in unknown}
+    failed = [
+        f"{name} {figures.error:.2g}" for name, figures in known.items() if not figures.passes
+    ]
+    if failed:
+        raise UserError(
+            "the teachers do not say of mirrored pictures what they say of the pictures, mirrored",
+            found=f"error {', '.join(failed)} in {cache.path / AUDIT_FILE}",
+            wanted=f"at most {MOST_ERROR}",
+            fix=views,
+        )
+    if unknown:
+        raise UserError(
+            "pictures cannot be mirrored while it is not known whether targets can be",
+            found=f"no audit of {', '.join(unknown)} in {cache.path}",
+            fix=f"python tools/check_cache.py {cache.path} RECIPE --audit measures it; or {views}",
+        )
 
 
 def _warn_of_noise(recipe: Recipe, cache: Cache) -> None:

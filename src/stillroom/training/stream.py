@@ -45,6 +45,7 @@ class HostBatch:
     boxes: Tensor | None  # (b 4) float32, pixels
     parts: dict[str, Tensor]
     noise: dict[str, Tensor]  # (b,) float32, per target that is right on average only
+    mirrored: Tensor | None = None  # (b,) bool: rows whose targets are to be mirrored once decoded
 
 
 class RowDataset:
@@ -225,11 +226,12 @@ def collate(rows: list[tuple[str, dict[str, np.ndarray]]], pin: bool) -> HostBat
         np.stack([arrays[name] for _, arrays in rows], out=out.numpy())
         tensors[name] = out
     image, mask, inside = (tensors.pop(name) for name in ("image", "mask", "inside"))
-    boxes = tensors.pop("box", None)
+    boxes, mirrored = tensors.pop("box", None), tensors.pop("mirrored", None)
+    mirrored = None if mirrored is None else mirrored[:, 0]
     noisy = [name for name in tensors if name.startswith(_NOISE)]
     noise = {name.removeprefix(_NOISE): tensors.pop(name)[:, 0] for name in noisy}
     keys = tuple(key for key, _ in rows)
-    return HostBatch(keys, image, mask, inside, boxes, tensors, noise)
+    return HostBatch(keys, image, mask, inside, boxes, tensors, noise, mirrored)
 
 
 def to_batch(host: HostBatch, device: torch.device, cache: Cache | None) -> Batch:
@@ -239,13 +241,17 @@ def to_batch(host: HostBatch, device: torch.device, cache: Cache | None) -> Batc
         return tensor.to(device, non_blocking=True)
 
     assert cache is not None or not host.parts
+    targets = {} if cache is None else cache.decode(host.parts, device)
+    if host.mirrored is not None:
+        mirrored = move(host.mirrored)[:, None, None, None]
+        targets = {name: torch.where(mirrored, t.flip(3), t) for name, t in targets.items()}
     return Batch(
         keys=host.keys,
         image=move(host.image).permute(0, 3, 1, 2).float().div_(255),  # stays channels-last
         mask=move(host.mask).long(),
         inside=move(host.inside),
         boxes=None if host.boxes is None else move(host.boxes),
-        targets={} if cache is None else cache.decode(host.parts, device),
+        targets=targets,
         noise={name: move(value) for name, value in host.noise.items()},
     )
 
@@ -254,12 +260,10 @@ def _augmented(arrays: dict[str, Any], augment: Augment, seed: int) -> dict[str,
     if augment == _UNCHANGED:
         return arrays
     generator = np.random.Generator(np.random.PCG64(seed))
-    if augment.mirror and generator.random() < 0.5:
-        box = arrays.pop("box", None)
-        arrays = {name: mirror(array) for name, array in arrays.items()}
-        if box is not None:
-            width = arrays["image"].shape[1]
-            arrays["box"] = np.array([width - box[2], box[1], width - box[0], box[3]], np.float32)
+    if augment.mirror:
+        mirrored = generator.random() < 0.5
+        arrays |= {"mirrored": np.array([mirrored])}
+        arrays |= _mirrored(arrays) if mirrored else {}
     image = arrays["image"]
     if augment.photometric:
         image = photometric(image, augment.photometric, generator)
@@ -272,3 +276,13 @@ def _augmented(arrays: dict[str, Any], augment: Augment, seed: int) -> dict[str,
     if augment.jpeg:
         image = jpeg(image, augment.jpeg, generator)
     return arrays | {"image": image}
+
+
+def _mirrored(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Return picture, mask, `inside` and box mirrored; targets are, once they are decoded."""
+    found = {name: mirror(arrays[name]) for name in ("image", "mask", "inside")}
+    if "box" in arrays:
+        x0, y0, x1, y1 = arrays["box"]
+        width = arrays["image"].shape[1]
+        found["box"] = np.array([width - x1, y0, width - x0, y1], np.float32)
+    return found
