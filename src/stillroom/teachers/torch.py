@@ -16,7 +16,7 @@ from stillroom.networks.build import Network, build_network, load_weights
 from stillroom.networks.finished_run import load_run
 from stillroom.networks.normalise import Normalise
 from stillroom.networks.taps import require_taps
-from stillroom.networks.torch_network import kind_of, load_module, require_modules, run_module
+from stillroom.networks.torch_network import kind_of, load_module, run_module
 from stillroom.teachers.configs import RunTeacher, SmpTeacher
 from stillroom.teachers.damage import damage_of, network_weights
 from stillroom.teachers.devices import open_device
@@ -93,7 +93,6 @@ def build_own(config: TorchTeacher, device: str) -> BuiltTorchTeacher:
     if config.weights is not None:
         load_weights(module, existing(config.weights, "weights"))
     taps = tuple(tap for _, tap in config.outputs)
-    require_modules(module, taps)
 
     def run(image: Tensor, normalise: Normalise) -> dict[str, Tensor]:
         found, features = run_module(module, normalise(image), taps)
