@@ -1,4 +1,4 @@
-"""A student, its heads, and the projections of its features to a teacher's width: what DDP wraps."""
+"""A student, its heads, and projections of its features to a teacher's width: what DDP wraps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
