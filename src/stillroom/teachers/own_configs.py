@@ -42,8 +42,8 @@ class TorchTeacher:
     # safetensors or a torch file, loaded strictly; None = as the factory leaves them
     weights: str | None = None
     target: str | None  # the name under which the logits are cached; None = not kept
-    # kept as features, maps (b c y x): (target, name of a module or in the network's dict), or with a
-    # stride: averaged to so many pixels of the picture a cell
+    # kept as features, maps (b c y x): (target, name of a module or in the network's dict), or with
+    # a stride: averaged to so many pixels of the picture a cell
     outputs: Taps = ()
     mean: Triple = IMAGENET_MEAN  # subtracted after scaling, scaled units, network's order
     std: Triple = IMAGENET_STD  # divided by last, scaled units, network's order
