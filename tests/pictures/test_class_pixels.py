@@ -110,5 +110,5 @@ def test_where_it_cannot_be_kept_that_is_said_and_it_is_counted_all_the_same(
 def test_a_label_that_is_no_class_is_refused(tmp_path):
     pictures = open_pictures(pack(tmp_path / "a"))
     pictures.classes = pictures.classes[:1]
-    with pytest.raises(UserError, match="no class(.|\n)*found:  1\n"):
+    with pytest.raises(UserError, match=r"no class(.|\n)*found:  1\n"):
         class_pixels(pictures)

@@ -51,7 +51,7 @@ class OnLabels:
         mask = batch.mask
         if self.relabel:
             table = (*self.relabel, *[IGNORE] * (IGNORE + 1 - len(self.relabel)))
-            mask = vector(table, mask.device).to(mask.dtype)[mask]
+            mask = vector(tuple(map(float, table)), mask.device).to(mask.dtype)[mask]
         return mask, labelled(mask, batch.inside)
 
     def _logits(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "b k h w"]:
