@@ -18,12 +18,14 @@ TINY = """
 --views.count --views.scale --views.aspect --views.mirror --views.seed
 --codec.shapes --codec.inner
 --student.width --student.depth --student.classes --student.mean --student.std
---terms.0.weight --terms.0.class-weights --terms.1.weight --terms.1.smooth
---terms.2.target --terms.2.weight
+--terms.0.weight --terms.0.output --terms.0.relabel --terms.0.align --terms.0.class-weights
+--terms.1.weight --terms.1.output --terms.1.relabel --terms.1.align --terms.1.smooth
+--terms.2.target --terms.2.weight --terms.2.align --terms.2.output
+--terms.2.class-weights --terms.2.class-of
 --terms.2.temperature.start --terms.2.temperature.end --terms.2.temperature.kind
---terms.3.target --terms.3.weight
---terms.4.target --terms.4.weight --terms.4.tap --terms.4.hidden
---terms.5.target --terms.5.weight --terms.5.tap --terms.5.hidden
+--terms.3.target --terms.3.weight --terms.3.align --terms.3.output
+--terms.4.target --terms.4.weight --terms.4.align --terms.4.tap --terms.4.hidden
+--terms.5.target --terms.5.weight --terms.5.align --terms.5.tap --terms.5.hidden --terms.5.flatten
 --augment.photometric --augment.hsv --augment.blur --augment.noise --augment.jpeg --augment.mirror
 --optimizer.lr --optimizer.weight-decay --optimizer.warmup --optimizer.final --optimizer.clip
 --run.out --run.name --run.cache --run.recorded-teachers --run.resume --run.overwrite
@@ -76,6 +78,18 @@ def test_flags_reach_inside_terms_teachers_students_and_codecs():
     assert (recipe.terms[4].weight, recipe.terms[2].temperature.start) == (0.7, 5.0)
     assert (recipe.teachers[0].path, recipe.student.width) == ("runs/x", 9)
     assert recipe.codec == {"shapes": "float16", "inner": "float32"}
+
+
+def test_weights_strides_and_grids_are_flags():
+    words = "tiny --terms.0.class-weights balanced --terms.2.class-weights 1 .5 2 4"
+    words += " --terms.1.relabel 0 1 1 255 --terms.4.align teacher --run.recorded-teachers"
+    recipe = recipe_from(
+        [*words.split(), "--teachers.0.taps", "a", "encoder.1", "8", "b", "decoder.0"]
+    )
+    assert recipe.terms[0].class_weights == "balanced"
+    assert recipe.terms[2].class_weights == (1.0, 0.5, 2.0, 4.0)
+    assert recipe.terms[1].relabel == (0, 1, 1, 255) and recipe.terms[4].align == "teacher"
+    assert recipe.teachers[0].taps == (("a", "encoder.1", 8), ("b", "decoder.0"))
 
 
 def test_views_size_and_light_are_flags(capsys):

@@ -13,7 +13,7 @@ from stillroom.codecs.int8 import Int8
 from stillroom.errors import UserError
 from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.process import ProcessContext
-from stillroom.losses.terms import FeatureMSE, LogitMSE, SoftKL
+from stillroom.losses import FeatureMSE, LogitMSE, SoftKL
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.loader import image_tensor
 from stillroom.recipe import Recipe

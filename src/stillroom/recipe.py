@@ -172,7 +172,7 @@ def check_targets(recipe: Recipe, specs: Mapping[str, TargetSpec]) -> None:
     """Raise UserError where targets, as their teachers make them, do not fit the recipe's terms."""
     for term in recipe.terms:
         needs = term.needs
-        if needs.target is None or needs.tap is not None:
+        if needs.target is None or needs.tap is not None or needs.head != "logits":
             continue
         found, wanted = specs[needs.target].shape[0], recipe.student.classes
         if found != wanted:
@@ -262,6 +262,13 @@ def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
             wanted=f"--student.classes {known}"
             + (" (or 1, for a binary task)" if known == 2 else ""),
         )
+    for term in recipe.terms:
+        if term.needs.classes not in (None, classes):
+            raise UserError(
+                f"the term {term.label} relabels another number of classes",
+                found=f"{term.needs.classes}",
+                wanted=f"{classes}, one for each class of the labels",
+            )
     if pictures.geometry is None:
         raise UserError(
             f"the pictures of {pictures.path} have different sizes, so they cannot be batched",

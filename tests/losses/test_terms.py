@@ -9,10 +9,14 @@ from torch.nn import functional
 from stillroom.errors import UserError
 from stillroom.losses import (
     BinaryCrossEntropy,
+    CauchySchwarz,
+    ChannelKL,
     CrossEntropy,
     Dice,
     FeatureCosine,
     FeatureMSE,
+    Focal,
+    LogitCosine,
     LogitMSE,
     SoftKL,
     Temperature,
@@ -31,8 +35,33 @@ MULTI: list[Term] = [
     LogitMSE(target="person"),
     FeatureMSE(target="yolo", tap="encoder.3"),
     FeatureCosine(target="yolo", tap="encoder.3"),
+    Focal(),
+    Focal(alpha=0.25, gamma=0.5),
+    CrossEntropy(output="pair", relabel=(255, 0, 1, 1)),
+    CrossEntropy(output="aux", align="labels"),
+    Dice(output="aux", align="labels"),
+    SoftKL(target="person", class_weights=(0.5, 2.0, 1.0, 3.0)),
+    SoftKL(target="small", output="aux", temperature=WARM),
+    SoftKL(target="small", align="teacher", class_weights=(0.5, 2.0, 1.0, 3.0)),
+    SoftKL(target="small", align="student", class_weights=(0.5, 2.0, 1.0, 3.0)),
+    LogitMSE(target="person", output="aux", align="student"),
+    LogitCosine(target="person"),
+    LogitCosine(target="person", flatten=True),
+    FeatureMSE(target="fine", tap="encoder.3", align="teacher"),
+    FeatureMSE(target="deep", tap="decoder.1", align="student"),
+    FeatureCosine(target="yolo", tap="encoder.3", flatten=True),
+    CauchySchwarz(target="yolo", tap="encoder.3"),
+    CauchySchwarz(target="fine", tap="encoder.3", align="teacher"),
+    CauchySchwarz(target="yolo", tap="encoder.3", kind="cosine"),
+    CauchySchwarz(target="person", temperature=2.0),
+    ChannelKL(target="person"),
+    ChannelKL(target="deep", tap="decoder.1", align="student", temperature=WARM),
 ]
 BINARY: list[Term] = [
+    Focal(alpha=0.25),
+    SoftKL(target="person", class_weights=(0.5, 2.0)),
+    LogitCosine(target="person", flatten=True),
+    ChannelKL(target="person"),
     BinaryCrossEntropy(),
     BinaryCrossEntropy(pos_weight=3.0),
     Dice(),
@@ -46,7 +75,9 @@ IDS = [f"{term.label}-{k}-{i}" for i, (term, k) in enumerate(CASES)]
 def make(
     k: int, *, b: int = 4, h: int = 16, w: int = 24, channels: int = 6, seed: int = 0
 ) -> tuple[dict[str, torch.Tensor], Batch]:
-    """Random outputs and a batch with void, padding, an unlabelled picture; features: stride 8."""
+    """Random outputs and a batch with void, padding, an unlabelled picture; features: stride 8,
+    decoder.1 and `fine` 4, the head `aux` and `small` 2.
+    """
     g = torch.Generator().manual_seed(seed)
     mask = torch.randint(0, max(k, 2), (b, h, w), generator=g)
     mask[:, :3, :5] = 255
@@ -60,6 +91,17 @@ def make(
     targets = {
         "person": 2 * torch.randn(b, k, h, w, generator=g),
         "yolo": torch.randn(b, channels, h // 8, w // 8, generator=g),
+    }
+    outputs |= {
+        "aux": 2 * torch.randn(b, k, h // 2, w // 2, generator=g),
+        "pair": 2 * torch.randn(b, 2, h, w, generator=g),
+        "encoder.3>fine": torch.randn(b, 6, h // 8, w // 8, generator=g),
+        "decoder.1>deep": torch.randn(b, 6, h // 4, w // 4, generator=g),
+    }
+    targets |= {
+        "small": 2 * torch.randn(b, k, h // 2, w // 2, generator=g),
+        "fine": torch.randn(b, 6, h // 4, w // 4, generator=g),
+        "deep": torch.randn(b, 6, h // 8, w // 8, generator=g),
     }
     batch = Batch(
         keys=tuple(str(i) for i in range(b)),
@@ -84,6 +126,17 @@ def part(outputs: dict[str, torch.Tensor], batch: Batch, rows: slice):
 
 def labelled(batch: Batch) -> torch.Tensor:
     return (batch.mask != 255) & batch.inside
+
+
+def left_out_of(term: Term, batch: Batch, value: torch.Tensor) -> torch.Tensor:
+    """Where a term may not look: on pixels without label, on cells in padding."""
+    valid = batch.inside
+    if term.needs.target is None and term.needs.align is None:
+        valid = labelled(batch)
+        for number, channel in enumerate(getattr(term, "relabel", ())):
+            valid &= (channel != 255) | (batch.mask != number)
+    stride = valid.shape[1] // value.shape[2]  # padding ends where a cell of 8 pixels does
+    return ~valid[:, None, stride // 2 :: stride, stride // 2 :: stride].expand_as(value)
 
 
 def test_cross_entropy_is_that_of_torch():
@@ -232,7 +285,7 @@ def test_feature_terms_are_those_of_torch_on_cells_whose_centre_is_inside():
     cells[3, :, 2] = False  # pixels 16 to 23 of the last picture are padding
     student = outputs[TAP].movedim(1, -1)[cells]
     teacher = batch.targets["yolo"].movedim(1, -1)[cells]
-    mse, cosine = MULTI[-2], MULTI[-1]
+    mse, cosine = MULTI[6:8]
     assert mse.count(batch) == cosine.count(batch) == 22
     by_torch = functional.mse_loss(student, teacher).item()
     assert mse.total(outputs, batch, 0.0) / 22 == pytest.approx(by_torch, rel=1e-5)
@@ -269,18 +322,14 @@ def test_void_and_padding_move_nothing(term: Term, k: int):
     value = outputs[term.needs.output].clone().requires_grad_()
     total = term.total({term.needs.output: value}, batch, 0.5)
     total.backward()
-    valid = labelled(batch) if term.needs.target is None else batch.inside
-    if value.shape[2] != valid.shape[1]:
-        valid = valid[:, 4::8, 4::8]
-    left_out = ~valid[:, None].expand_as(value)
+    left_out = left_out_of(term, batch, value)
     assert left_out.any()
     assert (value.grad[left_out] == 0).all() and (value.grad[~left_out] != 0).any()
     wild = value.detach().masked_fill(left_out, float("inf"))
     if term.needs.target is not None:
         target = batch.targets[term.needs.target]
-        batch.targets[term.needs.target] = target.masked_fill(
-            ~valid[:, None].expand_as(target), float("nan")
-        )
+        holes = left_out_of(term, batch, target)
+        batch.targets[term.needs.target] = target.masked_fill(holes, float("nan"))
     wild.requires_grad_()
     same = term.total({term.needs.output: wild}, batch, 0.5)
     same.backward()
@@ -354,6 +403,12 @@ def test_extreme_logits_stay_finite(term: Term, k: int):
         lambda: CrossEntropy(class_weights=(1.0, -1.0)),
         lambda: BinaryCrossEntropy(pos_weight=0.0),
         lambda: Dice(smooth=0.0),
+        lambda: Dice(relabel=(0, 256)),
+        lambda: CrossEntropy(class_weights=(0.0, 0.0)),
+        lambda: SoftKL(target="a", class_weights=(1.0, float("inf"))),
+        lambda: Focal(alpha=1.5),
+        lambda: Focal(gamma=-1.0),
+        lambda: CauchySchwarz(target="a", temperature=0.0),
     ],
 )
 def test_impossible_fields_are_refused(make_term):

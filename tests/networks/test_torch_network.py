@@ -59,7 +59,11 @@ def test_logits_alone_in_a_dict_or_first_of_a_tuple_are_found_and_resized(wrap):
         ({}, lambda x: {"logits": x}, ("mine.py:build", "NoneType")),
         ({"resize_logits": True}, lambda x: x[0], ("(2, 4, 4)",)),
         ({"taps": ("dwn",)}, lambda x: x, ("no module 'dwn'", "near names: down")),
-        ({"taps": ("pair",), "resize_logits": True}, lambda x: x, ("module pair is no map",)),
+        (
+            {"taps": ("pair",), "resize_logits": True},
+            lambda x: x,
+            ("the output of pair is no map",),
+        ),
         ({"stride": 3}, lambda x: x, ("nearest legal size",)),
     ],
 )

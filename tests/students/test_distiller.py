@@ -23,6 +23,7 @@ SIZE = (32, 48)
 SPECS = {
     "seg": TargetSpec(name="seg", shape=(3, 32, 48), stride=1, kind="logits"),
     "wide": TargetSpec(name="wide", shape=(20, 4, 6), stride=8, kind="features"),
+    "half": TargetSpec(name="half", shape=(3, 16, 24), stride=2, kind="logits"),
     "fine": TargetSpec(name="fine", shape=(7, 16, 24), stride=2, kind="features"),
 }
 MSE = FeatureMSE(target="wide", tap="encoder.3", hidden=10)
@@ -56,6 +57,31 @@ def test_outputs_are_logits_and_one_projection_per_tap_and_target():
         "decoder.1>fine": (2, 7, 16, 24),
     }
     assert all(term.needs.output in outputs for term in terms)
+
+
+@pytest.mark.parametrize("align", ["teacher", "student"])
+def test_grids_may_differ_where_a_term_says_which_is_meant(align):
+    tap = FeatureMSE(target="wide", tap="encoder.2", hidden=None, align=align)
+    terms: tuple[Term, ...] = (tap, LogitMSE(target="half", align=align))
+    outputs = build_distiller(STUDENT, terms, SPECS, SIZE)(torch.rand(1, 3, *SIZE))
+    assert {name: tuple(value.shape[1:]) for name, value in outputs.items()} == {
+        "logits": (3, 32, 48),
+        "encoder.2>wide": (20, 8, 12),
+    }
+
+
+def test_a_head_is_a_tap_as_it_is_and_what_leads_to_it_trains():
+    terms = (Dice(output="encoder.1", relabel=(0, 7), align="labels"),)
+    distiller = build_distiller(STUDENT, terms, SPECS, SIZE)
+    image = torch.rand(1, 3, *SIZE)
+    distiller.eval()
+    outputs = distiller(image)
+    _, features = distiller.student.forward_taps(image, ("encoder.1",))
+    assert list(outputs) == ["logits", "encoder.1"]
+    assert torch.equal(outputs["encoder.1"], features["encoder.1"])
+    assert not list(distiller.projections.parameters())
+    trained = {n.split(".")[1] for n, p in distiller.student.named_parameters() if p.requires_grad}
+    assert trained == {"0", "1"}
 
 
 def test_the_student_alone_has_no_projection_and_the_same_logits():
@@ -146,7 +172,7 @@ ONE = UNetStudent(width=4, depth=3, classes=1)
 @pytest.mark.parametrize(
     ("student", "term", "parts"),
     [
-        (STUDENT, SoftKL(target="person"), ("needs a target", "person", "seg, wide, fine")),
+        (STUDENT, SoftKL(target="person"), ("needs a target", "person", "seg, wide, half, fine")),
         (STUDENT, FeatureMSE(target="wide", tap="encoder.9"), ("no such tap", "encoder.3")),
         (
             STUDENT,
@@ -154,9 +180,19 @@ ONE = UNetStudent(width=4, depth=3, classes=1)
             (
                 "16 channels on 8 x 12 cells",
                 "20 channels on 4 x 6 cells",
+                "--terms.N.align teacher (or student)",
                 "this grid: encoder.3",
             ),
         ),
+        (STUDENT, LogitMSE(target="half"), ("16 x 24", "--terms.N.align teacher (or student)")),
+        (STUDENT, CrossEntropy(output="decoder.9"), ("no such tap", "decoder.9", "decoder.1")),
+        (STUDENT, Dice(output="encoder.0"), ("the head encoder.0", "4 channels", "3 channels")),
+        (
+            STUDENT,
+            Dice(output="encoder.1", relabel=(0, 7)),
+            ("on 32 x 48", "--terms.N.align labels"),
+        ),
+        (STUDENT, SoftKL(target="seg", output="encoder.0"), ("the head encoder.0", "seg are 3")),
         (ONE, SoftKL(target="seg"), ("1 channels on 32 x 48", "3 channels on 32 x 48")),
         (STUDENT, LogitMSE(target="wide"), ("does not fit", "features wide")),
         (ONE, CrossEntropy(), ("does not fit", "2 channels or more")),

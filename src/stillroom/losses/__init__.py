@@ -1,23 +1,24 @@
 """Loss terms as sums and counts: functions first, then the dataclasses that name them."""
 
-from stillroom.losses.needs import Needs, Term
+from stillroom.losses.class_weights import ClassWeights
+from stillroom.losses.feature_terms import CauchySchwarz, ChannelKL, FeatureCosine, FeatureMSE
+from stillroom.losses.label_terms import BinaryCrossEntropy, CrossEntropy, Dice, Focal
+from stillroom.losses.logit_terms import LogitCosine, LogitMSE, SoftKL
+from stillroom.losses.needs import CountsClasses, Needs, Term
 from stillroom.losses.schedules import Temperature, epoch_progress
-from stillroom.losses.terms import (
-    BinaryCrossEntropy,
-    CrossEntropy,
-    Dice,
-    FeatureCosine,
-    FeatureMSE,
-    LogitMSE,
-    SoftKL,
-)
 
 __all__ = [
     "BinaryCrossEntropy",
+    "CauchySchwarz",
+    "ChannelKL",
+    "ClassWeights",
+    "CountsClasses",
     "CrossEntropy",
     "Dice",
     "FeatureCosine",
     "FeatureMSE",
+    "Focal",
+    "LogitCosine",
     "LogitMSE",
     "Needs",
     "SoftKL",

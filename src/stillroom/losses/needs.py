@@ -1,7 +1,7 @@
 """What a term is: a loss that says what it needs, counts before the forward pass and sums after."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,6 +12,7 @@ from stillroom.types import Batch, Kind, TargetSpec
 Outputs = dict[str, Float[Tensor, "b _ _ _"]]
 Sum = Float[Tensor, ""]
 Shape = tuple[int, int, int]
+Align = Literal["teacher", "student", "labels"]  # the grid on which two maps are compared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,18 +21,23 @@ class Needs:
 
     target: str | None = None  # name of a cached target; None = labels only
     kind: Kind | None = None  # what that target must be; None = either
-    # the student's feature, brought to the target's width by a projection; None = its logits
+    head: str = "logits"  # the student's output: its logits, or another tap of it as it is
+    # the student's feature, brought to the target's width by a projection; None = the head
     tap: str | None = None
     hidden: int | None = None  # channels between the projection's two layers; None = one layer
+    align: Align | None = None  # where grids differ the term brings them to one; None = refused
     # whether the gradient is linear in the target, so that noise of mean zero averages out
     is_linear: bool = False
-    min_channels: int = 1  # of the student's logits
-    channels: int | None = None  # of the student's logits, exactly; None = any
+    min_channels: int = 1  # of the head
+    channels: int | None = None  # of the head, exactly; None = any
+    classes: int | None = None  # of the labels, exactly; None = any
+    # the pixels of each class in the training masks, by `with_class_counts`, before the run begins
+    class_counts: bool = False
 
     @property
     def output(self) -> str:
         """The name, among the distiller's outputs, of what is compared."""
-        return "logits" if self.tap is None else f"{self.tap}>{self.target}"
+        return self.head if self.tap is None else f"{self.tap}>{self.target}"
 
 
 @runtime_checkable
@@ -63,21 +69,53 @@ class Term(Protocol):
         ...
 
 
-def require_channels(term: Term, spec: TargetSpec | None, logits: Shape) -> None:
-    """Raise UserError where a term that compares logits does not fit logits of this (k, h, w)."""
-    needs, wanted = term.needs, None
-    if spec is not None and (needs.kind not in (None, spec.kind) or spec.shape != logits):
-        wanted = f"{spec.kind} {spec.name} are {describe_shape(spec.shape)}"
-    elif logits[0] < needs.min_channels:
-        wanted = f"{needs.min_channels} channels or more; for one: BinaryCrossEntropy and Dice"
-    elif needs.channels not in (None, logits[0]):
-        wanted = f"{needs.channels} channels"
+@runtime_checkable
+class CountsClasses(Protocol):
+    """What a term that says `class_counts` has besides."""
+
+    def with_class_counts(self, counts: tuple[int, ...]) -> Term:
+        """Return the term as it is trained, `counts` being the pixels of each class."""
+        ...
+
+
+def require_head(term: Term, spec: TargetSpec | None, head: Shape, logits: Shape) -> None:
+    """Raise UserError where a term does not fit the head (k, y, x) that it reads.
+
+    `logits` are the student's main ones, on whose grid and for whose classes the labels are.
+    """
+    needs = term.needs
+    owner = "the student's logits" if needs.head == "logits" else f"the head {needs.head}"
+    wanted, fix = _misfit(needs, spec, head, logits), None
+    grid = (logits if spec is None else spec.shape)[1:]
+    if wanted is None and head[1:] != grid and needs.align is None:
+        other = "labels are" if spec is None else f"{spec.name} is"
+        wanted, fix = f"{other} on {grid[0]} x {grid[1]} cells", align_fix(spec)
     if wanted is not None:
         raise UserError(
-            f"the term {term.label} does not fit the student's logits",
-            found=f"the student's logits are {describe_shape(logits)}",
+            f"the term {term.label} does not fit {owner}",
+            found=f"{owner} are {describe_shape(head)}",
             wanted=wanted,
+            fix=fix,
         )
+
+
+def _misfit(needs: Needs, spec: TargetSpec | None, head: Shape, logits: Shape) -> str | None:
+    """Return what is wanted of a head's channels where it has others."""
+    if spec is not None and (needs.kind not in (None, spec.kind) or spec.shape[0] != head[0]):
+        return f"{spec.kind} {spec.name} are {describe_shape(spec.shape)}"
+    if head[0] < needs.min_channels:
+        return f"{needs.min_channels} channels or more; for one: BinaryCrossEntropy, Dice or Focal"
+    wanted = needs.channels or (logits[0] if spec is None else None)
+    if wanted is not None and max(2, head[0]) != max(2, wanted):
+        return f"{wanted} channels"
+    return None
+
+
+def align_fix(spec: TargetSpec | None) -> str:
+    """Return which option lets maps of different grids be compared."""
+    if spec is None:
+        return "--terms.N.align labels: the head is brought to the labels' grid"
+    return "--terms.N.align teacher (or student): both are compared on the grid of that one"
 
 
 def describe_shape(shape: Shape) -> str:

@@ -22,7 +22,8 @@ class TorchFields:
     classes: Classes = 1  # channels of the logits; 1 for a binary task
     mean: Triple = IMAGENET_MEAN  # of RGB in [0, 1], as the module expects
     std: Triple = IMAGENET_STD  # of RGB in [0, 1], as the module expects
-    taps: tuple[str, ...] = ()  # modules, by name, whose output (b c y x) a term may use
+    # modules, or what its dict holds, by name: outputs (b c y x) that a term may use
+    taps: tuple[str, ...] = ()
     stride: int = 32  # height and width of a picture are multiples of this, px
     resize_logits: bool = False  # bring logits to the size of the picture, bilinearly
 
@@ -36,7 +37,6 @@ class TorchNetwork(Network):
 
     def __init__(self, module: nn.Module, about: TorchFields) -> None:
         super().__init__()
-        require_modules(module, about.taps)
         self.normalise = Normalise(about.mean, about.std)
         self.stride, self.taps = about.stride, about.taps
         self.module = module
@@ -83,35 +83,36 @@ def load_module(code: str) -> nn.Module:
     return module
 
 
-def require_modules(module: nn.Module, taps: tuple[str, ...]) -> None:
-    """Raise UserError for a tap that names no module, with near names."""
-    names = [name for name, _ in module.named_modules() if name]
-    for tap in taps:
-        if tap not in names:
-            near = ", ".join(get_close_matches(tap, names, 8, 0.4)) or "none"
-            raise UserError(f"the network has no module {tap!r}", wanted=f"near names: {near}")
-
-
 def run_module(
     module: nn.Module, normalised: Float[Tensor, "b 3 h w"], taps: tuple[str, ...]
 ) -> tuple[Any, dict[str, Float[Tensor, "b _ _ _"]]]:
     """Return a module's main output (of a dict `out`, of a tuple the first) and its taps' maps.
 
-    Raises UserError for a tap that is no map.
+    A tap is what the module of this name returns or, where there is none, what the network's dict
+    holds under it. Raises UserError for a tap that is neither, with near names, or no map.
     """
+    modules = dict(module.named_modules())
     named: dict[str, Any] = {}
-    with kept_outputs({tap: module.get_submodule(tap) for tap in taps}, named):
+    with kept_outputs({tap: modules[tap] for tap in taps if tap in modules}, named):
         found = module(normalised)
+    outputs = found if isinstance(found, dict) else {}
+    for tap in taps:
+        if tap not in modules and tap not in outputs:
+            near = get_close_matches(tap, [*filter(None, modules), *outputs], 8, 0.4)
+            raise UserError(
+                f"the network has no module {tap!r}, and returns nothing of that name",
+                wanted=f"near names: {', '.join(near) or 'none'}",
+            )
     if isinstance(found, tuple | list | dict):
         found = found.get("out") if isinstance(found, dict) else found[0]
-    return found, {tap: _feature(tap, named.get(tap)) for tap in taps}
+    return found, {tap: _feature(tap, named.get(tap, outputs.get(tap))) for tap in taps}
 
 
 def _feature(tap: str, found: Any) -> Tensor:
     if not isinstance(found, Tensor) or found.ndim != 4:
         is_tokens = isinstance(found, Tensor) and found.ndim == 3
         raise UserError(
-            f"the output of the module {tap} is no map",
+            f"the output of {tap} is no map",
             found=kind_of(found),
             wanted="b c y x",
             fix="tokens have no grid: tap a module that makes maps of them, or name the model in a"

@@ -174,10 +174,14 @@ class PictureShard:
         return Picture(
             key=self.keys[i],
             image=self._pixels(i, "picture", ("RGB",)),
-            mask=self._pixels(i, "mask", ("L", "P")) if labels and self.has_mask(i) else None,
+            mask=self.read_mask(i) if labels and self.has_mask(i) else None,
             inside=self._rows.inside[i],
             extra=self.extra(i),
         )
+
+    def read_mask(self, i: int) -> UInt8[np.ndarray, "h w"]:
+        """Return the mask of row `i`, which has one; raises DamageError."""
+        return self._pixels(i, "mask", ("L", "P"))
 
     def extra(self, i: int) -> dict[str, Any]:
         """Return what a source had to say of a picture besides its pixels; raises DamageError."""

@@ -5,6 +5,7 @@ import hashlib
 import msgspec
 
 from stillroom.errors import UserError
+from stillroom.hashing import keyed_hash
 from stillroom.types import Key
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-/")
@@ -40,3 +41,10 @@ def share_of(key: str, purpose: str) -> float:
     """
     digest = hashlib.sha256(f"{purpose}\0{key}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def is_label_used(key: str, label_share: float) -> bool:
+    """Return whether a recipe's label share takes the label of a picture: a larger share only adds
+    to a smaller.
+    """
+    return keyed_hash("label", key) < label_share * 2**64

@@ -1,4 +1,4 @@
-"""A student and the projections of its features to a teacher's width: what DDP wraps."""
+"""A student, its heads, and projections of its features to a teacher's width: what DDP wraps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stillroom.errors import UserError
-from stillroom.losses.needs import Shape, Term, describe_shape, require_channels
+from stillroom.losses.needs import Needs, Shape, Term, align_fix, describe_shape, require_head
 from stillroom.networks.build import Network
 from stillroom.networks.taps import require_taps
 from stillroom.students.definitions import Student
@@ -37,26 +37,34 @@ class Projection(nn.Sequential):
 
 
 class Distiller(nn.Module):
-    """A student and its projections, named `tap>target`; what is exported is `student`."""
+    """A student, taps of it that are heads, and its projections, named `tap>target`; what is
+    exported is `student`.
+    """
 
     def __init__(
-        self, student: Network, projections: dict[str, Projection], size: tuple[int, int]
+        self,
+        student: Network,
+        projections: dict[str, Projection],
+        size: tuple[int, int],
+        heads: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.size = size  # (h, w) of pictures, px
         self.student = student
-        self.outputs = tuple(projections)  # names of the projected features
+        self.outputs = (*heads, *projections)  # names, besides the logits
         self.projections = nn.ModuleDict(
             {_module_name(name): projection for name, projection in projections.items()}
         )
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _ _ _"]]:
-        """Return `logits` and every `tap>target`; `image` is RGB in [0, 1]."""
+        """Return `logits`, every head and every `tap>target`; `image` is RGB in [0, 1]."""
         taps = tuple(dict.fromkeys(_tap(name) for name in self.outputs))
         logits, features = self.student.forward_taps(image, taps)
         outputs = {"logits": logits}
         for name in self.outputs:
-            outputs[name] = self.projections[_module_name(name)](features[_tap(name)])
+            feature = features[_tap(name)]
+            is_head = name == _tap(name)
+            outputs[name] = feature if is_head else self.projections[_module_name(name)](feature)
         return outputs
 
 
@@ -74,16 +82,19 @@ def build_distiller(
     """
     network = student.build()
     logits, features = _dry_run(network, size)
+    heads = tuple(dict.fromkeys(filter(None, (_head(term.needs) for term in terms))))
+    require_taps(heads, network.taps)
     projections: dict[str, Projection] = {}
     hidden: dict[str, int | None] = {}
     for term in terms:
         needs, spec = term.needs, _spec_of(term, specs)
         if needs.tap is None:
-            require_channels(term, spec, logits)
+            require_head(term, spec, features.get(needs.head, logits), logits)
             continue
         assert spec is not None
         require_taps((needs.tap,), network.taps)
-        _require_grid(needs.tap, spec, features)
+        if needs.align is None:
+            _require_grid(needs.tap, spec, features)
         if hidden.setdefault(needs.output, needs.hidden) != needs.hidden:
             raise UserError(
                 f"two terms share the projection {needs.output} but not its hidden channels",
@@ -94,7 +105,7 @@ def build_distiller(
             c_in, c_out = features[needs.tap][0], spec.shape[0]
             projections[needs.output] = Projection(c_in, needs.hidden, c_out)
     _freeze_unreached(network, size, terms)
-    return Distiller(network, projections, size)
+    return Distiller(network, projections, size, heads)
 
 
 def upstream_parameters(distiller: Distiller, tap: str) -> int:
@@ -111,8 +122,9 @@ def upstream_parameters(distiller: Distiller, tap: str) -> int:
 
 def _freeze_unreached(network: Network, size: tuple[int, int], terms: tuple[Term, ...]) -> None:
     """Ask for no gradient of the parameters that no term's output depends on."""
-    taps = tuple(dict.fromkeys(term.needs.tap for term in terms if term.needs.tap))
-    with_logits = not terms or any(term.needs.tap is None for term in terms)
+    read = [term.needs.tap or _head(term.needs) for term in terms]
+    taps = tuple(dict.fromkeys(tap for tap in read if tap))
+    with_logits = not terms or None in read
     reached = {id(parameter) for parameter in _reached_from(network, size, taps, with_logits)}
     for parameter in network.parameters():
         parameter.requires_grad_(id(parameter) in reached)
@@ -134,6 +146,11 @@ def _reached_from(
             return []
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+
+
+def _head(needs: Needs) -> str | None:
+    """Return the tap that a term reads as it is; None where it reads logits or a projection."""
+    return None if needs.tap is not None or needs.head == "logits" else needs.head
 
 
 def _tap(name: str) -> str:
@@ -191,5 +208,5 @@ def _require_grid(tap: str, spec: TargetSpec, features: dict[str, Shape]) -> Non
         f"the tap {tap} and the target {spec.name} have different grids",
         found=f"{tap} is {describe_shape(found)}",
         wanted=f"{spec.name} is {describe_shape(spec.shape)}",
-        fix="taps with this grid: " + (", ".join(fitting) or "none; cache the target at this size"),
+        fix=f"{align_fix(spec)}; taps with this grid: {', '.join(fitting) or 'none'}",
     )

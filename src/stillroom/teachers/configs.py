@@ -51,7 +51,9 @@ class OnnxTeacher:
     scale: float = 1.0  # what RGB in [0, 1] is multiplied by first
     mean: Triple = (0.0, 0.0, 0.0)  # subtracted after scaling, scaled units, network's order
     std: Triple = (1.0, 1.0, 1.0)  # divided by last, scaled units, network's order
-    tensors: Taps = ()  # more (target, tensor) pairs of the same pass, kept as features
+    # more of the same pass, kept as features: (target, tensor), or (target, tensor, stride):
+    # averaged to so many pixels of the picture a cell
+    tensors: Taps = ()
 
     def __post_init__(self) -> None:
         check_taps(self.target, self.tensors)
@@ -75,7 +77,7 @@ class OnnxTeacher:
         """
         identity: dict[str, Any] = {
             "class": "OnnxTeacher",
-            "targets": {self.target: self.tensor, **dict(self.tensors)},
+            "targets": {self.target: self.tensor, **tensors(self.tensors)},
             "kind": self.kind,
             "preprocessing": preprocessing(
                 self.channels, self.scale, self.mean, self.std, size=self.size and list(self.size)
@@ -103,7 +105,9 @@ class SmpTeacher(SmpFields):
 
     target: str  # the name under which the logits are cached
     path: str  # weights: safetensors or a torch file, bare or in state_dict/model_state_dict
-    taps: Taps = ()  # (target, tap) pairs, e.g. ("feature", "encoder.3")
+    # (target, tap), e.g. ("feature", "encoder.3"), or (target, tap, stride): averaged to so many
+    # pixels of the picture a cell
+    taps: Taps = ()
 
     def __post_init__(self) -> None:
         check_taps(self.target, self.taps)
@@ -121,7 +125,7 @@ class SmpTeacher(SmpFields):
         """
         identity: dict[str, Any] = {
             "class": "SmpTeacher",
-            "targets": tensors(self.target, self.taps),
+            "targets": {self.target: "logits", **tensors(self.taps)},
             "architecture": self.architecture(),
             "precision": "float32",
         }
@@ -144,7 +148,9 @@ class RunTeacher:
     path: str  # the run's folder, runs/NAME
     # path/to/file.py:function that builds its network, where that is code of your own
     code: str | None = None
-    taps: Taps = ()  # (target, tap) pairs, e.g. ("feature", "encoder.3")
+    # (target, tap), e.g. ("feature", "encoder.3"), or (target, tap, stride): averaged to so many
+    # pixels of the picture a cell
+    taps: Taps = ()
 
     def __post_init__(self) -> None:
         check_taps(self.target, self.taps)
@@ -162,7 +168,7 @@ class RunTeacher:
         """
         identity: dict[str, Any] = {
             "class": "RunTeacher",
-            "targets": tensors(self.target, self.taps),
+            "targets": {self.target: "logits", **tensors(self.taps)},
             "precision": "float32",
         }
         if with_files:

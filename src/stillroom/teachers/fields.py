@@ -9,7 +9,8 @@ from stillroom.errors import UserError
 from stillroom.networks.description import Triple
 from stillroom.types import Kind
 
-Taps = tuple[tuple[str, str], ...]  # (target, tap) pairs
+# (target, tap), or (target, tap, stride): averaged to so many pixels of the picture a cell
+Taps = tuple[tuple[str, str] | tuple[str, str, int], ...]
 
 _TARGET = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -36,23 +37,42 @@ def preprocessing(
     return {"channels": channels, **numbers, **more}
 
 
-def check_taps(target: str | None, taps: Iterable[tuple[str, Any]]) -> None:
-    """Raise UserError for targets without a name, or two of one name."""
-    names = [*([] if target is None else [target]), *(name for name, _ in taps)]
+def check_taps(target: str | None, taps: Iterable[tuple[Any, ...]]) -> None:
+    """Raise UserError for targets without a name, or two of one name, and for no stride."""
+    taps = tuple(taps)
+    names = [*([] if target is None else [target]), *(tap[0] for tap in taps)]
     if not names:
         raise UserError("a teacher that makes no target", fix="name one")
     for name in names:
         check_target(name)
     if len(set(names)) < len(names):
         raise UserError("two targets of one teacher have one name", found=", ".join(names))
+    for name, stride in strides(taps).items():
+        if stride < 1:
+            raise UserError(
+                f"no such stride of the target {name!r}", found=stride, wanted="1 or more"
+            )
 
 
-def kinds(target: str | None, taps: Iterable[tuple[str, Any]]) -> dict[str, Kind]:
+def strides(taps: Iterable[tuple[Any, ...]]) -> dict[str, int]:
+    """Return to what targets are averaged, px per cell of those that are."""
+    return {tap[0]: tap[2] for tap in taps if len(tap) == 3}
+
+
+def places(taps: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
+    """Return where in the network each target is found."""
+    return {tap[0]: tap[1] for tap in taps}
+
+
+def kinds(target: str | None, taps: Iterable[tuple[Any, ...]]) -> dict[str, Kind]:
     """Return the kind of each target: logits under `target`, features under the others."""
     main: dict[str, Kind] = {} if target is None else {target: "logits"}
-    return {**main, **{name: "features" for name, _ in taps}}
+    return {**main, **{tap[0]: "features" for tap in taps}}
 
 
-def tensors(target: str, taps: Taps) -> dict[str, str]:
-    """Return what each target is in the network."""
-    return {target: "logits", **dict(taps)}
+def tensors(taps: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
+    """Return what each target is, as an identity records it: where it is found, and its stride
+    where it is averaged.
+    """
+    found = places(taps)
+    return found | {n: {"tensor": found[n], "stride": s} for n, s in strides(taps).items()}

@@ -13,6 +13,7 @@ from stillroom.errors import FailureError, UserError, first_line
 from stillroom.networks.normalise import Normalise
 from stillroom.teachers.configs import OnnxTeacher
 from stillroom.teachers.devices import open_device
+from stillroom.teachers.fields import places, strides
 from stillroom.teachers.files import existing
 from stillroom.teachers.onnx_file import embed, load_graph
 from stillroom.teachers.onnx_graph import (
@@ -24,6 +25,7 @@ from stillroom.teachers.onnx_graph import (
 )
 from stillroom.teachers.onnx_session import RUN_ERRORS, OnnxSession
 from stillroom.teachers.onnx_weights import graph_damage
+from stillroom.teachers.pooling import pooled
 from stillroom.teachers.probabilities import logits_of
 from stillroom.types import Row
 
@@ -43,7 +45,7 @@ class BuiltOnnxTeacher:
         self.device = open_device(device)
         path = existing(config.path)
         model = load_graph(path)
-        names = {config.target: config.tensor, **dict(config.tensors)}
+        names = {config.target: config.tensor, **places(config.tensors)}
         self._tensors = {target: choose_tensor(model, name) for target, name in names.items()}
         model = cut(model, tuple(dict.fromkeys(self._tensors.values())))
         embed(model, path.parent)
@@ -52,7 +54,7 @@ class BuiltOnnxTeacher:
         self.input_size = config.size or fixed
         if fixed is not None and config.size not in (None, fixed):
             raise _wrong_size(fixed, config.size)
-        self._fixed = fixed
+        self._fixed, self._strides = fixed, strides(config.tensors)
         self._session = OnnxSession(model, self.device)
         self._rows = 0  # of the largest run so far
         self._seen: set[tuple[int, int]] = set()
@@ -86,7 +88,7 @@ class BuiltOnnxTeacher:
             main = logits_of(main, "a tensor")
         if self._config.kind != "features":
             outputs[self._config.target] = _resize(main, (height, width))
-        return outputs
+        return pooled(outputs, self._strides, (height, width))
 
     def _run_rows(self, image: Tensor) -> dict[str, Tensor]:
         """Run any number of rows, in batches of one size where the network or the GPU wants it."""

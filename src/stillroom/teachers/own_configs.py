@@ -17,6 +17,7 @@ from stillroom.teachers.fields import (
     check_target,
     kinds,
     preprocessing,
+    tensors,
 )
 from stillroom.teachers.files import existing, target_files
 from stillroom.teachers.protocol import Recorded
@@ -41,7 +42,9 @@ class TorchTeacher:
     # safetensors or a torch file, loaded strictly; None = as the factory leaves them
     weights: str | None = None
     target: str | None  # the name under which the logits are cached; None = not kept
-    outputs: Taps = ()  # (target, module name) pairs, kept as features: maps (b c y x)
+    # kept as features, maps (b c y x): (target, name of a module or in the network's dict), or with
+    # a stride: averaged to so many pixels of the picture a cell
+    outputs: Taps = ()
     mean: Triple = IMAGENET_MEAN  # subtracted after scaling, scaled units, network's order
     std: Triple = IMAGENET_STD  # divided by last, scaled units, network's order
     channels: Literal["RGB", "BGR"] = "RGB"  # the order that the network expects
@@ -69,7 +72,8 @@ class TorchTeacher:
         path, _, function = self.factory.rpartition(":")
         identity: dict[str, Any] = {
             "class": "TorchTeacher",
-            "targets": dict.fromkeys(self.targets) | dict(self.outputs),  # None: what it returns
+            # None: what it returns
+            "targets": dict.fromkeys(self.targets) | tensors(self.outputs),
             "function": function,
             "preprocessing": preprocessing(self.channels, self.scale, self.mean, self.std),
             "precision": "float32",
@@ -94,9 +98,10 @@ class TimmTeacher:
     """
 
     model: str  # timm's name of it, e.g. vit_small_patch14_dinov2.lvd142m
-    # (target, number) pairs: of timm's intermediate features (blocks of a ViT, stages of a CNN) the
-    # number-th from 0, or from the end: -1 is the last
-    taps: tuple[tuple[str, int], ...] = (("feature", -1),)
+    # (target, number): of timm's intermediate features (blocks of a ViT, stages of a CNN) the
+    # number-th from 0, or from the end: -1 is the last; or (target, number, stride): averaged to so
+    # many pixels of the picture a cell
+    taps: tuple[tuple[str, int] | tuple[str, int, int], ...] = (("feature", -1),)
     # a file of timm's names, safetensors or torch; "pretrained" downloads; None: random, for tests
     weights: str | None = None
     # (h, w) that the network sees, px; None = the picture's; ViTs of fixed position embeddings have
@@ -125,7 +130,7 @@ class TimmTeacher:
         identity: dict[str, Any] = {
             "class": "TimmTeacher",
             "model": self.model,
-            "targets": dict(self.taps),
+            "targets": tensors(self.taps),
             "weights": "file" if self._has_file else self.weights,
             "preprocessing": {
                 name: None if value is None else list(value)

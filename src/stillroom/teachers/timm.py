@@ -10,6 +10,7 @@ from torch.nn import functional
 from stillroom.errors import UserError, first_line
 from stillroom.networks.normalise import Normalise
 from stillroom.networks.weights import load_trunk
+from stillroom.teachers.fields import places
 from stillroom.teachers.files import existing
 from stillroom.teachers.own_configs import TimmTeacher
 from stillroom.teachers.torch import BuiltTorchTeacher, seeded, state_sha256
@@ -55,7 +56,7 @@ def build_timm(config: TimmTeacher, device: str) -> BuiltTorchTeacher:
         "state_dict_sha256": state_sha256(model),
         "normalisation": {"mean": list(mean), "std": list(std)},
     }
-    return BuiltTorchTeacher(model, run, Normalise(mean, std), device, identity)
+    return BuiltTorchTeacher(model, run, Normalise(mean, std), device, identity, config.taps)
 
 
 def _create(config: TimmTeacher) -> Any:
@@ -104,10 +105,11 @@ def _load(config: TimmTeacher, options: dict[str, Any]) -> Any:
 def _indices(model: Any, config: TimmTeacher) -> dict[str, int]:
     """Return each tap's number, counted from the first feature."""
     count = len(model.feature_info)
-    for name, number in config.taps:
+    numbers: dict[str, int] = places(config.taps)
+    for name, number in numbers.items():
         if not -count <= number < count:
             raise UserError(
                 f"{config.model} has no feature {number} for the target {name!r}",
                 wanted=f"0 to {count - 1}, or -1 (the last) to -{count}",
             )
-    return {name: number % count for name, number in config.taps}
+    return {name: number % count for name, number in numbers.items()}

@@ -1,7 +1,7 @@
 """Runs torch teachers, frozen, in float32: networks of the networks room, modules of one's own."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,20 +16,23 @@ from stillroom.networks.build import Network, build_network, load_weights
 from stillroom.networks.finished_run import load_run
 from stillroom.networks.normalise import Normalise
 from stillroom.networks.taps import require_taps
-from stillroom.networks.torch_network import kind_of, load_module, require_modules, run_module
+from stillroom.networks.torch_network import kind_of, load_module, run_module
 from stillroom.teachers.configs import RunTeacher, SmpTeacher
 from stillroom.teachers.damage import damage_of, network_weights
 from stillroom.teachers.devices import open_device
-from stillroom.teachers.fields import Taps
+from stillroom.teachers.fields import Taps, places, strides
 from stillroom.teachers.files import existing, finished
 from stillroom.teachers.own_configs import TorchTeacher
+from stillroom.teachers.pooling import pooled
 from stillroom.types import Row
 
 Run = Callable[[Tensor, Normalise], dict[str, Tensor]]  # of RGB in [0, 1], on the device
 
 
 class BuiltTorchTeacher:
-    """A torch module as a `BuiltTeacher`; `run` gives every target of it, float32."""
+    """A torch module as a `BuiltTeacher`; `run` gives every target of it, float32, and those that
+    `taps` gives a stride are averaged.
+    """
 
     provider = "torch"
 
@@ -40,6 +43,7 @@ class BuiltTorchTeacher:
         preprocessing: Normalise,
         device: str,
         identity: dict[str, Any] | None = None,
+        taps: Iterable[tuple[Any, ...]] = (),
     ) -> None:
         """Take over a module with its weights; raises UserError for no such device."""
         self.device = open_device(device)
@@ -47,7 +51,7 @@ class BuiltTorchTeacher:
         self.preprocessing = preprocessing
         self.identity = identity or {}
         self._network = module.to(self.device).eval().requires_grad_(False)
-        self._run = run
+        self._run, self._strides = run, strides(taps)
 
     @torch.inference_mode()
     def __call__(
@@ -69,7 +73,8 @@ class BuiltTorchTeacher:
             torch.autocast(self.device.type, enabled=False),
             torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
         ):
-            return self._run(image, normalise)
+            size = (image.shape[2], image.shape[3])
+            return pooled(self._run(image, normalise), self._strides, size)
 
 
 def build_smp(config: SmpTeacher, device: str) -> BuiltTorchTeacher:
@@ -92,19 +97,18 @@ def build_own(config: TorchTeacher, device: str) -> BuiltTorchTeacher:
         module = load_module(config.factory)
     if config.weights is not None:
         load_weights(module, existing(config.weights, "weights"))
-    taps = tuple(tap for _, tap in config.outputs)
-    require_modules(module, taps)
+    taps = places(config.outputs)
 
     def run(image: Tensor, normalise: Normalise) -> dict[str, Tensor]:
-        found, features = run_module(module, normalise(image), taps)
-        outputs = {name: features[tap].float() for name, tap in config.outputs}
+        found, features = run_module(module, normalise(image), tuple(taps.values()))
+        outputs = {name: features[tap].float() for name, tap in taps.items()}
         if config.target is not None:
             outputs[config.target] = _logits(found, image, config.factory)
         return outputs
 
     normalise = Normalise(config.mean, config.std, config.scale, config.channels)
     identity = {"state_dict_sha256": state_sha256(module)}
-    return BuiltTorchTeacher(module, run, normalise, device, identity)
+    return BuiltTorchTeacher(module, run, normalise, device, identity, config.outputs)
 
 
 @contextmanager
@@ -126,14 +130,15 @@ def state_sha256(module: nn.Module) -> str:
 
 
 def _of_network(network: Network, target: str, taps: Taps, device: str) -> BuiltTorchTeacher:
-    names = tuple(tap for _, tap in taps)
-    require_taps(names, network.taps)
+    names = places(taps)
+    wanted = tuple(names.values())
+    require_taps(wanted, network.taps)
 
     def run(image: Tensor, normalise: Normalise) -> dict[str, Tensor]:
-        logits, features = network.forward_taps(image, names, normalise)
-        return {target: logits, **{name: features[tap] for name, tap in taps}}
+        logits, features = network.forward_taps(image, wanted, normalise)
+        return {target: logits, **{name: features[tap] for name, tap in names.items()}}
 
-    return BuiltTorchTeacher(network, run, network.normalise, device)
+    return BuiltTorchTeacher(network, run, network.normalise, device, taps=taps)
 
 
 def _logits(found: Any, image: Tensor, factory: str) -> Tensor:

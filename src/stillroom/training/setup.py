@@ -6,6 +6,7 @@ All that can be wrong is found here, before any real work.
 
 import os
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stillroom.cache.folder import Cache
 from stillroom.errors import UserError
+from stillroom.losses import CountsClasses
+from stillroom.pictures.class_pixels import class_pixels
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.recipe import Recipe, check
 from stillroom.students.distiller import Distiller, build_distiller, upstream_parameters
@@ -36,8 +39,9 @@ def prepare(recipe: Recipe) -> TrainContext:
     pictures = open_pictures(Path(recipe.data.shards))
     check(recipe, pictures)
     num_rows = _num_training_rows(recipe, pictures)
-    require_free(recipe)
     accelerator = _accelerator(recipe)
+    recipe = _with_class_counts(recipe, pictures, accelerator)
+    require_free(recipe)
     schedule = make_schedule(
         recipe.batch, recipe.micro_batch, accelerator.process_index, accelerator.num_processes
     )
@@ -69,6 +73,26 @@ def prepare(recipe: Recipe) -> TrainContext:
         model=model,
         optimizer=wrapped,
     )
+
+
+def _with_class_counts(recipe: Recipe, pictures: PictureSet, accelerator: Accelerator) -> Recipe:
+    """Return the recipe with the numbers of every term that asks for the pixels of each class."""
+    if not any(term.needs.class_counts for term in recipe.terms):
+        return recipe
+    if recipe.data.regions:
+        raise UserError(
+            "classes are counted over whole masks, and here rows are regions of pictures",
+            fix="give the weights as numbers: --terms.N.class-weights",
+        )
+    with accelerator.main_process_first():
+        counts = class_pixels(pictures, recipe.data.label_share)
+    terms = []
+    for term in recipe.terms:
+        if term.needs.class_counts:
+            assert isinstance(term, CountsClasses), f"{term.label} has no with_class_counts"
+            term = term.with_class_counts(counts)
+        terms.append(term)
+    return replace(recipe, terms=tuple(terms))
 
 
 def _num_training_rows(recipe: Recipe, pictures: PictureSet) -> int:

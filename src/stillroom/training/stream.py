@@ -20,6 +20,7 @@ from stillroom.errors import DamageError, UserError
 from stillroom.hashing import keyed_hash
 from stillroom.pictures.augment import blur, hsv, jpeg, mirror, noise, photometric
 from stillroom.pictures.dataset import Picture, PictureSet
+from stillroom.pictures.keys import is_label_used
 from stillroom.pictures.loader import inside_array, mask_array, read_ahead
 from stillroom.pictures.pixels import require_pixels
 from stillroom.pictures.rows import other_view, picture_of, rows_of
@@ -91,7 +92,9 @@ class RowDataset:
         for shard in self.pictures.shard_ids(self.split):
             opened = self.pictures.open(shard)
             for row in rows_of(opened, self._views, regions=regions, first_only=True):
-                labelled = opened.has_mask(opened.index(row.key)) and self._uses_label(row.key)
+                labelled = opened.has_mask(opened.index(row.key)) and is_label_used(
+                    row.key, self.label_share
+                )
                 if labelled or not labelled_only:
                     places.append((shard, row))
         if not places:
@@ -102,9 +105,6 @@ class RowDataset:
                 fix="raise --data.label-share, or pack labelled pictures",
             )
         return places
-
-    def _uses_label(self, key: str) -> bool:
-        return keyed_hash("label", key) < self.label_share * 2**64
 
     def read(self, place: int, number: int = 0) -> tuple[str, dict[str, np.ndarray]]:
         """Return the key of one picture (or region) and arrays `image`, `mask`, `inside`, with
@@ -125,7 +125,7 @@ class RowDataset:
                 row = other_view(self.pictures.open(shard), row, self._views, turn)
             picture, arrays = self._picture(shard, row), {}
         mask = mask_array(picture)
-        if not self._uses_label(picture.key):
+        if not is_label_used(picture.key, self.label_share):
             mask = np.full_like(mask, IGNORE)
         arrays |= {"image": picture.image, "mask": mask, "inside": inside_array(picture)}
         if picture.box is not None:
