@@ -10,7 +10,9 @@ from stillroom.errors import UserError
 from stillroom.pictures.sources import VOC_CLASSES, parse_source
 
 
-@pytest.mark.parametrize("level", ["", "VOC2012", "VOCdevkit/VOC2012"])
+@pytest.mark.parametrize(
+    "level", ["", "VOC2012", "VOCdevkit/VOC2012", "VOC2007", "VOCdevkit/VOC2007"]
+)
 def test_a_voc_root_is_found_at_every_level(voc: Path, tmp_path: Path, level: str) -> None:
     top = tmp_path / "top"
     (top / level).parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +54,18 @@ def test_a_linked_folder_is_followed_once(folders: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "voc", "voc:", "coco:x", "folders:.", "folders:.,.,.", "unlabelled:", "pipe:ls"]
+    "text",
+    [
+        "",
+        "voc",
+        "voc:",
+        "coco:x",
+        "voc2012:",
+        "folders:.",
+        "folders:.,.,.",
+        "unlabelled:",
+        "pipe:ls",
+    ],
 )
 def test_an_unknown_source_is_answered_with_the_legal_forms(text: str) -> None:
     with pytest.raises(UserError, match="voc:PATH, folders:IMAGES,MASKS or unlabelled:PATH"):

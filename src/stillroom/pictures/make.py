@@ -1,8 +1,10 @@
 """The command that packs a source into shards: which pictures, which split, which classes."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
@@ -11,11 +13,11 @@ from tqdm import tqdm
 from stillroom.errors import UserError
 from stillroom.pictures.decode import BadPicture
 from stillroom.pictures.keys import key_of, share_of
-from stillroom.pictures.labels import decide_labels, parse_mask_values
+from stillroom.pictures.labels import Labels, decide_labels, parse_mask_values
 from stillroom.pictures.loader import read_ahead
 from stillroom.pictures.pack import pack, refuse_existing
 from stillroom.pictures.prepare import Fit, Geometry, PictureFormat, Prepared, prepare
-from stillroom.pictures.sources import PICTURE_SUFFIXES, Item, Source, parse_source
+from stillroom.pictures.sources import PICTURE_SUFFIXES, Item, parse_source, read_names
 
 DEFAULT_VAL_SHARE = 0.1
 _MAX_WORKERS = 16
@@ -31,7 +33,10 @@ def make_shards(
     format: PictureFormat = "jpg",
     shard_rows: int = 256,
     val: str | None = None,
+    val_list: Path | None = None,
     val_share: float | None = None,
+    val_seed: int = 0,
+    categories: tuple[str, ...] = (),
     classes: str | None = None,
     mask_values: tuple[str, ...] = (),
     skip_bad: bool = False,
@@ -39,15 +44,19 @@ def make_shards(
     """Pack pictures and masks into WebDataset shards, the input of everything else.
 
     Args:
-        source: voc:PATH, folders:IMAGES,MASKS or unlabelled:PATH
+        source: voc:PATH, voc2012:PATH (fetched there), folders:IMAGES,MASKS, unlabelled:PATH or
+            coco:IMAGES,ANNOTATIONS
         out: new folder, e.g. shards/people
         size: height and width in pixels that every picture is brought to; training needs one size
         fit: stretch to that size, or letterbox within grey padding that nothing counts
         format: jpg (quality 95, 4:4:4) or png; unresized files of that format keep their bytes
         shard_rows: pictures a shard
         val: another source for the validation split
+        val_list: file with the names of the pictures of the validation split, one a line
         val_share: share of the pictures for the validation split, by hash of the key; default 0.1
             where the source has no val list and --val is not given; 0 for no validation split
+        val_seed: draws another such share
+        categories: those of a COCO source that become classes 1 and up; default: all
         classes: number of classes, or a file with one name a line; default: the source's own, or
             found in the masks
         mask_values: how mask values become classes, e.g. 0:0 255:1 for black and white masks
@@ -58,16 +67,11 @@ def make_shards(
         raise UserError("--shard-rows is out of range", found=shard_rows, wanted="1 or more")
     geometry = _geometry(size, fit)
     bad = _BadPictures(skip_bad)
-    names, splits = _splits(parse_source(source), val, val_share, bad)
+    chosen = _Validation(val, val_list, val_share, val_seed)
+    names, splits = _splits(source, categories, chosen, bad)
     items = [item for rows in splits.values() for _, item in rows]
     labels = decide_labels(classes, names, parse_mask_values(mask_values), items)
-
-    def ready(row: _Keyed) -> Prepared | BadPicture:
-        try:
-            return prepare(*row, labels, geometry, format)
-        except BadPicture as error:
-            return error
-
+    ready = functools.partial(_prepared, labels=labels, geometry=geometry, picture_format=format)
     with tqdm(total=len(items), unit="picture", disable=None, desc=out.name) as bar:
         shards = pack(
             out,
@@ -80,6 +84,15 @@ def make_shards(
     bad.report()
     rows, total_bytes = sum(info.rows for info in shards), sum(info.size for info in shards)
     print(f"{out}: {rows} pictures in {len(shards)} shards, {total_bytes / 1e6:.1f} MB")
+
+
+def _prepared(
+    row: _Keyed, labels: Labels, geometry: Geometry | None, picture_format: PictureFormat
+) -> Prepared | BadPicture:
+    try:
+        return prepare(*row, labels, geometry, picture_format)
+    except BadPicture as error:
+        return error
 
 
 def _geometry(size: tuple[int, int] | None, fit: Fit) -> Geometry | None:
@@ -120,30 +133,68 @@ class _BadPictures:
             print(f"left out {len(self.errors)} bad pictures:", *lines, sep="\n  ", file=sys.stderr)
 
 
+@dataclass(frozen=True, slots=True)
+class _Validation:
+    """How the validation split is chosen: another source, a list of names, or a share by hash."""
+
+    source: str | None
+    names: Path | None
+    share: float | None
+    seed: int
+
+    def refuse_two(self, has_list: bool) -> None:
+        """Raise UserError where more than one says what the split is."""
+        ways = {
+            "--val-share": self.share is not None,
+            "--val-list": self.names is not None,
+            "--val": self.source is not None,
+            "the source's own val list": has_list,
+        }
+        said = [way for way, is_said in ways.items() if is_said]
+        if len(said) > 1 and said != ["--val", "the source's own val list"]:
+            raise UserError(f"{said[0]} and {said[1]} exclude each other", fix="leave one out")
+        if self.share is not None and not 0 <= self.share < 1:
+            raise UserError(
+                "--val-share is out of range", found=self.share, wanted="0 <= share < 1"
+            )
+
+    def takes(self, rows: list[_Keyed]) -> set[str]:
+        """Return the keys that are held out of a source without a list of its own."""
+        if self.names is None:
+            share = DEFAULT_VAL_SHARE if self.share is None else self.share
+            purpose = f"val/{self.seed}" if self.seed else "val"
+            return {key for key, _ in rows if share_of(key, purpose) < share}
+        listed = set(read_names(self.names))
+        if missing := listed - {item.name for _, item in rows}:
+            raise UserError(
+                f"{self.names} names {len(missing)} pictures that the source does not have",
+                found=min(missing),
+                wanted="names as the source has them, without suffix",
+            )
+        return {key for key, item in rows if item.name in listed}
+
+
 def _splits(
-    source: Source, val: str | None, val_share: float | None, bad: _BadPictures
+    text: str, categories: tuple[str, ...], chosen: _Validation, bad: _BadPictures
 ) -> tuple[tuple[str, ...], dict[str, list[_Keyed]]]:
     """Return the class names that the sources know, and each split's pictures ordered by key."""
+    source = parse_source(text, categories)
     has_list = "val" in source.splits
-    if val_share is not None and (val is not None or has_list):
-        origin = "--val" if val is not None else "the source's own val list"
-        raise UserError(f"--val-share and {origin} exclude each other", fix="leave out --val-share")
-    share = DEFAULT_VAL_SHARE if val_share is None else val_share
-    if not 0 <= share < 1:
-        raise UserError("--val-share is out of range", found=share, wanted="0 <= share < 1")
+    chosen.refuse_two(has_list)
     names, seen = source.class_names, {}
     train = _keyed(source.items("train"), seen, bad)
-    if val is not None:
-        other = parse_source(val)
+    if chosen.source is not None:
+        other = parse_source(chosen.source, categories)
         names = _agreed(names, other.class_names)
         held_out = _keyed(other.items("val" if "val" in other.splits else "train"), seen, bad)
     elif has_list:
         held_out = _keyed(source.items("val"), seen, bad)
     else:
-        held_out = [row for row in train if share_of(row[0], "val") < share]
-        train = [row for row in train if share_of(row[0], "val") >= share]
+        keys = chosen.takes(train)
+        held_out = [row for row in train if row[0] in keys]
+        train = [row for row in train if row[0] not in keys]
     splits = {"train": train, "val": held_out}
-    if share == 0 and not held_out:
+    if chosen.share == 0 and not held_out:
         del splits["val"]
     for split, rows in splits.items():
         if not rows:

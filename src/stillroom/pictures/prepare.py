@@ -3,13 +3,14 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from stillroom.errors import UserError
+from stillroom.pictures.coco import class_mask, instance_masks, regions_of
 from stillroom.pictures.decode import (
     MAX_SIDE_PX,
     PADDING_GREY,
@@ -90,14 +91,16 @@ def prepare(
         raise BadPicture(f"{item.picture} is missing", found=f"only its mask {item.mask}")
     data, image = open_picture(item.picture)
     rgb = to_rgb(image, item.picture)
-    mask = None if item.mask is None else _mask(item.mask, item.picture, rgb.size, labels)
     height, width = rgb.height, rgb.width
+    instances = [] if item.instances is None else instance_masks(item, height, width)
+    mask = _mask_of(item, instances, rgb.size, labels)
     inside = (0, 0, width, height)
     keep = can_keep_bytes(data, image, picture_format)
     if geometry is not None and (height, width) != (geometry.height, geometry.width):
         inside = geometry.inside(height, width)
         height, width, keep = geometry.height, geometry.width, False
         rgb, mask = geometry.place(rgb), None if mask is None else geometry.place_mask(mask)
+        instances = [geometry.place_mask(mask_of_one) for mask_of_one in instances]
     return Prepared(
         key=key,
         height=height,
@@ -105,7 +108,7 @@ def prepare(
         inside=inside,
         picture=data if keep else encode_picture(rgb, picture_format),
         mask=None if mask is None else encode_mask(mask),
-        extra=None if item.name == key else _json({"source": item.name}),
+        extra=_extra(key, item, instances),
     )
 
 
@@ -128,5 +131,17 @@ def _mask(
     return labels.translate(values, path)
 
 
-def _json(body: dict[str, str]) -> bytes:
-    return json.dumps(body, ensure_ascii=False).encode()
+def _mask_of(
+    item: Item, instances: list[Any], size: tuple[int, int], labels: Labels
+) -> UInt8[np.ndarray, "h w"] | None:
+    if item.instances is not None:
+        return class_mask(item, instances, size[1], size[0])
+    return None if item.mask is None else _mask(item.mask, item.picture, size, labels)
+
+
+def _extra(key: str, item: Item, instances: list[Any]) -> bytes | None:
+    """Return a picture's json: its name in the source where that is not the key, its regions."""
+    body: dict[str, Any] = {} if item.name == key else {"source": item.name}
+    if item.instances is not None:
+        body |= regions_of(item, instances)
+    return json.dumps(body, ensure_ascii=False).encode() if body else None

@@ -1,15 +1,17 @@
-"""Where pictures come from: `voc:PATH`, `folders:IMAGES,MASKS`, `unlabelled:PATH`.
+"""Where pictures come from: `voc:PATH`, `voc2012:PATH`, `folders:IMAGES,MASKS`, `unlabelled:PATH`,
+`coco:IMAGES,ANNOTATIONS`.
 
 A source only names files, item by item and split by split; `prepare.py` opens them. A picture or
 mask that is missing is still named, so that there is one place that reports it.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, Protocol, runtime_checkable
 
-from stillroom.errors import UserError
+from stillroom.errors import UserError, first_line
 from stillroom.jsonfile import read_bytes
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -17,16 +19,44 @@ _VOC_NAMES = """background aeroplane bicycle bird boat bottle bus car cat chair 
 horse motorbike person pottedplant sheep sofa train tvmonitor"""
 VOC_CLASSES = tuple(_VOC_NAMES.split())
 _MAX_LIST_BYTES = 1 << 26  # of a split's names, or of the classes'
-_FORMS = "voc:PATH, folders:IMAGES,MASKS or unlabelled:PATH"
+_FORMS = (
+    "voc:PATH, folders:IMAGES,MASKS or unlabelled:PATH, voc2012:PATH or coco:IMAGES,ANNOTATIONS"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One thing on a picture: its class (255 = a crowd, which is ignored) and COCO's polygons or
+    run lengths of it.
+    """
+
+    label: int
+    segmentation: list[list[float]] | dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One picture: its name in the source (no suffix, `/` between folders), its file, its mask."""
+    """One picture: its name in the source (no suffix, `/` between folders), its file, and its mask,
+    or the instances that make one.
+    """
 
     name: str
     picture: Path
     mask: Path | None = None
+    instances: tuple[Instance, ...] | None = None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Pictures by split; `class_names` are empty where the source does not know them."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def splits(self) -> tuple[str, ...]: ...
+    def items(self, split: str) -> Iterator[Item]:
+        """Yield the pictures of a split."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +72,7 @@ class VocSource:
 
     def items(self, split: str) -> Iterator[Item]:
         for name in _lines(self._list(split), "surrogateescape"):
-            _refuse_elsewhere(name, self._list(split))
+            refuse_elsewhere(name, self._list(split))
             mask = self.root / "SegmentationClass" / f"{name}.png"
             yield Item(name=name, picture=self._picture(name), mask=mask)
 
@@ -76,14 +106,23 @@ class FolderSource:
             yield Item(name=name, picture=self.images / f"{name}.jpg", mask=mask)
 
 
-Source = VocSource | FolderSource
+def parse_source(text: str, categories: Sequence[str] = ()) -> Source:
+    """Return the source that a command line names; raises UserError where there is none.
 
-
-def parse_source(text: str) -> Source:
-    """Return the source that a command line names; raises UserError where there is none."""
+    `categories` are those of COCO's that are wanted, none = all.
+    """
     kind, _, rest = text.partition(":")
+    if categories and kind != "coco":
+        raise UserError("--categories are COCO's", found=text, wanted="coco:IMAGES,ANNOTATIONS")
     if kind == "voc" and rest:
         return _voc(Path(rest))
+    if kind == "voc2012" and rest:
+        return _voc(_fetched(Path(rest)))
+    if kind == "coco" and rest.count(",") == 1 and all(rest.split(",")):
+        from stillroom.pictures.coco import coco_source  # it knows the items of this module
+
+        images, annotations = rest.split(",")
+        return coco_source(_folder(images, text), Path(annotations), categories)
     if kind == "unlabelled" and rest:
         return FolderSource(images=_folder(rest, text))
     if kind == "folders" and rest.count(",") == 1 and all(rest.split(",")):
@@ -98,19 +137,36 @@ def parse_source(text: str) -> Source:
 
 
 def _voc(path: Path) -> VocSource:
-    roots = (path, path / "VOC2012", path / "VOCdevkit" / "VOC2012")
+    levels = ("", "VOC2012", "VOC2007", "VOCdevkit/VOC2012", "VOCdevkit/VOC2007")
+    roots = tuple(path / level for level in levels)
     wanted = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
     root = next((root for root in roots if (root / "ImageSets").is_dir()), path)
     if missing := [name for name in wanted if not (root / name).is_dir()]:
         raise UserError(
             f"{path} is no VOC folder",
             found=f"no {', no '.join(missing)} in {root}",
-            wanted=f"{', '.join(wanted)} in it, in VOC2012/ or in VOCdevkit/VOC2012/ below it",
+            wanted=f"{', '.join(wanted)} in it or below it in {', '.join(levels[1:])}",
         )
     if not (root / "ImageSets" / "Segmentation" / "train.txt").is_file():
         raise UserError(f"{root}/ImageSets/Segmentation/train.txt is missing")
     listed = next((f for f in (path / "classes.txt", root / "classes.txt") if f.is_file()), None)
     return VocSource(root=root, class_names=read_class_names(listed) if listed else VOC_CLASSES)
+
+
+def _fetched(path: Path) -> Path:
+    """Return a folder in which PASCAL VOC 2012 lies: about 2 GB, fetched by torchvision once."""
+    if not (path / "VOCdevkit" / "VOC2012" / "ImageSets").is_dir():
+        from torchvision.datasets import VOCSegmentation
+
+        try:
+            VOCSegmentation(str(path), year="2012", image_set="train", download=True)
+        except (OSError, RuntimeError) as error:  # no net; a file that is not what was published
+            raise UserError(
+                "PASCAL VOC 2012 could not be fetched",
+                found=first_line(error),
+                fix=f"put VOCtrainval_11-May-2012.tar into {path}, or unpack it and say voc:PATH",
+            ) from None
+    return path
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
@@ -128,20 +184,28 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return names
 
 
+def read_names(path: Path) -> tuple[str, ...]:
+    """Return the names of pictures in a text file, one a line; raises UserError."""
+    try:
+        return tuple(_lines(path, "surrogateescape"))
+    except OSError as error:
+        raise UserError(f"cannot read names of pictures from {path}: {error}") from None
+
+
 def _lines(path: Path, errors: str) -> list[str]:
     """Return a text file's lines without the spaces around them and without the empty ones."""
     text = read_bytes(path, _MAX_LIST_BYTES, links=True).decode(errors=errors)
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
-def _refuse_elsewhere(name: str, path: Path) -> None:
+def refuse_elsewhere(name: str, path: Path) -> None:
     """Raise UserError for a name that leads out of the source's folders, or can be no file's."""
     place = PurePosixPath(name)
     if place.is_absolute() or ".." in place.parts or "\0" in name or len(name) > 200:
         raise UserError(
             f"{path} names a picture outside its folder",
             found=f"{name!r:.80}",
-            wanted="names below JPEGImages, without .., of at most 200 letters",
+            wanted="names below it, without .., of at most 200 letters",
         )
 
 
