@@ -2,7 +2,8 @@
 that it learned.
 
 `python benchmarks/rate.py RECIPE --shards SHARDS --network N.onnx [--encoder E.pth]` writes
-`benchmarks/results/rate_<recipe>_<hardware>_<yyyymm>.json` and a plot beside it. RECIPE is a
+`benchmarks/results/rate_<recipe>_<hardware>_<yyyymm>.json` and a plot beside it
+(`rate_<recipe>_pretrained` with `--encoder`). RECIPE is a
 function of `benchmarks/bench/recipes.py`: few labels, and a detector's inner tensor of every
 picture. A cache is made with each codec; each seed trains one student without the feature term and
 one from each cache, equal in first weights, order and augmentation. Scores are those of the last
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="+", default=list(CODECS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--weight", type=float, default=0.5, help="of the feature term")
+    parser.add_argument("--weight", type=float, default=5.0, help="of the feature term")
     parser.add_argument("--work", type=Path, required=True, help="folder of caches and runs")
     arguments = parser.parse_args()
     texts = list(dict.fromkeys([EXACT, *arguments.codecs]))
@@ -69,7 +70,7 @@ def main() -> None:
     command = f"python benchmarks/rate.py {arguments.recipe} --epochs {arguments.epochs}"
     command += f" --weight {arguments.weight:g} --seeds {' '.join(map(str, arguments.seeds))} ..."
     settings = {"seeds": arguments.seeds, "settings": figures}
-    name = f"rate_{arguments.recipe.partition('_')[0]}"
+    name = f"rate_{arguments.recipe.partition('_')[0]}{'_pretrained' if arguments.encoder else ''}"
     save(name, command, settings)
     _draw(figures, result_path(name, RESULTS).with_suffix(".png"))
 
