@@ -150,7 +150,8 @@ def _student(arguments: argparse.Namespace, text: str, seed: int) -> dict[str, f
     if len(last["iou"]) == 2:
         found["foreground_iou"] = last["iou"][1]
     if text != WITHOUT:
-        recipe = recipe_from([*_words(arguments, EXACT), *words, "--run.resume"])
+        words += ["--run.name", f"{name}-measured"]  # of this name is no run, and none begins
+        recipe = recipe_from([*_words(arguments, EXACT), *words])
         found["feature_error"] = _feature_error(recipe, folder)
     return found
 
