@@ -1,4 +1,4 @@
-"""Single-bit flips in every file of a cache of each body: is one of them silent?
+"""Single-bit flips in every file of a cache of each body and codec: is one of them silent?
 
 `python benchmarks/bit_flips.py [--flips 1000] [--seed 0]` flips that many random bits of each file,
 one at a time, and lets the reader read every row and `check_cache` look at everything. A flip that
@@ -8,6 +8,7 @@ does not compare checksums and nothing is scrubbed, which must let flips through
 """
 
 import argparse
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -18,7 +19,7 @@ from stillroom.cache.folder import BODIES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "cache"))
 
-from flip_bits import flip, make_cache
+from flip_bits import CODECS, flip, make_cache
 
 
 def main() -> None:
@@ -30,13 +31,14 @@ def main() -> None:
     arguments = parser.parse_args()
     command = f"python benchmarks/bit_flips.py --flips {arguments.flips} --seed {arguments.seed}"
     results = {}
-    for body in BODIES:
+    for body, codecs in itertools.product(BODIES, CODECS):
         with tempfile.TemporaryDirectory() as folder:
-            cache = make_cache(Path(folder), body, arguments.seed)
+            cache = make_cache(Path(folder), body, arguments.seed, codecs)
             check = not arguments.no_check
-            results[body] = flip(cache, arguments.flips, arguments.seed, check=check)
+            found = flip(cache, arguments.flips, arguments.seed, check=check)
+            results[f"{body} {codecs}"] = found
     if arguments.no_check:
-        print({body: f"{r['silent']} of {r['flips']} silent" for body, r in results.items()})
+        print({name: f"{r['silent']} of {r['flips']} silent" for name, r in results.items()})
         return
     flips = sum(result["flips"] for result in results.values())
     silent = sum(result["silent"] for result in results.values())

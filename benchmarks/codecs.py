@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench.entropy import per_channel, symbols_of
 from bench.machine import save
 from PIL import Image
 from torch import Tensor
 
 from stillroom.cache import Cache, claim_cache, make_identity
-from stillroom.codecs.impulses import unpack_impulses
 from stillroom.pictures.loader import image_tensor
 from stillroom.teachers.configs import OnnxTeacher
 from stillroom.types import Kind, Row, RowStatistics, ShardId, View
@@ -138,7 +138,7 @@ def measure(text: str, kind: Kind, fit: Tensor, measured: Tensor) -> dict[str, f
                 kept = {f"{TARGET}.{name}": part[0].numpy() for name, part in parts.items()}
                 figures = {TARGET: RowStatistics(0.0, 0.0, 1.0, 1.0 if kind == "logits" else None)}
                 began = time.thread_time()
-                writer.append(row, kept, figures)
+                writer.append(row, kept, figures, 0)
                 busy["write"].append(time.thread_time() - began)
                 symbols.append(symbols_of(parts, values))
             assert writer.publish({})
@@ -195,30 +195,6 @@ def new_cache(folder: Path, text: str, kind: Kind, measured: Tensor) -> Cache:
         calibration=[],
     )
     return claim_cache(folder, "codecs", identity)
-
-
-def symbols_of(parts: dict[str, Tensor], count: int) -> list[Tensor]:
-    """The whole numbers that a row's parts say, (c n) each."""
-    found = []
-    for name, part in parts.items():
-        if name == "impulse":
-            cells = part.shape[2] * part.shape[3]
-            found.append(unpack_impulses(part.flatten(1), count).view(-1, cells).int())
-        elif part.dtype in (torch.float16, torch.float32):
-            found.append(part[0].flatten(1).half().view(torch.int16).int())
-        else:
-            found.append(part[0].flatten(1).int())
-    return found
-
-
-def per_channel(symbols: Tensor) -> float:
-    """Bits of all symbols (b c n), each channel with its own frequencies."""
-    bits = 0.0
-    for channel in symbols.transpose(0, 1).flatten(1):
-        _, counts = channel.unique(return_counts=True)
-        shares = counts.double() / counts.sum()
-        bits -= float((counts * shares.log2()).sum())
-    return bits
 
 
 def ratio(off: Tensor, signal: Tensor) -> float:

@@ -39,9 +39,11 @@ WAIT_S = 60.0  # for a process to begin a shard
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="draws the moments")
-    seed = parser.parse_args().seed
+    parser.add_argument("--codecs", nargs=2, default=["float16", "float16"], metavar="CODEC")
+    arguments = parser.parse_args()
+    seed, codecs = arguments.seed, arguments.codecs
     with tempfile.TemporaryDirectory() as name:
-        flags = _prepare(Path(name))
+        flags = _prepare(Path(name), codecs)
         shard_s = _run_whole(flags, Path(name) / "whole")
         whole = _only(Path(name) / "whole")
         root = Path(name) / "killed"
@@ -52,9 +54,10 @@ def main() -> None:
         problems = differences(whole, killed)
         folders = len(_in_tmp(root))
     landed = sum(kill["during"] != "between shards" for kill in kills)
+    exact = codecs == ["float16", "float16"]
     save(
-        "kill_stage_1",
-        f"python benchmarks/kill_stage_1.py --seed {seed}",
+        "kill_stage_1" if exact else f"kill_stage_1_{'_'.join(codecs).replace(':', '')}",
+        f"python benchmarks/kill_stage_1.py --seed {seed} --codecs {' '.join(codecs)}",
         {
             "shards": len(whole.shard_ids()),
             "first_shard_seconds": round(shard_s, 2),
@@ -69,7 +72,7 @@ def main() -> None:
     sys.exit(1 if problems else 0)
 
 
-def _prepare(folder: Path) -> list[object]:
+def _prepare(folder: Path, codecs: list[str]) -> list[object]:
     """Make pictures and teachers; return the flags of stage 1."""
     train = write_pictures(folder / "train", NUM_TRAIN, SIZE_PX)
     val = write_pictures(folder / "val", NUM_VAL, SIZE_PX, first_seed=1000)
@@ -79,7 +82,8 @@ def _prepare(folder: Path) -> list[object]:
     detector = save_convolutions(folder / "detector.onnx", DETECTOR_LAYERS, inner="input.427")
     teachers = ["--teachers.0.path", mask, "--teachers.1.path", detector]
     small = ["--batch", 2, "--micro-batch", 2, "--gate", "off", "--run.device", "cpu"]
-    return ["people-lite", "--data.shards", folder / "shards", *teachers, *small]
+    kept = ["--codec.person", codecs[0], "--codec.detector", codecs[1]]
+    return ["people-lite", "--data.shards", folder / "shards", *teachers, *kept, *small]
 
 
 def _only(root: Path) -> Cache:

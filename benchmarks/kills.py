@@ -65,7 +65,8 @@ class Bench:
     """Pictures, one uninterrupted cache, and the attempts on others."""
 
     def __init__(self, folder: Path, body: BodyName, seed: int) -> None:
-        self._folder, self._body, self.random = folder, body, random.Random(seed)
+        self._folder, self.random = folder, random.Random(seed)
+        self._body: BodyName = body
         self._num_roots = self._num_ledgers = 0
         self.tally = Tally()
         self._shards = make_pictures(folder / "pictures", NUM_TRAIN, NUM_VAL, SIZE_PX, SHARD_ROWS)
@@ -187,7 +188,7 @@ def _keep_ledger(path: Path) -> None:
         append(self, *row)
         os.write(descriptor, f"{self._spec.shard_id}\n".encode())
 
-    ShardWriter.append = appending
+    ShardWriter.append = appending  # type: ignore[method-assign]
 
 
 def _has_ended(child: int) -> bool:

@@ -77,7 +77,7 @@ def measure(cache: Cache, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def scrub(cache: Cache, threads: int) -> tuple[list, int, int]:
     with Path(os.devnull).open("w") as null, contextlib.redirect_stderr(null):
-        return scrub_shards(cache, cache.shard_ids(), cache.codecs_sha256, None, threads)
+        return scrub_shards(cache, cache.shard_ids(), cache.codecs_sha256, None, None, threads)
 
 
 def held(cache: Cache) -> float:

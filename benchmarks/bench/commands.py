@@ -102,5 +102,5 @@ def _start(
 
 def _require(child: subprocess.Popen, status: int, outputs: str) -> None:
     if child.returncode != status:
-        script = Path(child.args[1]).name
+        script = Path(list(child.args)[1]).name  # type: ignore[arg-type]
         raise RuntimeError(f"{script} ended with status {child.returncode}:\n{outputs}")

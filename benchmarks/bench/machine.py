@@ -40,6 +40,7 @@ def bench_machine(device: str) -> dict[str, Any]:
 
 def _gpu() -> dict[str, object]:
     import torch
+    from torch.cuda import nccl
 
     return {
         "gpu": torch.cuda.get_device_name(0),
@@ -48,7 +49,7 @@ def _gpu() -> dict[str, object]:
         "driver": _driver(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        "nccl": ".".join(map(str, nccl.version())),
     }
 
 

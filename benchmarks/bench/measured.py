@@ -44,7 +44,7 @@ def _watch_steps(steps: list[tuple[Any, Tensor, Tensor]]) -> None:
         steps.append((meter._context.recipe.terms, totals, counts))
         add(meter, totals, counts, *more)
 
-    TermMeter.add = watched
+    TermMeter.add = watched  # type: ignore[method-assign]
 
 
 def _loss(terms: Any, totals: Tensor, counts: Tensor) -> float | None:

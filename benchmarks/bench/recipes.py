@@ -6,6 +6,7 @@ from pathlib import Path
 from stillroom.losses import BinaryCrossEntropy, Dice, FeatureMSE
 from stillroom.recipe import Data, Recipe
 from stillroom.recipes.b3_b0 import b3_b0_yolo
+from stillroom.recipes.few_labels import people_few_plain, street_few_plain
 from stillroom.students.definitions import UNetStudent
 from stillroom.teachers.configs import OnnxTeacher
 from stillroom.teachers.own_configs import TorchTeacher
@@ -40,3 +41,33 @@ def b0_alone() -> Recipe:
     """The student of `b3-b0-yolo` with the labels' terms only."""
     terms = (BinaryCrossEntropy(weight=0.5), Dice(weight=1.0))
     return replace(b3_b0_yolo(), name="b0-alone", teachers=(), codec={}, terms=terms)
+
+
+def people_features() -> Recipe:
+    """Person masks, one in twenty, and a detector's features of all pictures."""
+    return _features(people_few_plain())
+
+
+def street_features() -> Recipe:
+    """Street scenes, one mask in twenty, and a detector's features of all pictures."""
+    return _features(street_few_plain())
+
+
+def _features(plain: Recipe) -> Recipe:
+    """Add the inner tensor of a detector to a student of few labels, every row seen in turn."""
+    detector = OnnxTeacher(
+        target="detector",
+        path="detector.onnx",
+        tensor="input.427",
+        kind="features",
+        channels="BGR",
+        scale=255.0,
+    )
+    feature = FeatureMSE(target="detector", tap="encoder.3", hidden=128, weight=0.5)
+    return replace(
+        plain,
+        name=plain.name.replace("few-plain", "features"),
+        teachers=(detector,),
+        codec={"detector": "float16"},
+        terms=(*plain.terms, feature),
+    )

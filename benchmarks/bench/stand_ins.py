@@ -1,6 +1,7 @@
 """Pictures and networks that anyone can make: stand-ins with random weights, of a given shape."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -60,7 +61,7 @@ def save_convolutions(
 
 
 def _convolution(source: str, weight: str, result: str, stride: int) -> onnx.NodeProto:
-    options = {"pads": [1, 1, 1, 1], "strides": [stride, stride]}
+    options: dict[str, Any] = {"pads": [1, 1, 1, 1], "strides": [stride, stride]}
     return helper.make_node("Conv", [source, weight], [result], **options)
 
 

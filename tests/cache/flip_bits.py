@@ -16,7 +16,11 @@ from stillroom.types import Row, RowStatistics, ShardId, View
 
 SHARD, NUM_ROWS = ShardId("train", 0), 6
 TARGETS = {"detector": ((6, 8, 10), "features"), "mask": ((1, 8, 10), "logits")}
-CODECS = {"float16": ("float16", "float16"), "coded": ("stochastic:1.0", "logits8")}  # of each
+CODECS = {  # of each target
+    "float16": ("float16", "float16"),
+    "coded": ("stochastic:1.0", "logits8"),
+    "int8": ("int8", "int8"),
+}
 
 
 def make_cache(root: Path, body: str, seed: int = 0, codecs: str = "float16") -> Cache:

@@ -19,7 +19,7 @@ def flip_bits(load_module) -> ModuleType:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("codecs", ["float16", "coded"])
+@pytest.mark.parametrize("codecs", ["float16", "coded", "int8"])
 @pytest.mark.parametrize("per_file", [12, pytest.param(1000, marks=pytest.mark.slow)])
 def test_no_flipped_bit_in_any_file_is_silent_and_its_file_is_named(
     flip_bits, tmp_path: Path, body: str, per_file: int, codecs: str
