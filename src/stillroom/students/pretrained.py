@@ -46,6 +46,8 @@ class BackboneUNetStudent(BackboneUNetFields):
     partial: bool = False
 
     def __post_init__(self) -> None:
+        if self.backbone not in _UNET:
+            raise UserError("no such backbone", found=self.backbone, wanted=" or ".join(_UNET))
         _check(self.weights, self.partial, _UNET[self.backbone])
 
     def prefetch(self) -> None:
