@@ -154,8 +154,3 @@ def test_a_file_of_which_nothing_fits_is_refused_even_in_part(tmp_path):
 def test_only_a_file_can_be_loaded_in_part(kind, weights):
     with pytest.raises(UserError, match="only a weights file can be loaded in part"):
         kind(weights=weights, partial=True)
-
-
-def test_an_unknown_backbone_is_refused_with_those_that_there_are():
-    with pytest.raises(UserError, match=r"vgg19(.|\n)*vgg16 or resnet50"):
-        BackboneUNetStudent(backbone="vgg19")

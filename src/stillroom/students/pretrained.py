@@ -46,18 +46,18 @@ class BackboneUNetStudent(BackboneUNetFields):
     partial: bool = False
 
     def __post_init__(self) -> None:
-        if self.backbone not in _UNET:
-            raise UserError("no such backbone", found=self.backbone, wanted=" or ".join(_UNET))
-        _check(self.weights, self.partial, _UNET[self.backbone])
+        _check(self.weights, self.partial, _UNET.get(self.backbone, {}))
 
     def prefetch(self) -> None:
         """Download the backbone's weights, where wanted; on one rank before the others build."""
-        _prefetch(self.weights, _UNET[self.backbone])
+        _prefetch(self.weights, _UNET.get(self.backbone, {}))
 
     def build(self) -> Network:
         """Return the network; UserError when its weights do not fit or cannot be had."""
         network = build_network(self.architecture())
-        _load(network, self.weights, self.partial, _UNET[self.backbone], "encoder", "encoder")
+        _load(
+            network, self.weights, self.partial, _UNET.get(self.backbone, {}), "encoder", "encoder"
+        )
         return network
 
 
