@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from stillroom.errors import DamageError, UserError
 from stillroom.jsonfile import write_json
 from stillroom.teachers.configs import (
+    FcnTeacher,
     MissingTeacherError,
     OnnxTeacher,
     RunTeacher,
@@ -26,6 +27,7 @@ SMP = SmpTeacher(
     target="person", path="a.pth", encoder="resnet18", classes=2, taps=(("feature", "encoder.3"),)
 )
 RUN = RunTeacher(target="person", path="run", taps=(("feature", "decoder.0"),))
+FCN = FcnTeacher(target="voc", taps=(("middle", "layer3"),))
 OWN = TorchTeacher(target="own", factory="mine.py:build")
 ONNX_CHANGES = (
     {"tensor": "other"},
@@ -43,6 +45,16 @@ OWN_CHANGES = (
     *ONNX_CHANGES[3:7],
     {"outputs": (("inner", "stem"),)},
 )
+FCN_CHANGES = (
+    {"target": "other"},
+    {"taps": (("middle", "layer2"),)},
+    {"weights": "a.pth"},
+    {"weights": None},
+    {"classes": 2},
+    {"aux": False},
+    {"mean": (0.5, 0.5, 0.5)},
+    {"std": (0.5, 0.5, 0.5)},
+)
 ALL = pytest.mark.parametrize("teacher", [ONNX, SMP, RUN], ids=lambda t: type(t).__name__)
 
 
@@ -52,6 +64,7 @@ def test_importing_and_identifying_loads_nothing_heavy():
         "configs.OnnxTeacher(target='a', path='no', kind='logits').identity(False)\n"
         "configs.SmpTeacher(target='a', path='no', encoder='resnet18').identity(False)\n"
         "configs.RunTeacher(target='a', path='no').identity(False)\n"
+        "configs.FcnTeacher(target='a').identity(False)\n"
         "heavy = {'onnx', 'onnxruntime', 'timm', 'segmentation_models_pytorch', 'torchvision'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
         "print(sorted(m[19:] for m in sys.modules if m.startswith('stillroom.teachers.')))\n"
@@ -103,7 +116,10 @@ def test_a_missing_file_is_named_with_the_flag(teacher, tmp_path):
             act()
 
 
-@pytest.mark.parametrize(("teacher", "changes"), [(ONNX, ONNX_CHANGES), (OWN, OWN_CHANGES)])
+@pytest.mark.parametrize(
+    ("teacher", "changes"),
+    [(ONNX, ONNX_CHANGES), (OWN, OWN_CHANGES), (FCN, FCN_CHANGES)],
+)
 def test_every_field_that_changes_the_answer_changes_the_identity(teacher, changes):
     changed = [dataclasses.replace(teacher, **change).identity(False) for change in changes]
     identities = [teacher.identity(False), *changed]
@@ -114,6 +130,13 @@ def test_weights_and_architecture_are_in_the_identity(files):
     smp = dataclasses.replace(SMP, path=str(files / "a.pth")).identity()
     assert smp["weights_sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert smp["architecture"]["encoder"] == "resnet18"
+    fcn = dataclasses.replace(FCN, weights=str(files / "a.pth"))
+    full = fcn.identity()
+    assert full["weights_sha256"] == smp["weights_sha256"]
+    assert full["architecture"]["classes"] == 21
+    assert {name: full[name] for name in fcn.identity(False)} == fcn.identity(False)
+    with pytest.raises(MissingTeacherError, match=r"lost(.|\n)*--teachers\.N\.weights"):
+        dataclasses.replace(FCN, weights="lost").identity()
     run = dataclasses.replace(RUN, path=str(files / "run")).identity()
     assert run["weights_sha256"] == sha256(files / "run" / "student.safetensors")
     assert run["architecture"] == {"name": "unet", "width": 4}
@@ -153,6 +176,8 @@ def test_targets_have_the_kind_in_which_they_are_stored():
         (RUN, {"taps": (("../x", "encoder.3"),)}),
         (OWN, {"factory": "mine.py"}),
         (OWN, {"target": None}),
+        (FCN, {"taps": (("voc", "layer3"),)}),
+        (FCN, {"std": (1.0, 0.0, 1.0)}),
         (OWN, {"scale": -1.0}),
     ],
 )

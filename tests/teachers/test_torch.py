@@ -6,11 +6,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.models.segmentation import fcn_resnet50
+from torchvision.transforms.functional import normalize
 
 from stillroom.errors import UserError
 from stillroom.networks.build import build_network
-from stillroom.networks.normalise import Normalise
-from stillroom.teachers.configs import RunTeacher, SmpTeacher
+from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from stillroom.students.pretrained import BackboneUNetStudent
+from stillroom.teachers.configs import FcnTeacher, RunTeacher, SmpTeacher
 from stillroom.teachers.own_configs import TorchTeacher
 from stillroom.teachers.torch import state_sha256
 from stillroom.training.checkpoint import save_student
@@ -228,3 +231,62 @@ def test_the_sha256_of_a_state_dict_sees_names_types_shapes_and_bytes():
 def test_what_is_no_teacher_is_refused(image, fields, text):
     with pytest.raises(UserError, match=text):
         own(**fields).build("cpu")(image)
+
+
+def fcn(path, **options):
+    """torchvision's own network, its weights in a file."""
+    torch.manual_seed(0)
+    network = fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True, **options).eval()
+    torch.save(network.state_dict(), path)
+    return network
+
+
+def test_torchvisions_fcn_says_what_torchvision_says(tmp_path, image):
+    network = fcn(tmp_path / "a.pth", num_classes=5)
+    taps = (("early", "layer1"), ("late", "layer4"))
+    teacher = FcnTeacher(target="scene", weights=f"{tmp_path}/a.pth", classes=5, taps=taps)
+    found = teacher.build("cpu")(image)
+    with torch.no_grad():
+        normalised = normalize(image, IMAGENET_MEAN, IMAGENET_STD)
+        torch.testing.assert_close(found["scene"], network(normalised)["out"])
+        torch.testing.assert_close(found["late"], network.backbone(normalised)["out"])
+    assert [tuple(value.shape[1:]) for value in found.values()] == [
+        (5, 64, 96),
+        (256, 16, 24),
+        (2048, 8, 12),
+    ]
+    with pytest.raises(UserError, match="2 of another shape: classifier"):
+        FcnTeacher(target="scene", weights=f"{tmp_path}/a.pth", classes=4, aux=False).build("cpu")
+
+
+def test_the_weights_of_voc_come_from_torchvision_or_are_refused(tmp_path, monkeypatch, image):
+    def fail(*args, **options):
+        raise OSError("no connection")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", fail)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    teacher = FcnTeacher(target="voc")
+    with pytest.raises(UserError, match=r"no connection(.|\n)*--teachers\.N\.weights"):
+        teacher.build("cpu")
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True, exist_ok=True)
+    network = fcn(tmp_path / "hub" / "checkpoints" / "fcn_resnet50_coco-1167a1af.pth")
+    built = teacher.build("cpu")
+    with torch.no_grad():
+        wanted = network(normalize(image, IMAGENET_MEAN, IMAGENET_STD))["out"]
+    torch.testing.assert_close(built(image)["voc"], wanted)
+    random = FcnTeacher(target="voc", weights=None).build("cpu")
+    assert random.identity["state_dict_sha256"] != built.identity["state_dict_sha256"]
+
+
+def test_a_supervised_run_of_a_unet_over_vgg16_is_a_teacher_with_five_taps(tmp_path, image):
+    student = BackboneUNetStudent(classes=3)
+    network = student.build().eval()
+    save_student(tmp_path / "run", network, {"network": student.architecture()})
+    taps = tuple((f"tap{n}", f"f{n}") for n in range(1, 6))
+    built = RunTeacher(target="scene", path=str(tmp_path / "run"), taps=taps).build("cpu")
+    found = built(image)
+    with torch.no_grad():
+        logits, features = network.forward_taps(image, network.taps)
+    torch.testing.assert_close(found["scene"], logits)
+    for target, tap in taps:
+        torch.testing.assert_close(found[target], features[tap])

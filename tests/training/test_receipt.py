@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 
+import torch
+
 from stillroom.losses import CrossEntropy
+from stillroom.students.pretrained import FastLiteStudent
 from stillroom.training.receipt import describe
 from stillroom.training.setup import prepare
 
@@ -25,3 +28,13 @@ def test_projections_are_counted_apart_and_with_a_teacher_no_picture_is_left_out
     said = describe(context)
     assert f"(+ {thrown / 1e3:.1f} k in projections that are thrown away), 24 rows" in said
     assert "left out" not in said
+
+
+def test_what_a_partial_load_of_weights_matched_is_told(tiny_recipe, tmp_path):
+    other = FastLiteStudent(width=0.1, classes=9).build()
+    torch.save(other.state_dict(), tmp_path / "a.pth")
+    student = FastLiteStudent(width=0.1, classes=4, weights=f"{tmp_path}/a.pth", partial=True)
+    alone = replace(tiny_recipe, student=student, terms=(CrossEntropy(),), teachers=(), codec={})
+    _, said = describe(prepare(alone)).split("\n")
+    assert said.startswith(f"{tmp_path}/a.pth: ")
+    assert "2 keep their first values: segmentation_head.weight" in said

@@ -3,7 +3,12 @@
 from dataclasses import fields
 from typing import Any
 
+from stillroom.networks.backbone_unet import BackboneUNet, BackboneUNetFields
+from stillroom.networks.binary_unet import BinaryUNet, BinaryUNetFields
+from stillroom.networks.deeplab_lite import DeepLabLite, DeepLabLiteFields
 from stillroom.networks.description import read_description
+from stillroom.networks.fastlite import FastLite, FastLiteFields
+from stillroom.networks.fcn import Fcn, FcnFields
 from stillroom.networks.smp import SmpFields, SmpNetwork
 from stillroom.networks.taps import Network
 from stillroom.networks.torch_network import TorchFields, build_torch
@@ -12,7 +17,25 @@ from stillroom.networks.weights import load_encoder_weights, load_weights
 
 __all__ = ["Network", "build_network", "load_encoder_weights", "load_weights"]
 
-_KINDS: dict[str, type] = {"smp": SmpFields, "unet": UNetFields, "torch": TorchFields}
+_NETWORKS: dict[type, type[Network]] = {
+    SmpFields: SmpNetwork,
+    UNetFields: UNet,
+    BackboneUNetFields: BackboneUNet,
+    BinaryUNetFields: BinaryUNet,
+    DeepLabLiteFields: DeepLabLite,
+    FastLiteFields: FastLite,
+    FcnFields: Fcn,
+}
+_KINDS: dict[str, type] = {
+    "smp": SmpFields,
+    "unet": UNetFields,
+    "torch": TorchFields,
+    "backbone-unet": BackboneUNetFields,
+    "binary-unet": BinaryUNetFields,
+    "deeplab-lite": DeepLabLiteFields,
+    "fastlite": FastLiteFields,
+    "fcn": FcnFields,
+}
 
 
 def build_network(architecture: dict[str, Any], code: str | None = None) -> Network:
@@ -24,5 +47,5 @@ def build_network(architecture: dict[str, Any], code: str | None = None) -> Netw
     about = read_description(architecture, _KINDS)
     if isinstance(about, TorchFields):
         return build_torch(about, code)
-    network = SmpNetwork if isinstance(about, SmpFields) else UNet
+    network = _NETWORKS[type(about)]
     return network(**{field.name: getattr(about, field.name) for field in fields(about)})

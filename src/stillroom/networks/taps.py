@@ -18,6 +18,7 @@ class Network(nn.Module):
     normalise: Normalise
     stride: int  # height and width of a picture are multiples of this, px
     taps: tuple[str, ...]
+    report: str = ""  # what a partial load of weights matched, where one was asked for
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
         """Return logits; height and width must be multiples of `stride` (UserError)."""

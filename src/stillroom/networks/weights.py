@@ -1,5 +1,7 @@
-"""Weights from files: strict, never unpickled, with a report of what did not fit."""
+"""Weights from files: never unpickled; strict, or as far as they fit, which is then reported."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,29 @@ from stillroom.networks.smp import SmpNetwork
 from stillroom.tensorfile import map_tensors
 
 _SHOWN = 5  # names in a message
+_PREFIXES = ("backbone.", "features.", "")  # torchvision's, of the trunk of a network
+_COUNTER = ".num_batches_tracked"  # of BatchNorm: old files lack it, and nothing depends on it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReport:
+    """Which tensors of a file went into a network; its text names the first of each."""
+
+    source: str
+    matched: tuple[str, ...]  # names of the network
+    unmatched: tuple[str, ...]  # names of the network: not in the file, or of another shape there
+    unused: tuple[str, ...]  # names of the file
+
+    def __str__(self) -> str:
+        total = len(self.matched) + len(self.unmatched)
+        return "; ".join(
+            f"{text}{': ' * bool(names)}{_few(list(names))}"
+            for text, names in (
+                (f"{self.source}: {len(self.matched)} of {total} tensors matched", self.matched),
+                (f"{len(self.unmatched)} keep their first values", self.unmatched),
+                (f"{len(self.unused)} of the file are not used", self.unused),
+            )
+        )
 
 
 def load_weights(network: nn.Module, path: Path | str) -> None:
@@ -20,11 +45,67 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
     `model_state_dict`. A leading `model.` is dropped from names that the network does not have.
     UserError lists what is missing, unexpected or of another shape.
     """
+    load_state(network, read_weights(path), path)
+
+
+def load_state(network: nn.Module, read: Mapping[str, Tensor], source: Path | str) -> None:
+    """Load a whole network strictly, as above; `source` is for the message only."""
     own = network.state_dict()
-    read = _read(Path(path)).items()
-    state = {n if n in own else n.removeprefix("model."): value for n, value in read}
-    _require_equal(own, state, Path(path))
+    state = {n if n in own else n.removeprefix("model."): value for n, value in read.items()}
+    _require_equal(own, state, source)
     network.load_state_dict(state)
+
+
+def load_part(
+    network: nn.Module, part: str, state: Mapping[str, Tensor], source: Path | str
+) -> tuple[str, ...]:
+    """Load the module `part` of a network strictly; return the names that it does not use.
+
+    In `state` its names stand behind `part`, or as in torchvision's files. `source` is for the
+    message only. UserError for a name that is missing or of another shape.
+    """
+    own = network.get_submodule(part).state_dict()
+    names = _names_of_part(own, part, state)
+    found = {name: state[names[name]] for name in own if name in names}
+    _require_equal(own, found, source)
+    network.get_submodule(part).load_state_dict(found)
+    return tuple(name for name in state if name not in names.values())
+
+
+def load_matching(network: nn.Module, part: str, path: Path | str) -> LoadReport:
+    """Load every tensor of a file that a network has by name and shape, and say which.
+
+    Names are those of the whole network, but of the module `part` (may be empty) also those of
+    torchvision's files. UserError where nothing fits.
+    """
+    own, state = network.state_dict(), read_weights(path)
+    inner = network.get_submodule(part).state_dict() if part else {}
+    names = {f"{part}.{name}": n for name, n in _names_of_part(inner, part, state).items()}
+    names |= {name: name for name in own if name in state}
+    found = {
+        n: state[names[n]] for n in own if n in names and state[names[n]].shape == own[n].shape
+    }
+    if not found:
+        raise UserError(f"nothing in {path} fits the network", wanted=_few(list(own)))
+    network.load_state_dict(found, strict=False)
+    used = {names[name] for name in found}
+    return LoadReport(
+        source=str(path),
+        matched=tuple(found),
+        unmatched=tuple(name for name in own if name not in found),
+        unused=tuple(name for name in state if name not in used),
+    )
+
+
+def _names_of_part(
+    own: Mapping[str, Tensor], part: str, state: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Return the name in a file of each tensor of a part: the way of writing that most follow."""
+    ways = [
+        {name: prefix + name for name in own if prefix + name in state}
+        for prefix in (f"{part}.", *_PREFIXES)
+    ]
+    return max(ways, key=len)
 
 
 def load_encoder_weights(network: SmpNetwork, path: Path | str) -> tuple[str, ...]:
@@ -40,18 +121,22 @@ def load_encoder_weights(network: SmpNetwork, path: Path | str) -> tuple[str, ..
 def load_trunk(trunk: nn.Module, path: Path | str) -> tuple[str, ...]:
     """Load a timm classifier's weights into what is left of it without its head; as above."""
     own: dict[str, Tensor] = trunk.state_dict()
-    read = _read(Path(path))
+    read = read_weights(path)
     found = {name.replace(".", "_"): (name, value) for name, value in read.items()}
     used = {name: found[name.replace(".", "_")] for name in own if name.replace(".", "_") in found}
     state = {name: value for name, (_, value) in used.items()}
-    _require_equal(own, state, Path(path))
+    _require_equal(own, state, path)
     trunk.load_state_dict(state)
     taken = {name for name, _ in used.values()}
     return tuple(name for name, _ in found.values() if name not in taken)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """Return the state dict that a file holds; nothing in it is executed or imported."""
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """Return the state dict that a file holds; nothing in it is executed or imported.
+
+    UserError where there is no such file, or where it holds something else.
+    """
+    path = Path(path)
     if not path.is_file():
         raise UserError("there is no such weights file", found=str(path))
     try:
@@ -74,25 +159,27 @@ def _read(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _require_equal(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:
-    """Raise UserError unless both have the same names and shapes."""
+def _require_equal(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path | str
+) -> None:
+    """Raise UserError unless both have the same names and shapes; BatchNorm's counter may lack."""
     shapes = [
         f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the network"
         for name in own
         if name in state and own[name].shape != state[name].shape
     ]
     faults = {
-        "missing": [name for name in own if name not in state],
+        "missing": [name for name in own if name not in state and not name.endswith(_COUNTER)],
         "unexpected": [name for name in state if name not in own],
         "of another shape": shapes,
     }
     if any(faults.values()):
         matched = len(own) - len(faults["missing"]) - len(shapes)
         raise UserError(
-            f"{path} does not fit the network",
+            f"{source} does not fit the network",
             found="; ".join(f"{len(v)} {k}: {_few(v)}" for k, v in faults.items() if v),
             wanted=f"all {len(own)} tensors of the network ({matched} fit)",
-            fix="check architecture, encoder string, classes and decoder channels",
+            fix="check architecture, encoder or backbone, classes and decoder channels",
         )
 
 

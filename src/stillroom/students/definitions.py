@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from stillroom.networks.binary_unet import BinaryUNetFields
 from stillroom.networks.build import Network, build_network, load_encoder_weights
 from stillroom.networks.smp import SmpFields, SmpNetwork, prefetch
 from stillroom.networks.torch_network import TorchFields
@@ -65,6 +66,18 @@ class SmpStudent(SmpFields):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UNetStudent(UNetFields):
     """The small U-Net of our own."""
+
+    def prefetch(self) -> None:
+        """Download nothing: this network starts from random weights."""
+
+    def build(self) -> Network:
+        """Return the network with random weights."""
+        return build_network(self.architecture())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BinaryUNetStudent(BinaryUNetFields):
+    """The binary U-Net of any width, for grey or coloured pictures."""
 
     def prefetch(self) -> None:
         """Download nothing: this network starts from random weights."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stillroom.errors import UserError
 from stillroom.jsonfile import file_sha256
 from stillroom.networks.description import Triple
+from stillroom.networks.fcn import FcnFields
 from stillroom.networks.finished_run import read_run
 from stillroom.networks.smp import SmpFields
 from stillroom.teachers.fields import (
@@ -138,6 +139,51 @@ class SmpTeacher(SmpFields):
         from stillroom.teachers.torch import build_smp
 
         return build_smp(self, device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FcnTeacher(FcnFields):
+    """torchvision's FCN-ResNet50; its logits and any of its taps are targets."""
+
+    target: str  # the name under which the logits are cached
+    # "voc" (download: trained on COCO with the 21 classes of VOC), a file of the whole network with
+    # torchvision's names; None: random, for tests
+    weights: str | None = "voc"
+    taps: Taps = ()  # (target, tap) pairs, of layer1 to layer4
+
+    def __post_init__(self) -> None:
+        check_taps(self.target, self.taps)
+        check_normalisation(self.mean, self.std)
+
+    @property
+    def targets(self) -> dict[str, Kind]:
+        """Return the kind of each target."""
+        return kinds(self.target, self.taps)
+
+    def identity(self, with_files: bool = True, recorded: Recorded = None) -> dict[str, Any]:
+        """Return what makes this teacher's words its own; `with_files` adds the weights' sha256.
+
+        Without, no file need exist, and the answer is a subset of the answer with. Of weights that
+        are downloaded the built network says the sha256.
+        """
+        has_file = self.weights not in (None, "voc")
+        identity: dict[str, Any] = {
+            "class": "FcnTeacher",
+            "targets": {self.target: "logits", **tensors(self.taps)},
+            "architecture": self.architecture(),
+            "weights": "file" if has_file else self.weights,
+            "precision": "float32",
+        }
+        if with_files and self.weights is not None and has_file:
+            path = existing(self.weights, "weights")
+            identity["weights_sha256"] = file_sha256(path, links=True)
+        return identity
+
+    def build(self, device: str) -> "BuiltTorchTeacher":
+        """Return the network with its weights; raises UserError with the fix."""
+        from stillroom.teachers.torch import build_fcn
+
+        return build_fcn(self, device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

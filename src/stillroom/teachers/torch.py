@@ -13,11 +13,14 @@ from torch.nn import functional
 from stillroom.errors import UserError
 from stillroom.hashing import keyed_hash
 from stillroom.networks.build import Network, build_network, load_weights
+from stillroom.networks.fcn import VOC_WEIGHTS
 from stillroom.networks.finished_run import load_run
 from stillroom.networks.normalise import Normalise
 from stillroom.networks.taps import require_taps
 from stillroom.networks.torch_network import kind_of, load_module, run_module
-from stillroom.teachers.configs import RunTeacher, SmpTeacher
+from stillroom.networks.torchvision_weights import fetch
+from stillroom.networks.weights import load_state
+from stillroom.teachers.configs import FcnTeacher, RunTeacher, SmpTeacher
 from stillroom.teachers.damage import damage_of, network_weights
 from stillroom.teachers.devices import open_device
 from stillroom.teachers.fields import Taps, places, strides
@@ -85,6 +88,19 @@ def build_smp(config: SmpTeacher, device: str) -> BuiltTorchTeacher:
     return _of_network(network, config.target, config.taps, device)
 
 
+def build_fcn(config: FcnTeacher, device: str) -> BuiltTorchTeacher:
+    """Return torchvision's FCN-ResNet50 with its weights; "voc" downloads them."""
+    with seeded("fcn"):
+        network = build_network(config.architecture())
+    if config.weights == "voc":
+        fix = "name a file of these weights with --teachers.N.weights, or fetch them once online"
+        load_state(network, fetch(VOC_WEIGHTS, fix), VOC_WEIGHTS)
+    elif config.weights is not None:
+        load_weights(network, existing(config.weights, "weights"))
+    identity = {"state_dict_sha256": state_sha256(network)}
+    return _of_network(network, config.target, config.taps, device, identity)
+
+
 def build_run(config: RunTeacher, device: str) -> BuiltTorchTeacher:
     """Return the student of a finished run as a teacher."""
     network, _ = load_run(finished(config.path), code=config.code)
@@ -129,7 +145,13 @@ def state_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _of_network(network: Network, target: str, taps: Taps, device: str) -> BuiltTorchTeacher:
+def _of_network(
+    network: Network,
+    target: str,
+    taps: Taps,
+    device: str,
+    identity: dict[str, Any] | None = None,
+) -> BuiltTorchTeacher:
     names = places(taps)
     wanted = tuple(names.values())
     require_taps(wanted, network.taps)
@@ -138,7 +160,7 @@ def _of_network(network: Network, target: str, taps: Taps, device: str) -> Built
         logits, features = network.forward_taps(image, wanted, normalise)
         return {target: logits, **{name: features[tap] for name, tap in names.items()}}
 
-    return BuiltTorchTeacher(network, run, network.normalise, device, taps=taps)
+    return BuiltTorchTeacher(network, run, network.normalise, device, identity, taps=taps)
 
 
 def _logits(found: Any, image: Tensor, factory: str) -> Tensor:

@@ -30,6 +30,8 @@ def describe(context: TrainContext) -> str:
         f" in micro-batches of {recipe.micro_batch} on {context.schedule.world} x"
         f" {context.accelerator.device.type} ({context.accelerator.mixed_precision})"
     )
+    if report := context.distiller.student.report:
+        text += f"\n{report}"
     every = sum(shard.rows for shard in context.pictures.shards if shard.split == "train")
     if len(context.dataset) < every:
         left = every - len(context.dataset)
