@@ -25,7 +25,8 @@ from stillroom.errors import DamageError, FailureError, Stopped, UserError
 from stillroom.jsonfile import read_json, write_json
 from stillroom.losses import CrossEntropy
 from stillroom.pictures.dataset import open_pictures
-from stillroom.recipe import AdamW, Augment, Recipe
+from stillroom.recipe import Augment, Recipe
+from stillroom.recipe_optimizer import AdamW
 from stillroom.training.context import TrainContext
 from stillroom.training.log import read_metrics
 from stillroom.training.run_folder import claim_run

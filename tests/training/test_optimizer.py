@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from stillroom.recipe import AdamW
+from stillroom.recipe_optimizer import AdamW
 from stillroom.training.optimizer import learning_rate, make_optimizer
 
 CPU = torch.device("cpu")

@@ -27,7 +27,8 @@ from stillroom.losses import CrossEntropy, Dice
 from stillroom.pictures.augment import mirror, photometric
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.loader import inside_array
-from stillroom.recipe import AdamW, Augment, Recipe
+from stillroom.recipe import Augment, Recipe
+from stillroom.recipe_optimizer import AdamW
 from stillroom.students.distiller import Distiller, build_distiller
 from stillroom.training.log import read_metrics
 from stillroom.training.order import Order

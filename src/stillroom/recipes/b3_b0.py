@@ -22,7 +22,8 @@ score is claimed until it has been trained on the original data.
 """
 
 from stillroom.losses import BinaryCrossEntropy, Dice, FeatureMSE, LogitMSE, SoftKL, Temperature
-from stillroom.recipe import AdamW, Data, Recipe
+from stillroom.recipe import Data, Recipe
+from stillroom.recipe_optimizer import AdamW
 from stillroom.students.definitions import SmpStudent
 from stillroom.teachers.configs import OnnxTeacher, SmpTeacher
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW as TorchAdamW
 
-from stillroom.recipe import AdamW
+from stillroom.recipe_optimizer import AdamW
 
 
 def learning_rate(config: AdamW, step: int, steps: int) -> float:

@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from stillroom.cache.folder import Cache
 from stillroom.errors import UserError
 from stillroom.pictures.dataset import PictureSet, open_pictures
-from stillroom.recipe import Recipe, check
+from stillroom.recipe import Recipe
+from stillroom.recipe_check import check
 from stillroom.students.distiller import Distiller, build_distiller, upstream_parameters
 from stillroom.training.context import TrainContext
 from stillroom.training.find_cache import find_cache

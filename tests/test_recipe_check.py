@@ -7,7 +7,8 @@ import pytest
 from stillroom.errors import UserError
 from stillroom.losses import CrossEntropy, FeatureMSE, LogitMSE, Needs
 from stillroom.pictures.dataset import open_pictures
-from stillroom.recipe import Data, check
+from stillroom.recipe import Data
+from stillroom.recipe_check import check
 from stillroom.recipes.tiny import tiny
 
 
