@@ -9,12 +9,12 @@ from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet, PictureShard
 from stillroom.pictures.rows import rows_of
 from stillroom.pictures.views import Views, ViewSource
-from stillroom.recipe_optimizer import AdamW
+from stillroom.recipe_optimizer import AdamW, Cosine, Optimizer, Schedule
 from stillroom.students.definitions import Student
 from stillroom.teachers.protocol import Recorded, TeacherConfig
 from stillroom.types import Kind, Row
 
-_WHOLE, _ADAMW = Views(), AdamW()
+_WHOLE, _ADAMW, _COSINE = Views(), AdamW(), Cosine()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,9 @@ class Augment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Where and how the work is done; nothing here can change a result."""
+    """Where and how the work is done; nothing here can change a result but `additional_epochs`, and
+    `evaluate_every` where training follows the scores (early stopping, Plateau, distill_fade).
+    """
 
     out: str = "runs"  # folder of runs
     name: str | None = None  # name of the run's folder; None = the recipe's name
@@ -69,6 +71,7 @@ class Run:
     keep: int = 2  # checkpoints kept
     shard_limit_gb: float = 1.0  # stage 1 warns of teacher shards larger than this, GB
     preflight: bool = True  # stage 1 refuses to begin what will not fit on the disk
+    additional_epochs: int = 0  # with resume: epochs that a finished run gets on top of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +89,28 @@ class Recipe:
     body: Literal["zarr", "tar"] = "zarr"  # the files that hold the rows; both are read alike
     student: Student
     terms: tuple[Term, ...]  # the loss: weighted sum of these
+    # one number for the balance: distilled terms are multiplied by it, all others by 1 - it; None =
+    # the terms' own weights
+    distill_weight: float | None = None
+    # how fast distilled terms fade once the student's mIoU r (of the teacher's) is above 1: by
+    # exp(-this * (r - 1)), 30 is usual; None = they stay
+    distill_fade: float | None = None
+    distill_end: float = 1.03  # r above which nothing is distilled any more, for good
     freeze: tuple[str, ...] = ()  # parts of the student, by module name, that do not train
     freeze_epochs: int | None = None  # for so many epochs; None = all
+    # then the first of the parts trains, and one more after each so many epochs; a later part is
+    # what earlier ones have left of it (deepest first: blocks.6 blocks.5 ... encoder); None = all
+    unfreeze_every: int | None = None
+    freeze_lr: float = (
+        1.0  # what the learning rate of these parts is multiplied by, once they train
+    )
     augment: Augment = Augment()
-    optimizer: AdamW = _ADAMW
+    optimizer: Optimizer = _ADAMW
+    schedule: Schedule = _COSINE  # of the learning rate
+    # decay of a moving average of the student's weights, evaluated and kept in their place; .999 is
+    # usual; None = the weights themselves
+    ema: float | None = None
+    early_stopping: int | None = None  # evaluations without a better score that end the run
     batch: int = 8  # pictures in one optimiser step, over all ranks
     micro_batch: int = 8  # pictures in one forward pass
     epochs: int = 20  # one epoch is (training pictures // batch) steps, whatever the label share
@@ -126,6 +147,26 @@ class Recipe:
         """Return height and width in pixels of what both stages look at; needs `check`."""
         assert pictures.geometry is not None
         return self.data.size or pictures.geometry
+
+    @property
+    def balance(self) -> tuple[float, float]:
+        """What distilled terms, and what all others, are multiplied by at first."""
+        share = self.distill_weight
+        return (1.0, 1.0) if share is None else (share, 1 - share)
+
+    def term_weights(self, balance: tuple[float, float] | None = None) -> tuple[float, ...]:
+        """Return each term's weight in the loss, with this balance or that of the beginning."""
+        distilled, others = balance or self.balance
+        return tuple(
+            term.weight * (others if term.needs.target is None else distilled)
+            for term in self.terms
+        )
+
+    @property
+    def follows_scores(self) -> bool:
+        """True where evaluations change how training goes on, so that their number does too."""
+        follows = self.early_stopping is not None or self.distill_fade is not None
+        return follows or self.schedule.needs_scores
 
     def wanted_targets(self) -> tuple[str, ...]:
         """Return the names of the targets that the terms need, each once."""

@@ -18,6 +18,7 @@ def check(recipe: Recipe, pictures: PictureSet | None = None) -> None:
     for term in recipe.terms:
         _check_term(term, kinds)
     _check_numbers(recipe)
+    _check_training(recipe, kinds)
     for name in recipe.codec:
         if name not in kinds:
             raise UserError(
@@ -50,14 +51,11 @@ def check_targets(recipe: Recipe, specs: Mapping[str, TargetSpec]) -> None:
 
 
 def _check_numbers(recipe: Recipe) -> None:
-    adamw, augment = recipe.optimizer, recipe.augment
+    recipe.optimizer.check()
+    recipe.schedule.check()
+    augment = recipe.augment
     light, hsv, jpeg = augment.photometric, augment.hsv or (0,), augment.jpeg
     for flag, value, is_legal, wanted in (
-        ("optimizer.lr", adamw.lr, 0 < adamw.lr < math.inf, "above 0"),
-        ("optimizer.weight-decay", adamw.weight_decay, 0 <= adamw.weight_decay < math.inf, ">= 0"),
-        ("optimizer.warmup", adamw.warmup, 0 <= adamw.warmup <= 1, "0 to 1"),
-        ("optimizer.final", adamw.final, 0 <= adamw.final <= 1, "0 to 1"),
-        ("optimizer.clip", adamw.clip, 0 <= adamw.clip < math.inf, ">= 0"),
         ("augment.photometric", light, 0 <= light < 1, "0 to below 1"),
         ("augment.hsv", augment.hsv, all(0 <= s <= 1 for s in hsv), "0 to 1 each"),
         ("augment.blur", augment.blur, 0 <= augment.blur < math.inf, ">= 0"),
@@ -84,10 +82,55 @@ def _check_numbers(recipe: Recipe) -> None:
         raise UserError("epochs, run.evaluate_every and run.log_every are at least 1")
     if recipe.run.workers < 1 or recipe.run.keep < 1:
         raise UserError("run.workers and run.keep are at least 1")
-    if not recipe.terms or all(term.weight == 0 for term in recipe.terms):
+    if not any(recipe.term_weights()):
         raise UserError(
             f"recipe {recipe.name!r} has no term with a weight, so nothing would be learned"
         )
+
+
+def _check_training(recipe: Recipe, kinds: Mapping[str, str]) -> None:
+    share, fade, end = recipe.distill_weight, recipe.distill_fade, recipe.distill_end
+    stop, ema, every = recipe.early_stopping, recipe.ema, recipe.unfreeze_every
+    for flag, value, is_legal, wanted in (
+        ("distill-weight", share, share is None or 0 <= share <= 1, "0 to 1"),
+        ("distill-fade", fade, fade is None or 0 < fade < math.inf, "above 0"),
+        ("distill-end", end, 1 <= end < math.inf, "1 or more"),
+        ("early-stopping", stop, stop is None or stop >= 1, "1 or more"),
+        ("ema", ema, ema is None or 0 < ema < 1, "between 0 and 1"),
+        ("unfreeze-every", every, every is None or every >= 1, "1 or more"),
+        ("freeze-lr", recipe.freeze_lr, 0 < recipe.freeze_lr < math.inf, "above 0"),
+        ("run.additional-epochs", (n := recipe.run.additional_epochs), n >= 0, "0 or more"),
+    ):
+        if not is_legal:
+            raise UserError(f"no such --{flag}", found=value, wanted=wanted)
+    wanted_kinds = [kinds[name] for name in recipe.wanted_targets()]
+    if share is not None and not wanted_kinds:
+        raise UserError("--distill-weight without a term that compares with a teacher")
+    if fade is not None and "logits" not in wanted_kinds:
+        raise UserError("--distill-fade needs a teacher's score: a term that reads its logits")
+    if every is not None and not (recipe.freeze and recipe.freeze_epochs is not None):
+        raise UserError("--unfreeze-every needs --freeze PART ... and --freeze-epochs N")
+    if recipe.run.additional_epochs and not recipe.run.resume:
+        raise UserError("--run.additional-epochs goes on with a run", fix="--run.resume too")
+
+
+def _check_scores(recipe: Recipe, pictures: PictureSet) -> None:
+    """Refuse what follows the scores of evaluations where there can be none."""
+    kinds = recipe.target_kinds()
+    has_logits = any(kinds[name] == "logits" for name in recipe.wanted_targets())
+    has_labels, has_split = bool(pictures.classes), bool(pictures.shard_ids("val"))
+    for flag, is_on, can_be in (
+        ("--early-stopping", recipe.early_stopping is not None, has_labels or has_logits),
+        (type(recipe.schedule).__name__, recipe.schedule.needs_scores, has_labels or has_logits),
+        ("--distill-fade", recipe.distill_fade is not None, has_labels and has_logits),
+    ):
+        if is_on and not (has_split and can_be):
+            raise UserError(
+                f"{flag} follows the scores of evaluations, and there are none",
+                found=f"{pictures.path}: a validation split: {has_split}, labels: {has_labels};"
+                f" a teacher's logits: {has_logits}",
+                wanted="a validation split, labels or a teacher's logits (--distill-fade: both)",
+            )
 
 
 def _check_term(term: Term, kinds: Mapping[str, str]) -> None:
@@ -113,7 +156,8 @@ def _check_term(term: Term, kinds: Mapping[str, str]) -> None:
 
 def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
     classes, known = max(2, recipe.student.classes), len(pictures.classes)
-    labelled = [t.label for t in recipe.terms if t.needs.target is None and t.weight]
+    weighted = zip(recipe.terms, recipe.term_weights(), strict=True)
+    labelled = [t.label for t, weight in weighted if t.needs.target is None and weight]
     if labelled and not known:
         raise UserError(
             f"the terms {', '.join(labelled)} need labels, which {pictures.path} does not have",
@@ -127,6 +171,7 @@ def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
             wanted=f"--student.classes {known}"
             + (" (or 1, for a binary task)" if known == 2 else ""),
         )
+    _check_scores(recipe, pictures)
     if pictures.geometry is None:
         raise UserError(
             f"the pictures of {pictures.path} have different sizes, so they cannot be batched",
