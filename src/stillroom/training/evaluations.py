@@ -22,21 +22,27 @@ class Evaluation(TypedDict):
     ratio: float | None  # mIoU of the student by that of the teacher, where both are known
 
 
+def selection_score(found: dict[str, Any]) -> float | None:
+    """Return what `best` means: mIoU where there are labels, else agreement, else None."""
+    known = [found[name] for name in ("miou", "agreement") if found.get(name) is not None]
+    return known[0] if known else None
+
+
 def evaluation_of(recipe: Recipe, step: int, found: dict[str, Any]) -> Evaluation:
     """Return what is kept of an evaluation's figures; UserError where the recipe needs what they
     lack.
     """
-    known = [found[name] for name in ("miou", "agreement") if found.get(name) is not None]
+    score = selection_score(found)
     student, teacher = found.get("miou"), found.get("teacher_miou")
     ratio = student / teacher if student is not None and teacher else None
     needs_score = recipe.early_stopping is not None or recipe.schedule.needs_scores
-    if (needs_score and not known) or (recipe.distill_fade is not None and ratio is None):
+    if (needs_score and score is None) or (recipe.distill_fade is not None and ratio is None):
         raise UserError(
             "the evaluation has no score that this recipe needs",
             found=", ".join(found) or "no figure",
             wanted="labels or a teacher's logits of the validation split; for --distill-fade both",
         )
-    return {"step": step, "score": known[0] if known else None, "ratio": ratio}
+    return {"step": step, "score": score, "ratio": ratio}
 
 
 def scores(evaluations: Sequence[Evaluation]) -> tuple[float, ...]:
