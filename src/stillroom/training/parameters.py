@@ -16,18 +16,19 @@ from stillroom.students.distiller import Distiller
 
 def num_freed(recipe: Recipe, epoch: int) -> int:
     """Return how many of the parts in `freeze`, from the first on, train in this epoch."""
-    begin, every = recipe.freeze_epochs, recipe.unfreeze_every
+    begin, every, total = recipe.freeze_epochs, recipe.unfreeze_every, len(recipe.freeze)
     if begin is None or epoch < begin:
         return 0
-    return len(recipe.freeze) if every is None else 1 + (epoch - begin) // every
+    return total if every is None else min(total, 1 + (epoch - begin) // every)
 
 
 def set_mode(model: nn.Module, distiller: Distiller, recipe: Recipe, epoch: int) -> None:
     """Put the network into training mode, frozen parts and their BatchNorm into evaluation mode."""
     model.train()
-    for name, module in distiller.student.named_modules():
-        if _is_frozen(name, recipe, epoch):
-            module.training = False  # of this module alone: what it holds may train
+    if num_freed(recipe, epoch) < len(recipe.freeze):
+        for name, module in distiller.student.named_modules():
+            if _is_frozen(name, recipe, epoch):
+                module.training = False  # of this module alone: what it holds may train
 
 
 def drop_frozen_gradients(distiller: Distiller, recipe: Recipe, epoch: int) -> None:
@@ -38,6 +39,8 @@ def drop_frozen_gradients(distiller: Distiller, recipe: Recipe, epoch: int) -> N
 
 def frozen_parameters(distiller: Distiller, recipe: Recipe, epoch: int) -> list[Tensor]:
     """Return the student's parameters that do not train in this epoch."""
+    if num_freed(recipe, epoch) == len(recipe.freeze):
+        return []
     named = distiller.student.named_parameters()
     return [p for name, p in named if _is_frozen(name, recipe, epoch)]
 
