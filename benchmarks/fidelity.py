@@ -102,7 +102,7 @@ def _gradient(context: TrainContext, batch: Batch, alone: bool) -> Tensor:
     distiller = context.distiller.train()
     distiller.zero_grad()
     seed_forward(0, 0, 0)
-    factors = loss_factors(terms, local_counts(terms, [batch], CPU), 1)
+    factors = loss_factors([t.weight for t in terms], local_counts(terms, [batch], CPU), 1)
     (factors * term_totals(terms, distiller(batch.image), batch, 0.0)).sum().backward()
     return torch.cat([p.grad.flatten() for p in distiller.parameters() if p.grad is not None])
 

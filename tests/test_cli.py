@@ -12,12 +12,14 @@ from stillroom.recipe import Recipe
 from stillroom.recipes import RECIPES
 
 TINY = """
---name --body --freeze --freeze-epochs --batch --micro-batch --epochs --seed --on-damage --precision
---gate --gate-floor --data.shards --data.label-share --data.size --data.regions
+--name --body --distill-weight --distill-fade --distill-end
+--freeze --freeze-epochs --unfreeze-every --freeze-lr --ema --early-stopping
+--batch --micro-batch --epochs --seed --on-damage --precision --gate --gate-floor
+--data.shards --data.label-share --data.size --data.regions
 --teachers.0.target --teachers.0.path --teachers.0.code --teachers.0.taps
 --views.count --views.scale --views.aspect --views.mirror --views.seed
 --codec.shapes --codec.inner
---student.width --student.depth --student.classes --student.mean --student.std
+--student.width --student.depth --student.classes --student.mean --student.std --student.begin
 --terms.0.weight --terms.0.output --terms.0.relabel --terms.0.align --terms.0.class-weights
 --terms.1.weight --terms.1.output --terms.1.relabel --terms.1.align --terms.1.smooth
 --terms.2.target --terms.2.weight --terms.2.align --terms.2.output
@@ -27,10 +29,12 @@ TINY = """
 --terms.4.target --terms.4.weight --terms.4.align --terms.4.tap --terms.4.hidden
 --terms.5.target --terms.5.weight --terms.5.align --terms.5.tap --terms.5.hidden --terms.5.flatten
 --augment.photometric --augment.hsv --augment.blur --augment.noise --augment.jpeg --augment.mirror
---optimizer.lr --optimizer.weight-decay --optimizer.warmup --optimizer.final --optimizer.clip
+--optimizer.lr --optimizer.weight-decay --optimizer.clip
+--optimizer.nominal-batch --optimizer.lr-limits
+--schedule.warmup --schedule.final
 --run.out --run.name --run.cache --run.recorded-teachers --run.resume --run.overwrite
 --run.device --run.workers --run.log-every --run.evaluate-every --run.keep
---run.shard-limit-gb --run.preflight
+--run.shard-limit-gb --run.preflight --run.additional-epochs
 """
 
 

@@ -39,11 +39,38 @@ ALLOWED = {
     "losses": BASE,
     "students": BASE | {"networks", "losses"},
     "recipe": BASE
-    | {"codecs", "losses", "pictures", "students", "teachers.configs", "teachers.protocol"},
+    | {
+        "losses",
+        "pictures",
+        "students",
+        "teachers.configs",
+        "teachers.protocol",
+        "recipe_optimizer",
+    },
+    "recipe_optimizer": BASE,
+    "recipe_check": BASE | {"codecs", "losses", "pictures", "recipe", "recipe_optimizer"},
     "extraction": BASE
-    | {"pictures", "teachers", "codecs", "cache", "metrics", "recipe", "networks.normalise"},
+    | {
+        "pictures",
+        "teachers",
+        "codecs",
+        "cache",
+        "metrics",
+        "recipe",
+        "recipe_check",
+        "networks.normalise",
+    },
     "checking": BASE
-    | {"pictures", "codecs", "cache", "metrics", "recipe", "teachers.configs", "extraction"},
+    | {
+        "pictures",
+        "codecs",
+        "cache",
+        "metrics",
+        "recipe",
+        "recipe_check",
+        "teachers.configs",
+        "extraction",
+    },
     "training": BASE
     | {
         "pictures",
@@ -53,10 +80,20 @@ ALLOWED = {
         "losses",
         "metrics",
         "recipe",
+        "recipe_check",
+        "recipe_optimizer",
         "teachers.configs",
     },
     "using": BASE | {"pictures", "cache", "students", "metrics", "recipe", "networks"},
-    "recipes": BASE | {"recipe", "losses", "students", "teachers.configs", "teachers.own_configs"},
+    "recipes": BASE
+    | {
+        "recipe",
+        "recipe_optimizer",
+        "losses",
+        "students",
+        "teachers.configs",
+        "teachers.own_configs",
+    },
     "cli": BASE | {"recipe", "recipes", "teachers.files"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -207,6 +207,15 @@ def test_two_ranks_train_the_student_of_one_and_say_no_more(tiny_recipe, tmp_pat
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+def test_what_follows_evaluations_is_the_same_on_both_ranks(tiny_world, tmp_path):
+    start(2, "tests/evaluations_driver.py", tiny_world, tmp_path)
+    one, two = (read_json(tmp_path / f"rank{rank}.json") for rank in (0, 1))
+    assert one == two
+    assert len(one["evaluations"]) >= 3
+    assert all(0 < e["score"] < 1 and e["ratio"] > 0 for e in one["evaluations"])
+    assert sum(abs(value) for value in one["average"].values()) > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "accelerate_configs").iterdir()))
 def test_every_configuration_launches_as_many_processes_as_asked_for(tiny_recipe, tmp_path, file):

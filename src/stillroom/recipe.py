@@ -1,23 +1,20 @@
-"""A recipe is the whole configuration of both stages; `check` finds what cannot work before any
-real work begins.
-"""
+"""A recipe is the whole configuration of both stages."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
-from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
 from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet, PictureShard
 from stillroom.pictures.rows import rows_of
 from stillroom.pictures.views import Views, ViewSource
+from stillroom.recipe_optimizer import AdamW, Cosine, Optimizer, Schedule
 from stillroom.students.definitions import Student
 from stillroom.teachers.protocol import Recorded, TeacherConfig
-from stillroom.types import Kind, Row, TargetSpec
+from stillroom.types import Kind, Row
 
-_WHOLE = Views()
+_WHOLE, _ADAMW, _COSINE = Views(), AdamW(), Cosine()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,20 +55,10 @@ class Augment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdamW:
-    """AdamW: the rate rises linearly in the warm-up, then falls by a cosine."""
-
-    lr: float = 1e-3  # learning rate at the end of the warm-up
-    # decoupled weight decay; biases and normalisation layers are left out
-    weight_decay: float = 1e-4
-    warmup: float = 0.05  # share of all steps
-    final: float = 0.01  # share of lr at which the cosine ends
-    clip: float = 1.0  # largest L2 norm of the gradient; 0 = no clipping
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Where and how the work is done; nothing here can change a result."""
+    """Where and how the work is done; nothing here can change a result but `additional_epochs`, and
+    `evaluate_every` where training follows the scores (early stopping, Plateau, distill_fade).
+    """
 
     out: str = "runs"  # folder of runs
     name: str | None = None  # name of the run's folder; None = the recipe's name
@@ -87,6 +74,7 @@ class Run:
     keep: int = 2  # checkpoints kept
     shard_limit_gb: float = 1.0  # stage 1 warns of teacher shards larger than this, GB
     preflight: bool = True  # stage 1 refuses to begin what will not fit on the disk
+    additional_epochs: int = 0  # with resume: epochs that a finished run gets on top of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +92,28 @@ class Recipe:
     body: Literal["zarr", "tar"] = "zarr"  # the files that hold the rows; both are read alike
     student: Student
     terms: tuple[Term, ...]  # the loss: weighted sum of these
+    # one number for the balance: distilled terms are multiplied by it, all others by 1 - it; None =
+    # the terms' own weights
+    distill_weight: float | None = None
+    # how fast distilled terms fade once the student's mIoU r (of the teacher's) is above 1: by
+    # exp(-this * (r - 1)), 30 is usual; None = they stay
+    distill_fade: float | None = None
+    distill_end: float = 1.03  # r above which nothing is distilled any more, for good
     freeze: tuple[str, ...] = ()  # parts of the student, by module name, that do not train
     freeze_epochs: int | None = None  # for so many epochs; None = all
+    # then the first of the parts trains, and one more after each so many epochs; a later part is
+    # what earlier ones have left of it (deepest first: blocks.6 blocks.5 ... encoder); None = all
+    unfreeze_every: int | None = None
+    freeze_lr: float = (
+        1.0  # what the learning rate of these parts is multiplied by, once they train
+    )
     augment: Augment = Augment()
-    optimizer: AdamW = AdamW()
+    optimizer: Optimizer = _ADAMW
+    schedule: Schedule = _COSINE  # of the learning rate
+    # decay of a moving average of the student's weights, evaluated and kept in their place; .999 is
+    # usual; None = the weights themselves
+    ema: float | None = None
+    early_stopping: int | None = None  # evaluations without a better score that end the run
     batch: int = 8  # pictures in one optimiser step, over all ranks
     micro_batch: int = 8  # pictures in one forward pass
     epochs: int = 20  # one epoch is (training pictures // batch) steps, whatever the label share
@@ -145,142 +151,30 @@ class Recipe:
         assert pictures.geometry is not None
         return self.data.size or pictures.geometry
 
+    @property
+    def balance(self) -> tuple[float, float]:
+        """What distilled terms, and what all others, are multiplied by at first."""
+        share = self.distill_weight
+        return (1.0, 1.0) if share is None else (share, 1 - share)
+
+    def term_weights(self, balance: tuple[float, float] | None = None) -> tuple[float, ...]:
+        """Return each term's weight in the loss, with this balance or that of the beginning."""
+        distilled, others = balance or self.balance
+        return tuple(
+            term.weight * (others if term.needs.target is None else distilled)
+            for term in self.terms
+        )
+
+    @property
+    def follows_scores(self) -> bool:
+        """True where evaluations change how training goes on, so that their number does too."""
+        follows = self.early_stopping is not None or self.distill_fade is not None
+        return follows or self.schedule.needs_scores
+
     def wanted_targets(self) -> tuple[str, ...]:
         """Return the names of the targets that the terms need, each once."""
         return tuple(
             dict.fromkeys(t.needs.target for t in self.terms if t.needs.target is not None)
-        )
-
-
-def check(recipe: Recipe, pictures: PictureSet | None = None) -> None:
-    """Raise UserError for what can be known to be wrong without a cache or a network."""
-    kinds = recipe.target_kinds()
-    for term in recipe.terms:
-        _check_term(term, kinds)
-    _check_numbers(recipe)
-    for name in recipe.codec:
-        if name not in kinds:
-            raise UserError(
-                f"a codec is given for {name!r}, which no teacher makes", wanted=_names(kinds)
-            )
-        parse_codec(recipe.codec[name])
-    if pictures is not None:
-        _check_pictures(recipe, pictures)
-
-
-def check_targets(recipe: Recipe, specs: Mapping[str, TargetSpec]) -> None:
-    """Raise UserError where targets, as their teachers make them, do not fit the recipe's terms."""
-    for term in recipe.terms:
-        needs = term.needs
-        if needs.target is None or needs.tap is not None or needs.head != "logits":
-            continue
-        found, wanted = specs[needs.target].shape[0], recipe.student.classes
-        if found != wanted:
-            raise UserError(
-                f"the term {term.label} compares logits of different channels",
-                found=f"{found} of the target {needs.target!r}",
-                wanted=f"{wanted}, as --student.classes says",
-                fix="another --student.classes, or another teacher",
-            )
-
-
-def _check_numbers(recipe: Recipe) -> None:
-    adamw, augment = recipe.optimizer, recipe.augment
-    light, hsv, jpeg = augment.photometric, augment.hsv or (0,), augment.jpeg
-    for flag, value, is_legal, wanted in (
-        ("optimizer.lr", adamw.lr, 0 < adamw.lr < math.inf, "above 0"),
-        ("optimizer.weight-decay", adamw.weight_decay, 0 <= adamw.weight_decay < math.inf, ">= 0"),
-        ("optimizer.warmup", adamw.warmup, 0 <= adamw.warmup <= 1, "0 to 1"),
-        ("optimizer.final", adamw.final, 0 <= adamw.final <= 1, "0 to 1"),
-        ("optimizer.clip", adamw.clip, 0 <= adamw.clip < math.inf, ">= 0"),
-        ("augment.photometric", light, 0 <= light < 1, "0 to below 1"),
-        ("augment.hsv", augment.hsv, all(0 <= s <= 1 for s in hsv), "0 to 1 each"),
-        ("augment.blur", augment.blur, 0 <= augment.blur < math.inf, ">= 0"),
-        ("augment.noise", augment.noise, 0 <= augment.noise <= 1, "0 to 1"),
-        ("augment.jpeg", jpeg, jpeg is None or 1 <= jpeg <= 95, "1 to 95"),
-        ("gate-floor", recipe.gate_floor, 0 <= recipe.gate_floor <= 1, "0 to 1"),
-    ):
-        if not is_legal:
-            raise UserError(f"no such --{flag}", found=value, wanted=wanted)
-    for name in (recipe.name, recipe.run_name):
-        if name in ("", ".", "..") or "/" in name or "\0" in name:
-            raise UserError(
-                "a run's name is the name of one folder",
-                found=repr(name),
-                wanted="no slash; where runs lie says --run.out",
-            )
-    if recipe.micro_batch < 1 or recipe.batch < 1 or recipe.batch % recipe.micro_batch:
-        raise UserError(
-            "the batch is not a whole number of micro-batches",
-            found=f"--batch {recipe.batch} --micro-batch {recipe.micro_batch}",
-            wanted="a multiple",
-        )
-    if recipe.epochs < 1 or recipe.run.evaluate_every < 1 or recipe.run.log_every < 1:
-        raise UserError("epochs, run.evaluate_every and run.log_every are at least 1")
-    if recipe.run.workers < 1 or recipe.run.keep < 1:
-        raise UserError("run.workers and run.keep are at least 1")
-    if not recipe.terms or all(term.weight == 0 for term in recipe.terms):
-        raise UserError(
-            f"recipe {recipe.name!r} has no term with a weight, so nothing would be learned"
-        )
-
-
-def _check_term(term: Term, kinds: Mapping[str, str]) -> None:
-    name, needs = type(term).__name__, term.needs
-    if not 0 <= term.weight < float("inf"):
-        raise UserError(f"the weight of {name} is not a number from 0 on", found=term.weight)
-    if needs.hidden is not None and needs.hidden < 1:
-        raise UserError(f"the projection of {name} has no channel", found=f"hidden {needs.hidden}")
-    if needs.target is None and needs.tap is not None:
-        raise UserError(f"{name} compares the tap {needs.tap} with no target")
-    if needs.target is None:
-        return
-    if needs.target not in kinds:
-        raise UserError(
-            f"{name} needs the target {needs.target!r}, which no teacher of the recipe makes",
-            found=_names(kinds),
-            fix="name one of these, or add the teacher",
-        )
-    found = kinds[needs.target]
-    if needs.kind not in (None, found):
-        raise UserError(f"{name} needs {needs.kind}", found=f"{needs.target!r} holds {found}")
-
-
-def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
-    classes, known = max(2, recipe.student.classes), len(pictures.classes)
-    labelled = [t.label for t in recipe.terms if t.needs.target is None and t.weight]
-    if labelled and not known:
-        raise UserError(
-            f"the terms {', '.join(labelled)} need labels, which {pictures.path} does not have",
-            fix="pack labelled pictures, or leave the terms out (weight 0): what only compares with"
-            " a teacher needs no labels",
-        )
-    if labelled and classes != known:
-        raise UserError(
-            "the student's classes are not those of the pictures",
-            found=f"student {recipe.student.classes}, pictures {', '.join(pictures.classes)}",
-            wanted=f"--student.classes {known}"
-            + (" (or 1, for a binary task)" if known == 2 else ""),
-        )
-    for term in recipe.terms:
-        if term.needs.classes not in (None, classes):
-            raise UserError(
-                f"the term {term.label} relabels another number of classes",
-                found=f"{term.needs.classes}",
-                wanted=f"{classes}, one for each class of the labels",
-            )
-    if pictures.geometry is None:
-        raise UserError(
-            f"the pictures of {pictures.path} have different sizes, so they cannot be batched",
-            fix="pack them with tools/make_shards.py ... --size H W",
-        )
-    packed, size = pictures.geometry, recipe.size_of(pictures)
-    if size[0] > packed[0] or size[1] > packed[1]:
-        raise UserError(
-            "the size to work at is larger than the packed pictures",
-            found=f"--data.size {size[0]} {size[1]}",
-            wanted=f"at most {packed[0]} {packed[1]}",
-            fix=f"pack them with tools/make_shards.py ... --size {size[0]} {size[1]}",
         )
 
 
@@ -326,7 +220,3 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     assert value is None or isinstance(value, bool | int | float | str), value
     return value
-
-
-def _names(names: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(names)) or "none"

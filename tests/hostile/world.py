@@ -91,7 +91,8 @@ def _make_run(run: Path) -> None:
     network, optimizer = training()
     about = {"network": UNET, "classes": ["a", "b", "c"], "pictures": {"path": "x"}, "batch": 4}
     save_student(run, network, about | {"geometry": {"height": SIZE_PX, "width": SIZE_PX}})
-    save_checkpoint(run, network, optimizer, {"step": 2, "best": 0.5, "scaler": None}, 2)
+    state = {"step": 2, "epochs": 1, "evaluations": [], "scaler": None}
+    save_checkpoint(run, network, optimizer, state, 2)
 
 
 def training() -> tuple[torch.nn.Module, torch.optim.Optimizer]:

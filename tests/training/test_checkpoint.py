@@ -44,7 +44,7 @@ class Training:
         return self
 
     def save(self, run: Path, keep: int = 2) -> Path:
-        state = {"step": self.steps, "best": 0.5}
+        state = {"step": self.steps, "epochs": 9, "evaluations": []}
         return save_checkpoint(run, self.model, self.optimizer, state, keep)
 
     def load(self, run: Path) -> "Training":
@@ -259,4 +259,4 @@ def test_a_state_holds_neither_pickle_nor_place(tmp_path):
         "state.json",
     ]
     body = json.loads((folder / "state.json").read_text())
-    assert body.keys() == {"format", "files", "step", "best", "sha256"}
+    assert body.keys() == {"format", "files", "step", "epochs", "evaluations", "sha256"}

@@ -40,7 +40,9 @@ def gradient(
     terms = [t for t in context.recipe.terms if not names or t.label in names]
     distiller = context.distiller.train()
     distiller.zero_grad()
-    factors = loss_factors(terms, local_counts(terms, batches, torch.device("cpu")), 1)
+    factors = loss_factors(
+        [t.weight for t in terms], local_counts(terms, batches, torch.device("cpu")), 1
+    )
     for micro, batch in enumerate(batches):
         seed_forward(0, 0, micro)
         outputs = distiller(batch.image)

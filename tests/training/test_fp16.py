@@ -37,9 +37,9 @@ def in_fp16(monkeypatch, request) -> Iterator[None]:
         made.scaler = torch.amp.GradScaler("cpu", growth_interval=4)
         return made
 
-    def optimizer(config, model, device):
+    def optimizer(config, model, device, *more):
         device = torch.device("cuda") if is_fused else device  # the parameters stay where they are
-        return make_optimizer(config, model, device)
+        return make_optimizer(config, model, device, *more)
 
     monkeypatch.setattr(setup, "_accelerator", accelerator)
     monkeypatch.setattr(setup, "make_optimizer", optimizer)

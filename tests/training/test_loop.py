@@ -25,7 +25,8 @@ from stillroom.errors import DamageError, FailureError, Stopped, UserError
 from stillroom.jsonfile import read_json, write_json
 from stillroom.losses import CrossEntropy
 from stillroom.pictures.dataset import open_pictures
-from stillroom.recipe import AdamW, Augment, Recipe
+from stillroom.recipe import Augment, Recipe
+from stillroom.recipe_optimizer import AdamW
 from stillroom.training.context import TrainContext
 from stillroom.training.log import read_metrics
 from stillroom.training.run_folder import claim_run
@@ -129,11 +130,11 @@ def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(tiny_recip
     straight = loop.train(replace(recipe, run=replace(recipe.run, name="straight")))
     rate, calls = loop.learning_rate, []
 
-    def signalled(config, step, steps):
-        calls.append(step)
-        if step == 4:
+    def signalled(recipe, moment):
+        calls.append(moment.step)
+        if moment.step == 4:
             os.kill(os.getpid(), signal.SIGUSR1)  # SIGTERM: test_end_to_end
-        return rate(config, step, steps)
+        return rate(recipe, moment)
 
     monkeypatch.setattr(loop, "learning_rate", signalled)
     with pytest.raises(Stopped, match="saved at step 6 of 9") as stopped:

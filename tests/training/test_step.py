@@ -83,7 +83,7 @@ def run(terms, batches, world=1):
     torch.manual_seed(0)
     net = Net()
     counts = local_counts(terms, batches, torch.device("cpu"))
-    factors = loss_factors(terms, counts, world)
+    factors = loss_factors([term.weight for term in terms], counts, world)
     loss = torch.zeros(())
     for batch in batches:
         part = (factors * term_totals(terms, net(batch.image), batch, 0.25)).sum()

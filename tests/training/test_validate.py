@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from stillroom.losses import CrossEntropy, Dice, LogitMSE
+from stillroom.training.evaluations import selection_score
 from stillroom.training.show import teacher_target
-from stillroom.training.validate import figures, selection_score, summary, validate
+from stillroom.training.validate import figures, summary, validate
 from stillroom.types import Batch
 
 TERMS = (CrossEntropy(), Dice(), LogitMSE(target="said"))

@@ -27,7 +27,8 @@ from stillroom.losses import CrossEntropy, Dice
 from stillroom.pictures.augment import mirror, photometric
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.loader import inside_array
-from stillroom.recipe import AdamW, Augment, Recipe
+from stillroom.recipe import Augment, Recipe
+from stillroom.recipe_optimizer import AdamW, Cosine
 from stillroom.students.distiller import Distiller, build_distiller
 from stillroom.training.log import read_metrics
 from stillroom.training.order import Order
@@ -45,7 +46,8 @@ def distilled(recipe: Recipe) -> Recipe:
         recipe,
         data=replace(recipe.data, label_share=0.5),
         augment=Augment(photometric=0.3),
-        optimizer=AdamW(lr=5e-3, weight_decay=0.5, warmup=0.25, final=0.2, clip=0.05),
+        optimizer=AdamW(lr=5e-3, weight_decay=0.5, clip=0.05),
+        schedule=Cosine(warmup=0.25, final=0.2),
         seed=3,
         epochs=4,
         run=replace(recipe.run, evaluate_every=3, keep=9),
@@ -116,10 +118,13 @@ def reference(recipe: Recipe) -> tuple[Distiller, np.ndarray, list[float]]:
     optimizer = torch.optim.AdamW(groups, lr=0.0)
     per_epoch = 24 // recipe.batch  # 24 pictures, however many of them are labelled
     steps = recipe.epochs * per_epoch
-    warm = config.warmup * steps
+    schedule = recipe.schedule
+    warm = schedule.warmup * steps
     for step in range(steps):
         falling = (1 + math.cos(math.pi * (step - warm) / (steps - 1 - warm))) / 2
-        share = (step + 1) / warm if step < warm else config.final + (1 - config.final) * falling
+        share = (
+            (step + 1) / warm if step < warm else schedule.final + (1 - schedule.final) * falling
+        )
         for group in optimizer.param_groups:
             group["lr"] = config.lr * share
         drawn = [order.at(step * recipe.batch + i) for i in range(recipe.batch)]

@@ -19,7 +19,8 @@ from stillroom.extraction.cache_identity import compose, probe
 from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.process import ProcessContext
 from stillroom.pictures.dataset import PictureSet
-from stillroom.recipe import Recipe, check
+from stillroom.recipe import Recipe
+from stillroom.recipe_check import check
 from stillroom.types import ShardId
 
 

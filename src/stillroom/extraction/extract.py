@@ -41,7 +41,8 @@ from stillroom.os_errors import explain_os_errors
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.pictures.loader import read_ahead
 from stillroom.pictures.pixels import decoder_versions
-from stillroom.recipe import Recipe, check, check_targets
+from stillroom.recipe import Recipe
+from stillroom.recipe_check import check, check_targets
 from stillroom.signals import raise_if_stopped, stop_on_signals
 from stillroom.teachers.protocol import BuiltTeacher
 from stillroom.types import Row, ShardId, TargetSpec

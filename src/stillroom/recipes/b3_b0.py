@@ -22,7 +22,8 @@ score is claimed until it has been trained on the original data.
 """
 
 from stillroom.losses import BinaryCrossEntropy, Dice, FeatureMSE, LogitMSE, SoftKL, Temperature
-from stillroom.recipe import AdamW, Data, Recipe
+from stillroom.recipe import Data, Recipe
+from stillroom.recipe_optimizer import AdamW, Cosine
 from stillroom.students.definitions import SmpStudent
 from stillroom.teachers.configs import OnnxTeacher, SmpTeacher
 
@@ -52,7 +53,8 @@ def b3_b0_yolo() -> Recipe:
             Dice(weight=1.0),
             FeatureMSE(target="yolo", tap="encoder.3", hidden=768, weight=0.5),
         ),
-        optimizer=AdamW(lr=1e-4, weight_decay=1e-4, final=0.01, clip=1.0),
+        optimizer=AdamW(lr=1e-4, weight_decay=1e-4, clip=1.0),
+        schedule=Cosine(final=0.01),
         batch=4,
         micro_batch=4,
         epochs=50,

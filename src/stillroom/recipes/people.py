@@ -15,7 +15,8 @@ Figures: docs/results.md.
 """
 
 from stillroom.losses import BinaryCrossEntropy, Dice, FeatureMSE, LogitMSE, SoftKL, Temperature
-from stillroom.recipe import AdamW, Augment, Data, Recipe
+from stillroom.recipe import Augment, Data, Recipe
+from stillroom.recipe_optimizer import AdamW
 from stillroom.students.definitions import SmpStudent
 from stillroom.teachers.configs import OnnxTeacher
 

@@ -23,7 +23,8 @@ from stillroom.losses import (
     SoftKL,
     Temperature,
 )
-from stillroom.recipe import AdamW, Augment, Data, Recipe, Run
+from stillroom.recipe import Augment, Data, Recipe, Run
+from stillroom.recipe_optimizer import AdamW
 from stillroom.students.definitions import UNetStudent
 from stillroom.teachers.configs import RunTeacher
 

@@ -44,28 +44,38 @@ class SmpStudent(SmpFields):
 
     encoder: str = "tu-mobilenetv2_035"  # smp's exact name: timm-x and tu-x are different networks
     weights: str | None = None  # of the encoder: a timm file, "imagenet" (download), or none
+    # finished run of the same student that this one begins from, runs/NAME, in place of `weights`
+    begin: str | None = None
 
     def prefetch(self) -> None:
         """Download the encoder's weights, where wanted; on one rank before the others build."""
-        if self.weights == "imagenet":
+        if self._first_weights == "imagenet":
             prefetch(self.encoder)
+
+    @property
+    def _first_weights(self) -> str | None:
+        return self.weights if self.begin is None else None
 
     def build(self) -> Network:
         """Return the network; UserError when its encoder's weights do not fit or cannot be had."""
-        if self.weights == "imagenet":
+        weights = self._first_weights
+        if weights == "imagenet":
             own = {field.name: getattr(self, field.name) for field in fields(SmpFields)}
             return SmpNetwork(**own, encoder_weights="imagenet")
         network = build_network(self.architecture())
-        if self.weights is not None:
+        if weights is not None:
             assert isinstance(network, SmpNetwork)
-            unused = load_encoder_weights(network, self.weights)
-            _log.info("%s: not used by the encoder: %s", self.weights, ", ".join(unused))
+            unused = load_encoder_weights(network, weights)
+            _log.info("%s: not used by the encoder: %s", weights, ", ".join(unused))
         return network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UNetStudent(UNetFields):
     """The small U-Net of our own."""
+
+    # finished run of the same student that this one begins from, runs/NAME; None = first weights
+    begin: str | None = None
 
     def prefetch(self) -> None:
         """Download nothing: this network starts from random weights."""
@@ -90,6 +100,9 @@ class BinaryUNetStudent(BinaryUNetFields):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchStudent(TorchFields):
     """Any `nn.Module` of your own; later commands build it again when `--code` names it."""
+
+    # finished run of the same student that this one begins from, runs/NAME; None = first weights
+    begin: str | None = None
 
     def prefetch(self) -> None:
         """Call the factory once, so that what it downloads is there before the others build."""

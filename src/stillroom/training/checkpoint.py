@@ -28,34 +28,47 @@ from stillroom.jsonfile import (
     write_json,
 )
 from stillroom.tensorfile import map_tensors
+from stillroom.training.average import Average
+from stillroom.training.evaluations import Evaluation
 
-FORMAT = "stillroom checkpoint 1"
+FORMAT = "stillroom checkpoint 2"
 _TENSORS = ("model.safetensors", "optimizer.safetensors")
+_AVERAGE = "average.safetensors"  # where the run keeps one
 _NAME = re.compile(r"step-([0-9]{6,12})")
 
 
 class CheckpointState(TypedDict):
     """What `state.json` holds; `scaler` is GradScaler's state."""
 
-    format: Literal["stillroom checkpoint 1"]
+    format: Literal["stillroom checkpoint 2"]
     step: Count
-    best: float
+    epochs: Count  # of the whole run, as it was meant when this was saved
+    evaluations: list[Evaluation]
     scaler: NotRequired[dict[str, Any] | None]
     files: dict[str, Sha256]
 
 
 def save_checkpoint(
-    run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+    run: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: int,
+    average: Average | None = None,
 ) -> Path:
     """Write `checkpoints/step-NNNNNN` whole, then prune all but the newest `keep`; `state` holds
-    `step`.
+    what `CheckpointState` does, but for format and files.
     """
     folder = _folder(run, state["step"])
     aside = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    tensors = zip(_TENSORS, (model.state_dict(), _optimizer_tensors(optimizer)), strict=True)
-    hashes = {name: _save(aside / name, values) for name, values in tensors}
+    moments = _optimizer_tensors(optimizer, model)
+    files: list[tuple[str, Mapping[str, Tensor]]]
+    files = [*zip(_TENSORS, (model.state_dict(), moments), strict=True)]
+    if average is not None:
+        files.append((_AVERAGE, average.state_dict()))
+    hashes = {name: _save(aside / name, tensors) for name, tensors in files}
     write_json(aside / "state.json", {"format": FORMAT, "files": hashes, **state})
     replace_folder(aside, folder)
     earlier = [old for old in _folders(run) if _step_of(old) <= state["step"]]
@@ -107,27 +120,36 @@ def _verified(folder: Path) -> dict[str, Any]:
     if (found := state["step"]) != _step_of(folder):
         raise DamageError(f"{path} is of another step", found=found, wanted=_step_of(folder))
     hashes = state["files"]
-    for name in _TENSORS:
+    for name in (*_TENSORS, *({_AVERAGE} & hashes.keys())):
         if (found := file_sha256(folder / name)) != hashes.get(name):
             raise DamageError(f"{folder / name} is damaged", found=found, wanted=hashes.get(name))
     return state
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the tensors of a verified checkpoint into a model and its optimiser.
+def load_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None = None,
+) -> None:
+    """Put the tensors of a verified checkpoint into a model, its optimiser and its average.
 
-    Raises DamageError where they are not theirs.
+    A parameter of which the checkpoint has no moments (it was frozen) keeps none. Raises
+    DamageError where the tensors are not theirs.
     """
     tensors, moments = (map_tensors(folder / name) for name in _TENSORS)
+    numbers = {name: number for number, name in _optimized(optimizer, model).items()}
     state: dict[int, dict[str, Tensor]] = {}
     try:
         for name, tensor in moments.items():
-            number, _, field = name.partition(".")
-            state.setdefault(int(number), {})[field] = tensor
+            parameter, _, field = name.rpartition(".")
+            state.setdefault(numbers[parameter], {})[field] = tensor
         model.load_state_dict(tensors)
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-    except (ValueError, RuntimeError) as error:
+        if average is not None:
+            average.load_state_dict(map_tensors(folder / _AVERAGE))
+    except (KeyError, ValueError, RuntimeError, FileNotFoundError) as error:
         raise DamageError(f"{folder} is not of this model", found=f"{error!s:.300}") from None
 
 
@@ -181,13 +203,20 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    state, names = optimizer.state_dict()["state"], _optimized(optimizer, model)
     return {
-        f"{number}.{field}": torch.as_tensor(value)
+        f"{names[number]}.{field}": torch.as_tensor(value)
         for number, fields in state.items()
         for field, value in fields.items()
     }
+
+
+def _optimized(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[int, str]:
+    """Return each parameter's name by torch's number for it; a name outlives another freezing."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    return {number: names[id(parameter)] for number, parameter in enumerate(parameters)}
 
 
 def _folders(run: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """What one process of a run works with."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,10 @@ from stillroom.device_memory import is_out_of_memory
 from stillroom.errors import FailureError, first_line
 from stillroom.pictures.dataset import PictureSet
 from stillroom.recipe import Recipe
+from stillroom.recipe_optimizer import Moment
 from stillroom.students.distiller import Distiller
+from stillroom.training.average import Average
+from stillroom.training.evaluations import Evaluation, scores
 from stillroom.training.order import MicroBatchSchedule, Order
 from stillroom.training.stream import HostBatch, RowDataset, training_batches
 
@@ -40,11 +43,22 @@ class TrainContext:
     distiller: Distiller  # bare: evaluated, saved
     model: Any  # the same, as DDP and AMP wrap it: trained
     optimizer: Any
+    average: Average | None  # of the distiller's weights, where the recipe wants one
+    begin: dict[str, str] | None  # the run that the student began from, and its weights' sha256
 
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
         return self.recipe.epochs * self.epoch_steps
+
+    def moment(self, step: int, evaluations: Sequence[Evaluation]) -> Moment:
+        """Return when a step is, for the learning rate."""
+        return Moment(
+            step=step,
+            steps=self.steps,
+            epoch_steps=self.epoch_steps,
+            scores=scores(evaluations),
+        )
 
     @property
     def folder(self) -> Path:

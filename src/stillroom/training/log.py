@@ -2,6 +2,8 @@
 only.
 """
 
+import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -51,6 +53,26 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def write_history(lines: list[dict[str, Any]], path: Path) -> None:
+    """Write one CSV line for each evaluation: the figures of the last training line before it, and
+    its own as `val_*`; lists are left out.
+    """
+    rows, train = [], {}
+    for line in lines:
+        numbers = {n: v for n, v in _finite(line).items() if isinstance(v, int | float)}
+        if line["kind"] == "train":
+            train = numbers
+        else:
+            place = {name: numbers.pop(name) for name in ("step", "epoch")}
+            rows.append({**place, **train, **{f"val_{n}": v for n, v in numbers.items()}, **place})
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
 
 
 def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:

@@ -1,7 +1,7 @@
 """Stage 2: the loop, top to bottom: data, counts, forward, backward, step, log, evaluate, save.
 
-Order, learning rate, temperature and randomness are functions of the step, so the position is all
-that a resume needs besides tensors.
+Order, learning rate, temperature and randomness are functions of the step and of the evaluations so
+far, so these are all that a resume needs besides tensors.
 """
 
 import threading
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stillroom.device_memory import is_out_of_memory
 from stillroom.errors import FailureError, Stopped, first_line
-from stillroom.jsonfile import read_json, write_bytes, write_json
+from stillroom.jsonfile import write_bytes, write_json
 from stillroom.losses import epoch_progress
 from stillroom.os_errors import explain_os_errors
 from stillroom.recipe import Recipe
@@ -30,17 +31,25 @@ from stillroom.training.checkpoint import (
     save_checkpoint,
 )
 from stillroom.training.context import TrainContext
+from stillroom.training.evaluations import (
+    Evaluation,
+    balance,
+    best_score,
+    ends_early,
+    num_without_improvement,
+)
 from stillroom.training.log import Log
 from stillroom.training.memory import out_of_memory
 from stillroom.training.meter import TermMeter, step_line
-from stillroom.training.optimizer import learning_rate
+from stillroom.training.optimizer import learning_rate, set_rate
 from stillroom.training.parameters import drop_frozen_gradients, set_mode
-from stillroom.training.receipt import describe, receipt
-from stillroom.training.run_folder import claim_run
+from stillroom.training.receipt import about_more_epochs, describe, receipt
+from stillroom.training.run_folder import claim_run, is_finished
 from stillroom.training.setup import prepare
 from stillroom.training.step import local_counts, loss_factors, seed_forward, term_totals
 from stillroom.training.stream import HostBatch, to_batch
-from stillroom.training.validate import evaluate, selection_score
+from stillroom.training.validate import evaluate
+from stillroom.types import Batch
 
 
 def train(recipe: Recipe) -> Path:
@@ -56,7 +65,7 @@ def train(recipe: Recipe) -> Path:
         context = prepare(recipe)
         began = time.perf_counter()
         with claim_run(context), stop_on_signals() as stop:
-            step, best = _restore(context)
+            step, evaluations, is_over = _restore(context)
             context.print(describe(context))
             full = ""
             try:
@@ -64,7 +73,8 @@ def train(recipe: Recipe) -> Path:
                     Log(context.folder, step) if context.is_first else nullcontext() as log,
                     closing(context.stream(range(step, context.steps))) as stream,
                 ):
-                    _run_steps(context, stream, log, stop, step, best)
+                    if not is_over:
+                        step = _run_steps(context, stream, log, stop, step, evaluations)
             except Stopped:
                 context.leave()
                 raise
@@ -74,7 +84,7 @@ def train(recipe: Recipe) -> Path:
                 full = first_line(error)
             if full:  # not within `except`: the traceback holds the step's tensors
                 raise out_of_memory(context, full)
-            _finish(context, time.perf_counter() - began)
+            _finish(context, step, evaluations, time.perf_counter() - began)
             context.leave()
     return context.folder
 
@@ -85,66 +95,90 @@ def _run_steps(
     log: Log | None,
     stop: threading.Event,
     step: int,
-    best: float,
-) -> None:
-    """Run the optimiser steps from `step` to the last."""
+    evaluations: list[Evaluation],
+) -> int:
+    """Run the optimiser steps from `step` to the last, or to an early end; return how many are
+    done.
+    """
     recipe, accelerator, schedule = context.recipe, context.accelerator, context.schedule
-    distiller, optimizer, terms = context.distiller, context.optimizer, recipe.terms
-    device, micros = accelerator.device, schedule.micro_batches()
+    distiller, optimizer, average = context.distiller, context.optimizer, context.average
+    device, num_micros = accelerator.device, len(schedule.micro_batches())
     meter, buffers = TermMeter(context), RunningBuffers(distiller, schedule.num_micro_batches)
     while step < context.steps:
         epoch = step // context.epoch_steps
         set_mode(context.model, distiller, recipe, epoch)
 
         # A row that cannot be read raises DamageError here; the launcher stops the other ranks.
-        batches = [to_batch(next(stream), device, context.cache) for _ in micros]
-        counts = context.reduce(local_counts(terms, batches, device))
+        batches = [to_batch(next(stream), device, context.cache) for _ in range(num_micros)]
+        counts = context.reduce(local_counts(recipe.terms, batches, device))
 
-        factors = loss_factors(terms, counts, schedule.world)
-        progress = epoch_progress(epoch, recipe.epochs)
-        totals = torch.zeros(len(terms), device=device)
-        buffers.begin()
-        for micro, batch in zip(micros, batches, strict=True):
-            seed_forward(recipe.seed, step, micro)
-            with nullcontext() if micro == micros[-1] else accelerator.no_sync(context.model):
-                sums = term_totals(terms, context.model(batch.image), batch, progress)
-                accelerator.backward((factors * sums).sum())
-            buffers.keep(micro)
-            totals += sums.detach()
-        buffers.finish(context.reduce)
+        weights = recipe.term_weights(balance(recipe, evaluations))
+        factors = loss_factors(weights, counts, schedule.world)
+        totals = _forward_and_backward(context, batches, factors, buffers, step)
 
-        rate = learning_rate(recipe.optimizer, step, context.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        rate = learning_rate(recipe, context.moment(step, evaluations))
+        set_rate(optimizer, rate)
         drop_frozen_gradients(distiller, recipe, epoch)
         norm = accelerator.clip_grad_norm_(distiller.parameters(), recipe.optimizer.clip or inf)
         assert norm is not None
         optimizer.step()  # with a scaler (fp16) not where a gradient is not finite
         optimizer.zero_grad()
+        if average is not None:
+            average.update(step)
         step += 1
 
         meter.add(totals, counts, norm)
         due = step % (context.epoch_steps * recipe.run.evaluate_every) == 0 or step == context.steps
         told_to_stop = False
         if due or step % recipe.run.log_every == 0:
-            figures = meter.figures(step) | {"lr": rate}
+            figures = meter.figures(step, weights) | {"lr": rate}
             if log is not None:
                 log.write("train", step, epoch, figures)
                 context.print(step_line(context, step, figures))
             told_to_stop = context.any(stop.is_set()) and step < context.steps
         if due or told_to_stop:
             _require_finite(context, step)
-            best = evaluate(context, log, step, epoch, best) if due else best
-            _save(context, step, best)
+            if due:
+                evaluations.append(evaluate(context, log, step, epoch, evaluations))
+            _save(context, step, evaluations)
+        if due and ends_early(recipe, evaluations):
+            break
         if told_to_stop:
             (context.folder / "requeue").touch()
             raise Stopped("told to stop", found=f"saved at step {step} of {context.steps}")
+    return step
 
 
-def _restore(context: TrainContext) -> tuple[int, float]:
-    """Return the step to go on from and the best score so far."""
-    if not context.recipe.run.resume:
-        return 0, -1.0
+def _forward_and_backward(
+    context: TrainContext,
+    batches: list[Batch],
+    factors: Tensor,
+    buffers: RunningBuffers,
+    step: int,
+) -> Tensor:
+    """Leave the gradient of a step over all ranks; return this rank's total of each term."""
+    recipe, micros = context.recipe, context.schedule.micro_batches()
+    progress = epoch_progress(step // context.epoch_steps, recipe.epochs)
+    totals = torch.zeros_like(factors)
+    buffers.begin()
+    for micro, batch in zip(micros, batches, strict=True):
+        seed_forward(recipe.seed, step, micro)
+        with nullcontext() if micro == micros[-1] else context.accelerator.no_sync(context.model):
+            sums = term_totals(recipe.terms, context.model(batch.image), batch, progress)
+            context.accelerator.backward((factors * sums).sum())
+        buffers.keep(micro)
+        totals += sums.detach()
+    buffers.finish(context.reduce)
+    return totals
+
+
+def _restore(context: TrainContext) -> tuple[int, list[Evaluation], bool]:
+    """Return the step to go on from, the evaluations so far, and whether the run is over: it has
+    done all its steps, or was ended early and got no more epochs.
+    """
+    recipe = context.recipe
+    if not recipe.run.resume:
+        return 0, [], False
     found: tuple[Path, dict[str, Any]] | None = None
     if context.is_first:
         clear_leftovers(context.folder)
@@ -153,12 +187,16 @@ def _restore(context: TrainContext) -> tuple[int, float]:
     chosen = torch.tensor(found[1]["step"] if found else 0, device=context.accelerator.device)
     step = int(context.reduce(chosen))
     folder, state = found or read_checkpoint(context.folder, step)
-    load_checkpoint(folder, context.distiller, context.optimizer.optimizer)
+    load_checkpoint(folder, context.distiller, context.optimizer.optimizer, context.average)
     scaler = context.accelerator.scaler
     if scaler is not None and state.get("scaler") is not None:
         scaler.load_state_dict(state["scaler"])
     context.print(f"resumed from {folder}")
-    return step, state["best"]
+    evaluations, epochs = state["evaluations"], state["epochs"]
+    if epochs != recipe.epochs:
+        context.print(about_more_epochs(context, epochs, step, evaluations))
+    is_over = step == context.steps or (epochs == recipe.epochs and ends_early(recipe, evaluations))
+    return step, evaluations, is_over
 
 
 def _require_finite(context: TrainContext, step: int) -> None:
@@ -172,12 +210,13 @@ def _require_finite(context: TrainContext, step: int) -> None:
             )
 
 
-def _save(context: TrainContext, step: int, best: float) -> None:
+def _save(context: TrainContext, step: int, evaluations: list[Evaluation]) -> None:
     if context.is_first:
         scaler = context.accelerator.scaler
         state = {
             "step": step,
-            "best": best,
+            "epochs": context.recipe.epochs,
+            "evaluations": evaluations,
             "scaler": None if scaler is None else scaler.state_dict(),
             "torch": str(torch.__version__),
         }
@@ -187,26 +226,37 @@ def _save(context: TrainContext, step: int, best: float) -> None:
             context.optimizer.optimizer,
             state,
             context.recipe.run.keep,
+            context.average,
         )
     context.accelerator.wait_for_everyone()
 
 
-def _finish(context: TrainContext, seconds: float) -> None:
-    """Put the best student at the run's top, and the receipt."""
+def _finish(
+    context: TrainContext, step: int, evaluations: list[Evaluation], seconds: float
+) -> None:
+    """Put the best student at the run's top, and the receipt; of a run that was finished already
+    both stay as they are.
+    """
     substituted = torch.tensor(context.dataset.substituted, device=context.accelerator.device)
     num_substituted = int(context.reduce(substituted))
     if not context.is_first:
+        return
+    if context.recipe.run.resume and is_finished(context.folder, context.recipe.epochs):
+        print(f"{context.folder} was finished; --run.additional-epochs N goes on with it")
         return
     (context.folder / "requeue").unlink(missing_ok=True)
     best = context.folder / "best"
     for name in ("student.safetensors", "student.json"):
         write_bytes(context.folder / name, (best / name).read_bytes())
-    write_json(context.folder / "receipt.json", receipt(context, seconds, num_substituted))
+    write_json(context.folder / "receipt.json", receipt(context, step, seconds, num_substituted))
     if num_substituted:
         print(
             f"{num_substituted} damaged rows were left out; the rows after them took their places"
         )
-    score = selection_score(read_json(best / "student.json")["score"])
+    if step < context.steps:
+        waited = num_without_improvement(evaluations)
+        print(f"ended early, at step {step} of {context.steps}: {waited} evaluations, none better")
+    score = best_score(evaluations)
     why = "no validation split" if context.validation is None else "no labels to validate with"
-    known = f"the last student, no score ({why})" if score is None else f"best {score:.4f}"
+    known = f"the last student, no score ({why})" if score < 0 else f"best {score:.4f}"
     print(f"done: {context.folder}, {known}")

@@ -44,8 +44,9 @@ def _try_step(context: TrainContext, micro_batch: int) -> None:
     recipe, schedule, device = context.recipe, context.schedule, context.accelerator.device
     context.optimizer.zero_grad()
     moments: list[torch.Tensor] = []
-    if not context.optimizer.state:  # before the first step AdamW has none: two a weight
-        moments = [torch.empty_like(p) for p in context.distiller.parameters() for _ in "mv"]
+    if not context.optimizer.state:  # before the first step the optimiser has none
+        copies = range(recipe.optimizer.num_moments)
+        moments = [torch.empty_like(p) for p in context.distiller.parameters() for _ in copies]
     cut = make_schedule(recipe.batch, micro_batch, schedule.rank, schedule.world)
     # Not through DDP: a backward pass that ran out of memory leaves it half way, for good. The bare
     # distiller has the same autocast, and gradients that are returned call none of DDP's hooks.

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,19 +52,19 @@ class TermMeter:
         self._counts += counts
         self._steps += 1
 
-    def figures(self, step: int) -> dict[str, Any]:
-        """Return means over the steps since the last call, over all ranks; raises FailureError
-        where one is not finite, or where fp16 has skipped too many steps in a row.
+    def figures(self, step: int, weights: Sequence[float]) -> dict[str, Any]:
+        """Return means over the steps since the last call, over all ranks; `weights` are the terms'
+        in the loss. Raises FailureError where one is not finite, or where fp16 has skipped too many
+        steps in a row.
         """
         both = self._context.reduce(torch.stack([self._totals, self._overflows]))
         scaling = self._scaling(step, both[1])
         means, seen = (both[0] / self._counts).tolist(), (self._counts > 0).tolist()
         found: dict[str, Any] = {}
         loss = 0.0 if any(seen) else math.nan
-        terms = self._context.recipe.terms
-        for term, name, mean, there in zip(terms, self._names, means, seen, strict=True):
+        for weight, name, mean, there in zip(weights, self._names, means, seen, strict=True):
             found[f"term_{name}"] = mean if there else None
-            loss += term.weight * mean if there else 0.0
+            loss += weight * mean if there else 0.0
             if there and not math.isfinite(mean):
                 raise FailureError(f"the term {name} is not finite at step {step}", found=mean)
         rows = self._steps * self._context.recipe.batch

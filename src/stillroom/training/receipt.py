@@ -3,7 +3,8 @@ at its end.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 import stillroom
 from stillroom.training.context import TrainContext
+from stillroom.training.evaluations import Evaluation
+from stillroom.training.optimizer import learning_rate
 
 _RUNNERS = ("onnx", "torch", "timm", "target_files")
 _TEACHER_MODULES = ("onnx", "onnxruntime", *(f"stillroom.teachers.{name}" for name in _RUNNERS))
@@ -32,11 +35,32 @@ def describe(context: TrainContext) -> str:
     )
     if report := context.distiller.student.report:
         text += f"\n{report}"
+    if context.begin is not None:
+        sha256 = context.begin["weights_sha256"]
+        text += f"\nthe student begins from {context.begin['run']} (sha256 {sha256[:12]}...)"
     every = sum(shard.rows for shard in context.pictures.shards if shard.split == "train")
     if len(context.dataset) < every:
         left = every - len(context.dataset)
         text += f"\n{left} of {every} training pictures have no label that is used and are left out"
     return text
+
+
+def about_more_epochs(
+    context: TrainContext, epochs: int, step: int, evaluations: Sequence[Evaluation]
+) -> str:
+    """Return what more epochs than a run had change about its schedules, in a line or two."""
+    recipe = context.recipe
+    before = replace(context, recipe=replace(recipe, epochs=epochs))
+    last = learning_rate(recipe, before.moment(max(0, step - 1), evaluations))
+    now = learning_rate(recipe, context.moment(step, evaluations))
+    schedule = type(recipe.schedule).__name__
+    how = f"{schedule} does not follow the length of the run"
+    if recipe.schedule.follows_length:
+        how = f"{schedule} goes on as in a run of {recipe.epochs} epochs, not where it ended"
+    return (
+        f"{recipe.epochs} epochs instead of {epochs}. Learning rate: {last:.3g} in the last step,"
+        f" {now:.3g} in the next ({how}). Temperatures that change follow the length of the run."
+    )
 
 
 def about_student(context: TrainContext, step: int, found: dict[str, Any]) -> dict[str, Any]:
@@ -59,15 +83,18 @@ def about_student(context: TrainContext, step: int, found: dict[str, Any]) -> di
     }
 
 
-def receipt(context: TrainContext, seconds: float, substituted: int) -> dict[str, Any]:
-    """Return what was read, by what, in how long; `teacher_modules` is empty where the stages
-    stayed apart.
+def receipt(context: TrainContext, step: int, seconds: float, substituted: int) -> dict[str, Any]:
+    """Return what was read, by what, in how long and how many steps; `teacher_modules` is empty
+    where the stages stayed apart.
     """
     cache = context.cache
     return {
+        "begin": context.begin,
         "cache": None
         if cache is None
         else {"name": cache.path.name, "fingerprint": cache.fingerprint},
+        "ended_early": step < context.steps,
+        "epochs": context.recipe.epochs,
         "device": str(context.accelerator.device),
         "parameters": _count(context.distiller.student.parameters()),
         "pictures": context.pictures.digest,
@@ -75,7 +102,7 @@ def receipt(context: TrainContext, seconds: float, substituted: int) -> dict[str
         "processes": context.schedule.world,
         "seconds": round(seconds, 1),
         "seed": context.recipe.seed,
-        "steps": context.steps,
+        "steps": step,
         "substituted_rows": substituted,  # over all ranks, since the run was last started
         "teacher_modules": [name for name in _TEACHER_MODULES if name in sys.modules],
         "versions": {"stillroom": stillroom.__version__, "torch": str(torch.__version__)},

@@ -1,5 +1,5 @@
-"""The run's folder: not touched without asking, resumed by its own recipe only, written by one run
-at a time.
+"""The run's folder: not touched without asking, resumed by its own recipe only (more epochs of it
+are welcome), written by one run at a time.
 """
 
 import errno
@@ -8,11 +8,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 
 from stillroom.cache.identity import both_sides, differences
 from stillroom.errors import UserError
-from stillroom.jsonfile import read_json, write_json
+from stillroom.jsonfile import Count, read_json, write_json
 from stillroom.recipe import Recipe, plain
 from stillroom.training.context import TrainContext, run_folder
 
@@ -26,7 +26,7 @@ def require_free(recipe: Recipe) -> None:
     if recipe.run.resume:
         if not (folder / "recipe.json").is_file():
             raise UserError(f"there is no run {folder} to resume", fix="leave out --run.resume")
-        _require_same(read_json(folder / "recipe.json"), _recorded(recipe), folder)
+        _require_same(_stored(folder), recipe, folder)
     elif _contents(folder) and not recipe.run.overwrite:
         raise UserError(
             f"the run {folder} exists", fix="--run.resume, --run.overwrite, or --run.name NAME"
@@ -43,7 +43,9 @@ def claim_run(context: TrainContext) -> Iterator[None]:
             _lock(stack.enter_context((context.folder / _LOCK).open("w")), context.folder)
             require_free(context.recipe)  # another may have begun meanwhile
             if not context.recipe.run.resume:
-                _start(context.folder, context.recipe)
+                _start(context)
+            elif _stored(context.folder)["recipe"]["epochs"] != context.recipe.epochs:
+                write_json(context.folder / "recipe.json", _recorded(context.recipe, context.begin))
         context.any(False)
         yield
 
@@ -63,27 +65,76 @@ def _lock(file: IO[str], folder: Path) -> None:
         print(f"warning: {folder} cannot be locked: start no other run of this name", flush=True)
 
 
-def _start(folder: Path, recipe: Recipe) -> None:
+def added_epochs(recipe: Recipe) -> int:
+    """Return how many epochs `--run.additional-epochs` makes of a run that is there: so many more
+    than it has, where it is finished; those that it has, where it is not, so that a command that is
+    given again adds nothing twice.
+    """
+    folder = run_folder(recipe)
+    epochs = _stored(folder)["recipe"]["epochs"]
+    if is_finished(folder, epochs):
+        return epochs + recipe.run.additional_epochs
+    print(f"{folder} is not finished: it goes on to its {epochs} epochs, and none is added")
+    return epochs
+
+
+def is_finished(folder: Path, epochs: int) -> bool:
+    """Return whether a run of so many epochs has come to its end."""
+    path = folder / "receipt.json"
+    return path.is_file() and read_json(path).get("epochs") == epochs
+
+
+def stored_begin(folder: Path) -> dict[str, str] | None:
+    """Return the run that a run's student began from, and the sha256 of its weights."""
+    return _stored(folder).get("begin")
+
+
+class _Epochs(TypedDict):
+    epochs: Count
+
+
+class _Stored(TypedDict):
+    recipe: _Epochs
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """Return what recipe.json holds, once it is known to hold a number of epochs."""
+    read_json(folder / "recipe.json", _Stored)
+    return read_json(folder / "recipe.json")
+
+
+def _start(context: TrainContext) -> None:
+    folder = context.folder
     for old in _contents(folder):
         shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
     for name in ("checkpoints", "pictures"):
         (folder / name).mkdir()
-    write_json(folder / "recipe.json", _recorded(recipe))
+    write_json(folder / "recipe.json", _recorded(context.recipe, context.begin))
 
 
 def _contents(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name != _LOCK] if folder.exists() else []
 
 
-def _recorded(recipe: Recipe) -> dict[str, Any]:
-    """Return what recipe.json holds: every field that can change results (a body cannot)."""
+def _recorded(recipe: Recipe, begin: dict[str, str] | None) -> dict[str, Any]:
+    """Return what recipe.json holds: every field that can change results (a body cannot), and what
+    the student began from.
+    """
     fields = plain(recipe).items()
-    return {"recipe": {name: value for name, value in fields if name not in ("run", "body")}}
+    values = {name: value for name, value in fields if name not in ("run", "body")}
+    if recipe.follows_scores:
+        values["evaluate_every"] = recipe.run.evaluate_every
+    return {"recipe": values, "begin": begin}
 
 
-def _require_same(stored: dict[str, Any], asked: dict[str, Any], folder: Path) -> None:
-    """Refuse to resume with a recipe whose results would differ; both sides are shown."""
-    if different := differences(asked["recipe"], stored.get("recipe")):
+def _require_same(stored: dict[str, Any], recipe: Recipe, folder: Path) -> None:
+    """Refuse to resume with a recipe whose results would differ; both sides are shown. More epochs
+    than the run has are welcome.
+    """
+    asked, epochs = _recorded(recipe, None)["recipe"], stored["recipe"]["epochs"]
+    if recipe.run.additional_epochs or recipe.epochs > epochs:
+        asked["epochs"] = epochs
+    if different := differences(asked, stored["recipe"]):
         found, wanted = both_sides(different)
         raise UserError(
             f"{folder} was started with another recipe",

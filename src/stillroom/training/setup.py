@@ -20,14 +20,17 @@ from stillroom.errors import UserError
 from stillroom.losses import CountsClasses
 from stillroom.pictures.class_pixels import class_pixels
 from stillroom.pictures.dataset import PictureSet, open_pictures
-from stillroom.recipe import Recipe, check
+from stillroom.recipe import Recipe
+from stillroom.recipe_check import check
+from stillroom.students.begin import begin_of, load_begin
 from stillroom.students.distiller import Distiller, build_distiller, upstream_parameters
-from stillroom.training.context import TrainContext
+from stillroom.training.average import Average
+from stillroom.training.context import TrainContext, run_folder
 from stillroom.training.find_cache import find_cache
 from stillroom.training.optimizer import make_optimizer
 from stillroom.training.order import Order, make_schedule
-from stillroom.training.parameters import frozen_parameters
-from stillroom.training.run_folder import require_free
+from stillroom.training.parameters import frozen_parameters, parameters_in_parts
+from stillroom.training.run_folder import added_epochs, require_free, stored_begin
 from stillroom.training.step import seed_forward
 from stillroom.training.stream import RowDataset
 
@@ -41,6 +44,7 @@ def prepare(recipe: Recipe) -> TrainContext:
     num_rows = _num_training_rows(recipe, pictures)
     accelerator = _accelerator(recipe)
     recipe = _with_class_counts(recipe, pictures, accelerator)
+    recipe = _with_added_epochs(recipe, accelerator)
     require_free(recipe)
     schedule = make_schedule(
         recipe.batch, recipe.micro_batch, accelerator.process_index, accelerator.num_processes
@@ -54,7 +58,11 @@ def prepare(recipe: Recipe) -> TrainContext:
             fix="a smaller --batch (and --micro-batch), or a larger --data.label-share",
         )
     distiller = _distiller(recipe, cache, recipe.size_of(pictures), accelerator)
-    optimizer = make_optimizer(recipe.optimizer, distiller, accelerator.device)
+    begin = _begin(recipe, distiller)
+    parts = parameters_in_parts(distiller, recipe)
+    optimizer = make_optimizer(
+        recipe.optimizer, distiller, accelerator.device, parts, recipe.freeze_lr
+    )
     model, wrapped = accelerator.prepare(distiller, optimizer)
     if isinstance(model, DistributedDataParallel):
         # As an argument it would warn from torch 2.13 on, and its successor is unknown before.
@@ -72,6 +80,8 @@ def prepare(recipe: Recipe) -> TrainContext:
         distiller=distiller,
         model=model,
         optimizer=wrapped,
+        average=None if recipe.ema is None else Average(distiller, recipe.ema),
+        begin=begin,
     )
 
 
@@ -93,6 +103,32 @@ def _with_class_counts(recipe: Recipe, pictures: PictureSet, accelerator: Accele
             term = term.with_class_counts(counts)
         terms.append(term)
     return replace(recipe, terms=tuple(terms))
+
+
+def _with_added_epochs(recipe: Recipe, accelerator: Accelerator) -> Recipe:
+    """Return the recipe with the epochs that `--run.additional-epochs` asks for, as rank 0 finds
+    the run: a listing of the others may be older.
+    """
+    if not recipe.run.additional_epochs:
+        return recipe
+    epochs = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+    if accelerator.is_main_process:
+        epochs += added_epochs(recipe)
+    if accelerator.num_processes > 1:
+        torch.distributed.all_reduce(epochs)
+    return replace(recipe, epochs=int(epochs))
+
+
+def _begin(recipe: Recipe, distiller: Distiller) -> dict[str, str] | None:
+    """Let the student begin from another run's; a resume takes what was recorded of it, and needs
+    it no more.
+    """
+    run = begin_of(recipe.student)
+    if run is None:
+        return None
+    if recipe.run.resume:
+        return stored_begin(run_folder(recipe))
+    return {"run": run, "weights_sha256": load_begin(run, recipe.student, distiller.student)}
 
 
 def _num_training_rows(recipe: Recipe, pictures: PictureSet) -> int:
@@ -154,9 +190,8 @@ def _distiller(
     seed_forward(recipe.seed, -1, 0)
     specs = {} if cache is None else cache.specs
     distiller = build_distiller(recipe.student, recipe.terms, specs, size)
-    if recipe.freeze_epochs is None or recipe.freeze_epochs >= recipe.epochs:
-        for _, parameter in frozen_parameters(distiller, recipe.freeze):
-            parameter.requires_grad_(False)
+    for parameter in frozen_parameters(distiller, recipe, recipe.epochs - 1):
+        parameter.requires_grad_(False)
     _refuse_idle_taps(recipe, distiller)
     return distiller
 

@@ -36,12 +36,12 @@ def local_counts(
 
 
 def loss_factors(
-    terms: Sequence[Term], counts: Float[Tensor, " terms"], world: int
+    term_weights: Sequence[float], counts: Float[Tensor, " terms"], world: int
 ) -> Float[Tensor, " terms"]:
     """Return what a term's total is multiplied by, float32: weight * world / global count, and 0
     where nothing counts.
     """
-    weights = torch.tensor([t.weight for t in terms], dtype=torch.float64, device=counts.device)
+    weights = torch.tensor(term_weights, dtype=torch.float64, device=counts.device)
     return torch.where(counts > 0, weights * world / counts.clamp_min(1e-12), 0.0).float()
 
 

@@ -3,7 +3,7 @@ their agreement; curves, a picture grid, and the best student kept.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from stillroom.losses import Term
 from stillroom.metrics import confusion, iou, miou, predict
 from stillroom.training.checkpoint import save_best
 from stillroom.training.context import TrainContext
-from stillroom.training.log import Log, draw_curves
+from stillroom.training.evaluations import Evaluation, best_score, evaluation_of
+from stillroom.training.log import Log, draw_curves, write_history
 from stillroom.training.receipt import about_student
 from stillroom.training.show import draw_grid, teacher_target
 from stillroom.training.step import labels, term_totals
@@ -22,15 +23,27 @@ from stillroom.training.stream import RowDataset, to_batch, validation_batches
 from stillroom.types import Batch
 
 
-def evaluate(context: TrainContext, log: Log | None, step: int, epoch: int, best: float) -> float:
-    """Evaluate, write figures and pictures, keep the best student, or the last where there is no
-    score; return the best score so far.
+def evaluate(
+    context: TrainContext, log: Log | None, step: int, epoch: int, earlier: Sequence[Evaluation]
+) -> Evaluation:
+    """Evaluate, write figures and pictures, keep the student where it is the best so far, or the
+    last where there is no score. Where there is an average of its weights it is the student.
     """
+    average = context.average
+    with nullcontext() if average is None else average.in_place():
+        return _evaluate(context, log, step, epoch, best_score(earlier))
+
+
+def _evaluate(
+    context: TrainContext, log: Log | None, step: int, epoch: int, best: float
+) -> Evaluation:
     dataset = context.validation
     found = {} if dataset is None else _validate(context, dataset)
-    score = selection_score(found)
+    evaluation = evaluation_of(context.recipe, step, found)
+    score = evaluation["score"]
     if log is not None:
         log.write("val", step, epoch, found)
+        write_history(log.lines, context.folder / "history.csv")
         draw_curves(log.lines, context.folder / "curves.png")
         if dataset is not None:
             draw_grid(context, dataset, context.folder / "pictures" / f"step-{step:06d}.png")
@@ -39,7 +52,7 @@ def evaluate(context: TrainContext, log: Log | None, step: int, epoch: int, best
             save_best(context.folder, context.distiller.student, about)
         print(f"epoch {epoch + 1}: {summary(found, context.pictures.classes)}", flush=True)
     context.accelerator.wait_for_everyone()
-    return best if score is None else max(best, score)
+    return evaluation
 
 
 def _validate(context: TrainContext, dataset: RowDataset) -> dict[str, Any]:
@@ -115,12 +128,6 @@ def figures(tables: Int[Tensor, "3 k k"]) -> dict[str, Any]:
     if tables[2].sum():
         found["agreement"] = float(tables[2].diagonal().sum() / tables[2].sum())
     return found
-
-
-def selection_score(found: dict[str, Any]) -> float | None:
-    """Return what `best` means: mIoU where there are labels, else agreement, else None."""
-    known = [found[name] for name in ("miou", "agreement") if found.get(name) is not None]
-    return known[0] if known else None
 
 
 def summary(found: dict[str, Any], classes: Sequence[str]) -> str:
