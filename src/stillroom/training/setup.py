@@ -44,8 +44,8 @@ def prepare(recipe: Recipe) -> TrainContext:
     num_rows = _num_training_rows(recipe, pictures)
     accelerator = _accelerator(recipe)
     recipe = _with_class_counts(recipe, pictures, accelerator)
-    recipe = _with_added_epochs(recipe, accelerator)
     require_free(recipe)
+    recipe = _with_added_epochs(recipe, accelerator)
     schedule = make_schedule(
         recipe.batch, recipe.micro_batch, accelerator.process_index, accelerator.num_processes
     )
