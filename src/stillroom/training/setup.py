@@ -6,6 +6,7 @@ All that can be wrong is found here, before any real work.
 
 import os
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from stillroom.training.parameters import frozen_parameters
 from stillroom.training.run_folder import require_free
 from stillroom.training.step import seed_forward
 from stillroom.training.stream import RowDataset
+from stillroom.types import TargetSpec
 
 
 def prepare(recipe: Recipe) -> TrainContext:
@@ -37,7 +39,7 @@ def prepare(recipe: Recipe) -> TrainContext:
     check(recipe, pictures)
     num_rows = _num_training_rows(recipe, pictures)
     require_free(recipe)
-    accelerator = _accelerator(recipe)
+    accelerator = make_accelerator(recipe)
     schedule = make_schedule(
         recipe.batch, recipe.micro_batch, accelerator.process_index, accelerator.num_processes
     )
@@ -49,7 +51,8 @@ def prepare(recipe: Recipe) -> TrainContext:
             found=f"--batch {recipe.batch}, {len(dataset)} rows in {pictures.path}",
             fix="a smaller --batch (and --micro-batch), or a larger --data.label-share",
         )
-    distiller = _distiller(recipe, cache, recipe.size_of(pictures), accelerator)
+    specs = {} if cache is None else cache.specs
+    distiller = make_distiller(recipe, specs, recipe.size_of(pictures), accelerator)
     optimizer = make_optimizer(recipe.optimizer, distiller, accelerator.device)
     model, wrapped = accelerator.prepare(distiller, optimizer)
     if isinstance(model, DistributedDataParallel):
@@ -82,7 +85,8 @@ def _num_training_rows(recipe: Recipe, pictures: PictureSet) -> int:
     return rows
 
 
-def _accelerator(recipe: Recipe) -> Accelerator:
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Return this process's device and precision; raises UserError for what it does not have."""
     launch = {"launch": None, "fp32": "no"}.get(recipe.precision, recipe.precision)
     wanted = launch or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     no_cuda = not torch.cuda.is_available() and "no CUDA device"
@@ -121,14 +125,19 @@ def _sources(
     return dataset, rows_of_split("val") if pictures.shard_ids("val") else None
 
 
-def _distiller(
-    recipe: Recipe, cache: Cache | None, size: tuple[int, int], accelerator: Accelerator
+def make_distiller(
+    recipe: Recipe,
+    specs: Mapping[str, TargetSpec],
+    size: tuple[int, int],
+    accelerator: Accelerator,
 ) -> Distiller:
-    """Build the distiller with seeded weights; what is frozen for good asks for no gradient."""
+    """Build the distiller with seeded weights; what is frozen for good asks for no gradient.
+
+    `specs` are the targets that the terms read. Raises UserError for a term that does not fit.
+    """
     with accelerator.main_process_first():
         recipe.student.prefetch()
     seed_forward(recipe.seed, -1, 0)
-    specs = {} if cache is None else cache.specs
     distiller = build_distiller(recipe.student, recipe.terms, specs, size)
     if recipe.freeze_epochs is None or recipe.freeze_epochs >= recipe.epochs:
         for _, parameter in frozen_parameters(distiller, recipe.freeze):
