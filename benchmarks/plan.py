@@ -48,7 +48,7 @@ from stillroom.training.stream import to_batch
 from stillroom.types import TargetSpec
 
 SIZE, TRAIN, VAL, BATCH = 96, 192, 32, 8
-DETECTOR = ((32, 2), (64, 2), (128, 1), (128, 2), (256, 1))
+DETECTOR = ((32, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1))
 ONE_LAYER = ((256, 4),)
 ONLINE_STEPS = 12
 
@@ -84,7 +84,7 @@ def main() -> None:
                 place = folder / f"{name}-{turn}"
                 run = replace(recipe.run, out=str(place / "runs"), cache=str(place / "cache"))
                 recipe = replace(recipe, run=run)
-                plan = run_plan(recipe, PlanOptions(minutes=0.25))
+                plan = run_plan(recipe, PlanOptions(minutes=0.2))
                 found[name].append((plan, do(recipe)))
             print(*(describe(pairs[-1][0]) for pairs in found.values()), sep="\n\n", flush=True)
     figures = {name: compared(pairs, recipes[name].epochs) for name, pairs in found.items()}

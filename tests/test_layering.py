@@ -55,6 +55,18 @@ ALLOWED = {
         "recipe",
         "teachers.configs",
     },
+    "planning": BASE
+    | {
+        "pictures",
+        "teachers",
+        "codecs",
+        "cache",
+        "students",
+        "losses",
+        "recipe",
+        "extraction",
+        "training",
+    },
     "using": BASE | {"pictures", "cache", "students", "metrics", "recipe", "networks"},
     "recipes": BASE | {"recipe", "losses", "students", "teachers.configs", "teachers.own_configs"},
     "cli": BASE | {"recipe", "recipes", "teachers.files"},

@@ -25,7 +25,7 @@ class CodecCost:
     publish_ms: float  # of one core: read back and compare, once a shard is complete
     read_ms: float  # of one core: read, check and decompress
     decode_ms: float  # of one core, or of the device where stage 2 has one
-    needs_fit: bool = False  # the teachers run on calibration rows first
+    fit_ms: float | None = None  # a calibration row, all cores; None = nothing is fitted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,7 @@ class Costs:
     picture_bytes: float  # on disk
     write_gb_per_s: float  # all GPUs together
     read_gb_per_s: float
+    shard_s: float  # what a shard takes besides its rows
     codecs: Mapping[str, Mapping[str, CodecCost]]  # by target and the codec's text
     read_targets: frozenset[str]  # targets that a term reads; stage 1 keeps all
 
@@ -50,6 +51,7 @@ class Setting:
     num_pictures: int  # of the training split, each once an epoch
     num_rows: int  # that stage 1 keeps: all views, and the validation split
     epochs: int
+    num_shards: int = 0  # that stage 1 makes
     fit_rows: int = 0  # that the teachers are run on for each target whose codec is fitted
     gpus: int = 1
     cores: int = 1  # of each GPU
@@ -152,9 +154,13 @@ def _error(line: Line, costs: Costs) -> float:
 def _extraction_s(costs: Costs, setting: Setting, chosen: Mapping[str, CodecCost]) -> float:
     """Return what stage 1 takes; every GPU fits the codecs for itself."""
     row_ms = _extraction_ms(costs, setting, chosen)
-    fit_ms = _overlap(costs.teacher_ms, costs.teacher_picture_ms, setting, setting.teacher_threads)
-    num_fits = sum(cost.needs_fit for cost in chosen.values())
-    return (setting.num_rows * row_ms / setting.gpus + num_fits * setting.fit_rows * fit_ms) / 1e3
+    teacher_ms = _overlap(
+        costs.teacher_ms, costs.teacher_picture_ms, setting, setting.teacher_threads
+    )
+    fits = [cost.fit_ms + teacher_ms for cost in chosen.values() if cost.fit_ms is not None]
+    shards_s = setting.num_shards * costs.shard_s
+    made_s = (setting.num_rows * row_ms / 1e3 + shards_s) / setting.gpus
+    return made_s + setting.fit_rows * sum(fits) / 1e3
 
 
 def _extraction_ms(costs: Costs, setting: Setting, chosen: Mapping[str, CodecCost]) -> float:

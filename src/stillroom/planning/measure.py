@@ -12,7 +12,7 @@ from stillroom.errors import UserError
 from stillroom.extraction.process import ProcessContext
 from stillroom.pictures.dataset import PictureSet
 from stillroom.planning.arithmetic import Costs
-from stillroom.planning.measure_codecs import measure_codecs
+from stillroom.planning.measure_codecs import measure_codecs, measure_shard
 from stillroom.planning.measure_disk import DiskRates, measure_disk
 from stillroom.planning.measure_student import StudentTimes, measure_student, read_pictures
 from stillroom.planning.measure_teachers import KEPT_ROWS, Answers, measure_teachers
@@ -73,6 +73,7 @@ def measure(
     answers = measure_teachers(recipe, pictures, device, num_rows, _TEACHERS * limit_s, stop)
     with _scratch(root) as folder:
         disk = _disk(folder, options, _DISK * limit_s, stop)
+        shard_s = measure_shard(folder, recipe, answers, device, stop)
         codecs, notes = measure_codecs(folder, recipe, answers, device, stop)
     student = _student(recipe, pictures, options, answers, _STUDENT * limit_s, stop)
     train = [shard for shard in pictures.shards if shard.split == "train"]
@@ -84,6 +85,7 @@ def measure(
         picture_bytes=sum(shard.size for shard in train) / sum(shard.rows for shard in train),
         write_gb_per_s=disk.write_gb_per_s,
         read_gb_per_s=disk.read_gb_per_s,
+        shard_s=shard_s,
         codecs=codecs,
         read_targets=frozenset(recipe.wanted_targets()),
     )

@@ -4,7 +4,7 @@ back, decoded and thrown away.
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -28,6 +28,7 @@ from stillroom.types import ShardId, TargetSpec
 
 _SHARD = ShardId("train", 0)
 _MEASURED_ROWS = 16
+_SHARD_ROUNDS = 4
 _ROUNDS = 3  # of what is read and decoded; the first warms up
 _FEATURES = ("float16", "int8", "stochastic:0.3", "stochastic:1.0", "stochastic:6.0")
 _LOGITS = ("float16", "logits8")
@@ -71,6 +72,29 @@ def measure_codecs(
     return found, notes
 
 
+def measure_shard(
+    folder: Path, recipe: Recipe, answers: Answers, device: str, stop: threading.Event
+) -> float:
+    """Return the seconds that a shard takes besides its rows: its folder is made, flushed, read
+    back and named. It has one row of all targets, as the recipe keeps them.
+    """
+    seconds = []
+    outputs = {name: target[-1:].to(device) for name, target in answers.targets.items()}
+    for turn in range(_SHARD_ROUNDS):
+        raise_if_stopped(stop, "codecs were being measured; what they wrote is gone")
+        cache = _new_cache(folder / f"shard-{turn}", recipe, answers.specs, 1)
+        _fit(cache, answers.targets, device)
+        batch = encode(cache, answers.kept[-1:], outputs)
+        parts = {part: value[0] for part, value in batch.parts.items()}
+        figures = {name: column[0] for name, column in batch.statistics.items()}
+        began = time.perf_counter()
+        with cache.writer(_SHARD) as writer:
+            writer.append(batch.rows[0], parts, figures, batch.pixels[0])
+            writer.publish({})
+        seconds.append(time.perf_counter() - began)
+    return median(seconds[1:])  # the first one imports
+
+
 def _is_linear(recipe: Recipe, name: str) -> bool:
     """Return whether every term that reads a target is linear in it."""
     readers = [term.needs for term in recipe.terms if term.needs.target == name]
@@ -84,8 +108,9 @@ def _measure(
     name, target = spec.name, answers.targets[spec.name]
     num_measured = min(_MEASURED_ROWS, max(1, len(target) // 2))
     batch, measured = answers.kept[-num_measured:], target[-num_measured:]
-    cache = _new_cache(folder, recipe, spec, num_measured)
-    _fit(cache, name, target[: len(target) - num_measured] if len(target) > 1 else target, device)
+    cache = _new_cache(folder, recipe, (spec,), num_measured)
+    others = target[: max(1, len(target) - num_measured)]
+    fit_s, _ = _timed(time.perf_counter, lambda: _fit(cache, {name: others}, device))
     encode_ms, write_ms, publish_ms = _write(cache, name, batch, measured, recipe, device)
     read_ms, decode_ms, decoded = _read(cache, name, recipe.micro_batch, device)
     off = (decoded - measured).square().sum(dtype=torch.float64)
@@ -98,29 +123,40 @@ def _measure(
         publish_ms=publish_ms,
         read_ms=read_ms,
         decode_ms=decode_ms,
-        needs_fit=cache.codecs[name].needs_fit,
+        fit_ms=1e3 * fit_s / len(others) if cache.codecs[name].needs_fit else None,
     )
 
 
-def _new_cache(folder: Path, recipe: Recipe, spec: TargetSpec, num_rows: int) -> Cache:
-    """Return a cache of one shard of one target."""
+def _new_cache(folder: Path, recipe: Recipe, specs: Sequence[TargetSpec], num_rows: int) -> Cache:
+    """Return a cache of one shard of these targets."""
     shard = {"split": _SHARD.split, "number": _SHARD.number, "rows": num_rows, "pictures": "0" * 64}
-    entry = {"teacher": {}, "shape": list(spec.shape), "stride": spec.stride, "kind": spec.kind}
+    targets = {
+        spec.name: {
+            "teacher": {},
+            "shape": list(spec.shape),
+            "stride": spec.stride,
+            "kind": spec.kind,
+            "codec": spec.codec,
+        }
+        for spec in specs
+    }
     identity = make_identity(
         pictures={"digest": "0" * 64, "shards": [shard]},
-        geometry=spec.shape[1:],
+        geometry=specs[0].shape[1:],
         views=views_identity(recipe),
-        targets={spec.name: entry | {"codec": spec.codec}},
+        targets=targets,
         calibration=[],
         body=recipe.body,
     )
     return claim_cache(folder, "plan", identity)
 
 
-def _fit(cache: Cache, name: str, target: Float[Tensor, "n _ _ _"], device: str) -> None:
-    codec = cache.codecs[name]
-    rows = (part.to(device) for part in target.split(1))
-    cache.publish_fitted({name: codec.fit(rows)} if codec.needs_fit else {})
+def _fit(cache: Cache, targets: Mapping[str, Float[Tensor, "n _ _ _"]], device: str) -> None:
+    fitted = {}
+    for name, codec in cache.codecs.items():
+        if codec.needs_fit:
+            fitted[name] = codec.fit(row.to(device) for row in targets[name].split(1))
+    cache.publish_fitted(fitted)
 
 
 def _write(

@@ -14,6 +14,7 @@ from stillroom.os_errors import free_bytes
 from stillroom.signals import raise_if_stopped
 
 _BLOCK = 1 << 23
+_FLUSHED = 1 << 26  # bytes between two flushes, so that memory does not take it all
 _LEAST = 1 << 26  # bytes; below it a disk's own memory is what is measured
 _MOST = 1 << 30
 _SPARED = 1 << 28  # bytes left to others
@@ -61,7 +62,8 @@ def _write(descriptor: int, room: int, limit_s: float, stop: threading.Event) ->
         began = time.perf_counter()
         while block:
             block = block[os.write(descriptor, block) :]
-        os.fdatasync(descriptor)
+        if size % _FLUSHED == 0:
+            os.fdatasync(descriptor)
         seconds += time.perf_counter() - began
         size += _BLOCK
     began = time.perf_counter()

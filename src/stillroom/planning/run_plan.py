@@ -100,6 +100,7 @@ def make_setting(
         num_pictures=num_pictures,
         num_rows=round(num_rows * num_pictures / there),
         epochs=recipe.epochs,
+        num_shards=math.ceil(len(pictures.shards) * num_pictures / there),
         fit_rows=min(NUM_ROWS, there),
         gpus=options.gpus,
         cores=options.cores or num_cores(),
