@@ -21,7 +21,7 @@ from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
 from stillroom.extraction.encode import RowPicture, encode
 from stillroom.planning.arithmetic import CodecCost
-from stillroom.planning.measure_teachers import Answers
+from stillroom.planning.measure_teachers import Answers, thinned
 from stillroom.recipe import Recipe, views_identity
 from stillroom.signals import raise_if_stopped
 from stillroom.types import ShardId, TargetSpec
@@ -104,19 +104,20 @@ def _is_linear(recipe: Recipe, name: str) -> bool:
 def _measure(
     folder: Path, recipe: Recipe, spec: TargetSpec, answers: Answers, device: str
 ) -> CodecCost:
-    """Fit on the first rows, keep the last ones, where there are enough for both."""
+    """Keep some of the rows with a codec that is fitted on the others, if there are any."""
     name, target = spec.name, answers.targets[spec.name]
-    num_measured = min(_MEASURED_ROWS, max(1, len(target) // 2))
-    batch, measured = answers.kept[-num_measured:], target[-num_measured:]
-    cache = _new_cache(folder, recipe, (spec,), num_measured)
-    others = target[: max(1, len(target) - num_measured)]
+    numbers = range(len(target))
+    chosen = thinned(list(numbers), min(_MEASURED_ROWS, max(1, len(target) // 2)))
+    batch, measured = [answers.kept[i] for i in chosen], target[chosen]
+    others = target[[i for i in numbers if i not in chosen] or chosen]
+    cache = _new_cache(folder, recipe, (spec,), len(chosen))
     fit_s, _ = _timed(time.perf_counter, lambda: _fit(cache, {name: others}, device))
     encode_ms, write_ms, publish_ms = _write(cache, name, batch, measured, recipe, device)
     read_ms, decode_ms, decoded = _read(cache, name, recipe.micro_batch, device)
     off = (decoded - measured).square().sum(dtype=torch.float64)
     away = measured - measured.mean((0, 2, 3), keepdim=True)
     return CodecCost(
-        row_bytes=cache.shard_bytes(_SHARD) / num_measured,
+        row_bytes=cache.shard_bytes(_SHARD) / len(chosen),
         error=float(off / away.square().sum(dtype=torch.float64).clamp_min(1e-30)),
         encode_ms=encode_ms,
         write_ms=write_ms,

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -19,8 +20,10 @@ from stillroom.recipe import Recipe, check_targets
 from stillroom.signals import raise_if_stopped
 from stillroom.types import Row, ShardId, TargetSpec
 
-KEPT_ROWS = 64
-_KEPT_BYTES = 1 << 30  # of their targets, float32
+KEPT_ROWS = 80  # as many as codecs are fitted on, and 16
+_KEPT_BYTES = 1 << 30  # of their targets, float32, while they are gathered
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,20 +114,31 @@ def _wait(device: str) -> None:
 
 
 class _Kept:
-    """Rows evenly spread over all that are added, as many as fit."""
+    """Rows evenly spread over all that are added, however many those will be."""
 
     def __init__(self, specs: Sequence[TargetSpec]) -> None:
         row_bytes = sum(4 * torch.Size(spec.shape).numel() for spec in specs)
-        self._most = min(KEPT_ROWS, max(2, _KEPT_BYTES // row_bytes))
+        self._most = min(2 * KEPT_ROWS, max(2, _KEPT_BYTES // row_bytes))
         self._every, self._seen = 1, 0
-        self.rows: list[tuple[RowPicture, dict[str, Tensor]]] = []
+        self._rows: list[tuple[RowPicture, dict[str, Tensor]]] = []
 
     def add(self, batch: Sequence[RowPicture], outputs: dict[str, Tensor]) -> None:
-        """Keep every n-th row; where there is no more room, n doubles."""
+        """Gather every n-th row; where there is no more room, n doubles."""
         for i, pair in enumerate(batch):
             if self._seen % self._every == 0:
                 found = {name: target[i].float().cpu().clone() for name, target in outputs.items()}
-                self.rows.append((pair, found))
+                self._rows.append((pair, found))
             self._seen += 1
-            if len(self.rows) > self._most:
-                self.rows, self._every = self.rows[::2], 2 * self._every
+            if len(self._rows) > self._most:
+                self._rows, self._every = self._rows[::2], 2 * self._every
+
+    @property
+    def rows(self) -> list[tuple[RowPicture, dict[str, Tensor]]]:
+        """At most `KEPT_ROWS` of them, in order."""
+        return thinned(self._rows, KEPT_ROWS)
+
+
+def thinned(rows: list[Item], most: int) -> list[Item]:
+    """Return at most so many of some rows, evenly spread."""
+    count = min(most, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
