@@ -13,7 +13,8 @@ EPILOG = """\
 RECIPE and its flags are those of tools/cache_teacher.py (RECIPE --help there lists them); --epochs,
 --batch, --micro-batch, --codec.NAME, --run.cache and --run.workers among them count here. Teachers,
 student and codecs run on a sample of the training pictures, the disk is that of --run.cache; what
-is written there is removed. What is given replaces what would be measured.
+is written there is removed. What is given replaces what would be measured and is taken to be of
+another machine; pictures and codecs are always measured here.
 
 The table has a line for each codec of each target, and one for the whole cache: MB a row as it is
 written, relative squared error, ms to encode and compress, ms to read and decode (one core), then
@@ -49,11 +50,16 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     add = parser.add_argument
     add("--gpus", type=int, default=1, metavar="N", help="GPUs, or processes, that share the work"
         " and the disk (default: 1)")  # fmt: skip
-    add("--cores", type=int, metavar="N", help="cores of each GPU (default: all of this machine)")
+    add(
+        "--cores",
+        type=int,
+        metavar="N",
+        help="cores of each GPU (default: this machine's, divided by its GPUs)",
+    )
     add("--pictures", type=int, metavar="N", help="training pictures (default: those of"
         " data.shards; the validation split grows alike)")  # fmt: skip
     add("--disk-gb-per-s", type=float, metavar="X", help="what the disk writes and reads, of all"
-        " GPUs together (default: measured; free room is compared only then)")  # fmt: skip
+        " GPUs together (default: measured, and the free room is compared)")  # fmt: skip
     add("--teacher-ms", type=float, metavar="X", help="ms a row of all teachers, on a device beside"
         " the cores (default: measured here)")  # fmt: skip
     add("--student-ms", type=float, metavar="X", help="ms a row of a training step, likewise"

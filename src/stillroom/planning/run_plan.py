@@ -103,7 +103,7 @@ def make_setting(
         num_shards=math.ceil(len(pictures.shards) * num_pictures / there),
         fit_rows=min(NUM_ROWS, there),
         gpus=options.gpus,
-        cores=options.cores or num_cores(),
+        cores=options.cores or max(1, num_cores() // max(1, torch.cuda.device_count())),
         readers=recipe.run.workers,
         teacher_threads=threads if options.teacher_ms is None else 0,
         student_threads=threads if options.student_ms is None else 0,
