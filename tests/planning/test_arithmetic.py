@@ -96,7 +96,7 @@ def test_a_cache_that_is_read_more_slowly_than_the_teachers_answer_never_pays(nu
 
 def test_the_disk_that_would_be_fast_enough_is_what_online_training_would_read(numbers):
     line = make_line(numbers.costs, replace(numbers.setting, gpus=8), OWN)
-    wanted = disk_for(line, numbers.costs, numbers.setting)
+    wanted = disk_for(line, numbers.costs)
     assert wanted == pytest.approx(10.1e6 * 200 / 1e9)
     faster = replace(numbers.costs, read_gb_per_s=1.001 * wanted)
     assert make_line(faster, replace(numbers.setting, gpus=8), OWN).paid_epochs < inf

@@ -140,10 +140,11 @@ def recommend(lines: list[Line], own: Line, costs: Costs) -> Line:
     return min(lines, key=lambda line: line.disk_bytes)
 
 
-def disk_for(line: Line, costs: Costs, setting: Setting) -> float:
+def disk_for(line: Line, costs: Costs) -> float:
     """Return the GB/s at which the disk alone would let cached training be as fast as online."""
-    targets = [costs.codecs[name][text] for name, text in line.codecs.items()]
-    row_bytes = costs.picture_bytes + sum(cost.row_bytes for cost in targets)
+    pairs = line.codecs.items()
+    read = [costs.codecs[name][text] for name, text in pairs if name in costs.read_targets]
+    row_bytes = costs.picture_bytes + sum(cost.row_bytes for cost in read)
     return row_bytes * line.online_per_s / 1e9
 
 

@@ -142,7 +142,7 @@ def _change(plan: Plan) -> str:
     if best.paid_epochs < math.inf:
         return f"it would pay from --epochs {math.ceil(best.paid_epochs)} on"
     if best.bound == "disk":
-        wanted = disk_for(best, costs, setting)
+        wanted = disk_for(best, costs)
         return (
             f"reading alone keeps it slower at any number of epochs: it takes a disk of more than"
             f" {wanted:.3g} GB/s (now {costs.read_gb_per_s:.3g}), or smaller rows"
