@@ -84,6 +84,19 @@ ALLOWED = {
         "recipe_optimizer",
         "teachers.configs",
     },
+    "planning": BASE
+    | {
+        "pictures",
+        "teachers",
+        "codecs",
+        "cache",
+        "students",
+        "losses",
+        "recipe",
+        "recipe_check",
+        "extraction",
+        "training",
+    },
     "using": BASE | {"pictures", "cache", "students", "metrics", "recipe", "networks"},
     "recipes": BASE
     | {

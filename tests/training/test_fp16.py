@@ -41,7 +41,7 @@ def in_fp16(monkeypatch, request) -> Iterator[None]:
         device = torch.device("cuda") if is_fused else device  # the parameters stay where they are
         return make_optimizer(config, model, device, *more)
 
-    monkeypatch.setattr(setup, "_accelerator", accelerator)
+    monkeypatch.setattr(setup, "make_accelerator", accelerator)
     monkeypatch.setattr(setup, "make_optimizer", optimizer)
     yield
     Accelerator(cpu=True).state._reset_state()

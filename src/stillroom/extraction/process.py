@@ -102,12 +102,12 @@ def _environment(rank: int, world: int) -> dict[str, str]:
     """Return the environment of one of the processes of this machine: torch and onnxruntime would
     take every core in each of them, so each is given its share, unless the user said how many.
     """
-    threads = {"OMP_NUM_THREADS": str(max(1, _num_cores() // world))}
+    threads = {"OMP_NUM_THREADS": str(max(1, num_cores() // world))}
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     return {**threads, **os.environ, **place}
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

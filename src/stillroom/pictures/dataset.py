@@ -229,6 +229,10 @@ class PictureSet:
         """Return the shards of a split, or of all splits, in order."""
         return tuple(info.id for info in self.shards if split in (None, info.split))
 
+    def num_rows(self, split: str) -> int:
+        """Return how many pictures a split has."""
+        return sum(info.rows for info in self.shards if info.split == split)
+
     def open(self, shard: ShardId) -> PictureShard:
         """Return an open shard, the same one while it is among the last 128; raises DamageError."""
         return self._opened(shard)

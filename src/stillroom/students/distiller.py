@@ -1,6 +1,6 @@
 """A student, its heads, and projections of its features to a teacher's width: what DDP wraps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -71,7 +71,7 @@ class Distiller(nn.Module):
 def build_distiller(
     student: Student,
     terms: tuple[Term, ...],
-    specs: dict[str, TargetSpec],
+    specs: Mapping[str, TargetSpec],
     size: tuple[int, int],
 ) -> Distiller:
     """Build the student, look once at its features at `size` (h, w), and add the projections.
@@ -186,7 +186,7 @@ def _shape(value: Tensor) -> Shape:
     return c, y, x
 
 
-def _spec_of(term: Term, specs: dict[str, TargetSpec]) -> TargetSpec | None:
+def _spec_of(term: Term, specs: Mapping[str, TargetSpec]) -> TargetSpec | None:
     target = term.needs.target
     if target is not None and target not in specs:
         raise UserError(

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from stillroom.device_memory import is_out_of_memory
 from stillroom.errors import FailureError, Stopped, first_line
 from stillroom.jsonfile import write_bytes, write_json
-from stillroom.losses import epoch_progress
 from stillroom.os_errors import explain_os_errors
 from stillroom.recipe import Recipe
 from stillroom.signals import stop_on_signals
@@ -46,10 +44,9 @@ from stillroom.training.parameters import drop_frozen_gradients, set_mode
 from stillroom.training.receipt import about_more_epochs, describe, receipt
 from stillroom.training.run_folder import claim_run, is_finished
 from stillroom.training.setup import prepare
-from stillroom.training.step import local_counts, loss_factors, seed_forward, term_totals
+from stillroom.training.step import forward_and_backward, local_counts, loss_factors
 from stillroom.training.stream import HostBatch, to_batch
 from stillroom.training.validate import evaluate
-from stillroom.types import Batch
 
 
 def train(recipe: Recipe) -> Path:
@@ -114,7 +111,7 @@ def _run_steps(
 
         weights = recipe.term_weights(balance(recipe, evaluations))
         factors = loss_factors(weights, counts, schedule.world)
-        totals = _forward_and_backward(context, batches, factors, buffers, step)
+        totals = forward_and_backward(context, batches, factors, buffers, step)
 
         rate = learning_rate(recipe, context.moment(step, evaluations))
         set_rate(optimizer, rate)
@@ -147,29 +144,6 @@ def _run_steps(
             (context.folder / "requeue").touch()
             raise Stopped("told to stop", found=f"saved at step {step} of {context.steps}")
     return step
-
-
-def _forward_and_backward(
-    context: TrainContext,
-    batches: list[Batch],
-    factors: Tensor,
-    buffers: RunningBuffers,
-    step: int,
-) -> Tensor:
-    """Leave the gradient of a step over all ranks; return this rank's total of each term."""
-    recipe, micros = context.recipe, context.schedule.micro_batches()
-    progress = epoch_progress(step // context.epoch_steps, recipe.epochs)
-    totals = torch.zeros_like(factors)
-    buffers.begin()
-    for micro, batch in zip(micros, batches, strict=True):
-        seed_forward(recipe.seed, step, micro)
-        with nullcontext() if micro == micros[-1] else context.accelerator.no_sync(context.model):
-            sums = term_totals(recipe.terms, context.model(batch.image), batch, progress)
-            context.accelerator.backward((factors * sums).sum())
-        buffers.keep(micro)
-        totals += sums.detach()
-    buffers.finish(context.reduce)
-    return totals
 
 
 def _restore(context: TrainContext) -> tuple[int, list[Evaluation], bool]:

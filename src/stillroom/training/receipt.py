@@ -38,7 +38,7 @@ def describe(context: TrainContext) -> str:
     if context.begin is not None:
         sha256 = context.begin["weights_sha256"]
         text += f"\nthe student begins from {context.begin['run']} (sha256 {sha256[:12]}...)"
-    every = sum(shard.rows for shard in context.pictures.shards if shard.split == "train")
+    every = context.pictures.num_rows("train")
     if len(context.dataset) < every:
         left = every - len(context.dataset)
         text += f"\n{left} of {every} training pictures have no label that is used and are left out"

@@ -6,6 +6,7 @@ All that can be wrong is found here, before any real work.
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,11 +29,12 @@ from stillroom.training.average import Average
 from stillroom.training.context import TrainContext, run_folder
 from stillroom.training.find_cache import find_cache
 from stillroom.training.optimizer import make_optimizer
-from stillroom.training.order import Order, make_schedule
+from stillroom.training.order import MicroBatchSchedule, Order, make_schedule
 from stillroom.training.parameters import frozen_parameters, parameters_in_parts
 from stillroom.training.run_folder import added_epochs, require_free, stored_begin
 from stillroom.training.step import seed_forward
 from stillroom.training.stream import RowDataset
+from stillroom.types import TargetSpec
 
 
 def prepare(recipe: Recipe) -> TrainContext:
@@ -41,14 +43,12 @@ def prepare(recipe: Recipe) -> TrainContext:
     """
     pictures = open_pictures(Path(recipe.data.shards))
     check(recipe, pictures)
-    num_rows = _num_training_rows(recipe, pictures)
-    accelerator = _accelerator(recipe)
-    recipe = _with_class_counts(recipe, pictures, accelerator)
+    _require_a_step(recipe, pictures)
+    accelerator = make_accelerator(recipe)
+    recipe = with_class_counts(recipe, pictures, accelerator)
     require_free(recipe)
     recipe = _with_added_epochs(recipe, accelerator)
-    schedule = make_schedule(
-        recipe.batch, recipe.micro_batch, accelerator.process_index, accelerator.num_processes
-    )
+    _schedule(recipe, accelerator)  # what cannot be dealt to the ranks is refused first
     cache = find_cache(recipe, pictures, accelerator.is_main_process)
     dataset, validation = _sources(recipe, pictures, cache)
     if recipe.batch > len(dataset):
@@ -57,7 +57,21 @@ def prepare(recipe: Recipe) -> TrainContext:
             found=f"--batch {recipe.batch}, {len(dataset)} rows in {pictures.path}",
             fix="a smaller --batch (and --micro-batch), or a larger --data.label-share",
         )
-    distiller = _distiller(recipe, cache, recipe.size_of(pictures), accelerator)
+    specs = {} if cache is None else cache.specs
+    return make_context(recipe, accelerator, pictures, dataset, specs, cache, validation)
+
+
+def make_context(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    pictures: PictureSet,
+    dataset: RowDataset,
+    specs: Mapping[str, TargetSpec],
+    cache: Cache | None = None,
+    validation: RowDataset | None = None,
+) -> TrainContext:
+    """Build the student for targets of these specs, its optimiser, and the rest of the context."""
+    distiller = _distiller(recipe, specs, recipe.size_of(pictures), accelerator)
     begin = _begin(recipe, distiller)
     parts = parameters_in_parts(distiller, recipe)
     optimizer = make_optimizer(
@@ -75,8 +89,8 @@ def prepare(recipe: Recipe) -> TrainContext:
         dataset=dataset,
         validation=validation,
         order=Order(rows=len(dataset), seed=recipe.seed),
-        schedule=schedule,
-        epoch_steps=num_rows // recipe.batch,
+        schedule=_schedule(recipe, accelerator),
+        epoch_steps=max(1, pictures.num_rows("train") // recipe.batch),
         distiller=distiller,
         model=model,
         optimizer=wrapped,
@@ -85,7 +99,7 @@ def prepare(recipe: Recipe) -> TrainContext:
     )
 
 
-def _with_class_counts(recipe: Recipe, pictures: PictureSet, accelerator: Accelerator) -> Recipe:
+def with_class_counts(recipe: Recipe, pictures: PictureSet, accelerator: Accelerator) -> Recipe:
     """Return the recipe with the numbers of every term that asks for the pixels of each class."""
     if not any(term.needs.class_counts for term in recipe.terms):
         return recipe
@@ -131,18 +145,23 @@ def _begin(recipe: Recipe, distiller: Distiller) -> dict[str, str] | None:
     return {"run": run, "weights_sha256": load_begin(run, recipe.student, distiller.student)}
 
 
-def _num_training_rows(recipe: Recipe, pictures: PictureSet) -> int:
-    rows = sum(shard.rows for shard in pictures.shards if shard.split == "train")
+def _schedule(recipe: Recipe, accelerator: Accelerator) -> MicroBatchSchedule:
+    rank, world = accelerator.process_index, accelerator.num_processes
+    return make_schedule(recipe.batch, recipe.micro_batch, rank, world)
+
+
+def _require_a_step(recipe: Recipe, pictures: PictureSet) -> None:
+    rows = pictures.num_rows("train")
     if recipe.batch > rows:
         raise UserError(
             "one step takes more pictures than there are",
             found=f"--batch {recipe.batch}, {rows} training pictures in {pictures.path}",
             fix="a smaller --batch (and --micro-batch), or more pictures",
         )
-    return rows
 
 
-def _accelerator(recipe: Recipe) -> Accelerator:
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Return this process's device and precision; raises UserError for what it does not have."""
     launch = {"launch": None, "fp32": "no"}.get(recipe.precision, recipe.precision)
     wanted = launch or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     no_cuda = not torch.cuda.is_available() and "no CUDA device"
@@ -182,13 +201,18 @@ def _sources(
 
 
 def _distiller(
-    recipe: Recipe, cache: Cache | None, size: tuple[int, int], accelerator: Accelerator
+    recipe: Recipe,
+    specs: Mapping[str, TargetSpec],
+    size: tuple[int, int],
+    accelerator: Accelerator,
 ) -> Distiller:
-    """Build the distiller with seeded weights; what is frozen for good asks for no gradient."""
+    """Build the distiller with seeded weights; what is frozen for good asks for no gradient.
+
+    `specs` are the targets that the terms read. Raises UserError for a term that does not fit.
+    """
     with accelerator.main_process_first():
         recipe.student.prefetch()
     seed_forward(recipe.seed, -1, 0)
-    specs = {} if cache is None else cache.specs
     distiller = build_distiller(recipe.student, recipe.terms, specs, size)
     for parameter in frozen_parameters(distiller, recipe, recipe.epochs - 1):
         parameter.requires_grad_(False)

@@ -6,13 +6,16 @@ For a term with total t and count n over all micro-batches of all ranks the loss
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.hashing import keyed_hash
-from stillroom.losses import Term
+from stillroom.losses import Term, epoch_progress
+from stillroom.training.batchnorm import RunningBuffers
+from stillroom.training.context import TrainContext
 from stillroom.types import Batch
 
 
@@ -55,3 +58,26 @@ def term_totals(
 def seed_forward(seed: int, step: int, micro: int) -> None:
     """Seed torch's generators for one forward pass (dropout, DropPath), the same at any world."""
     torch.manual_seed(keyed_hash("forward", seed, step, micro) >> 1)
+
+
+def forward_and_backward(
+    context: TrainContext,
+    batches: list[Batch],
+    factors: Tensor,
+    buffers: RunningBuffers,
+    step: int,
+) -> Tensor:
+    """Leave the gradient of a step over all ranks; return this rank's total of each term."""
+    recipe, micros = context.recipe, context.schedule.micro_batches()
+    progress = epoch_progress(step // context.epoch_steps, recipe.epochs)
+    totals = torch.zeros_like(factors)
+    buffers.begin()
+    for micro, batch in zip(micros, batches, strict=True):
+        seed_forward(recipe.seed, step, micro)
+        with nullcontext() if micro == micros[-1] else context.accelerator.no_sync(context.model):
+            sums = term_totals(recipe.terms, context.model(batch.image), batch, progress)
+            context.accelerator.backward((factors * sums).sum())
+        buffers.keep(micro)
+        totals += sums.detach()
+    buffers.finish(context.reduce)
+    return totals

@@ -1,0 +1,138 @@
+"""The student of a recipe in training steps on rows in memory: time a row, no target is read."""
+
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from math import inf
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from stillroom.pictures.dataset import PictureSet
+from stillroom.planning.measure_teachers import Answers
+from stillroom.recipe import Recipe
+from stillroom.signals import raise_if_stopped
+from stillroom.training.batchnorm import RunningBuffers
+from stillroom.training.context import TrainContext
+from stillroom.training.parameters import drop_frozen_gradients, set_mode
+from stillroom.training.setup import make_accelerator, make_context, with_class_counts
+from stillroom.training.step import forward_and_backward, local_counts, loss_factors
+from stillroom.training.stream import HostBatch, RowDataset, to_batch
+from stillroom.types import Batch, TargetSpec
+
+_WARM_STEPS, _LEAST_STEPS, _MOST_STEPS = 2, 3, 30
+_LEAST_ROWS = 32  # whose pictures are read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentTimes:
+    """Milliseconds a row of a step, and of one core for a picture; how many steps were measured."""
+
+    student_ms: float
+    picture_ms: float
+    num_steps: int
+
+
+def context_for(
+    recipe: Recipe, pictures: PictureSet, specs: Mapping[str, TargetSpec]
+) -> TrainContext:
+    """Return stage 2's context of rows without targets, for a student that fits such targets."""
+    accelerator = make_accelerator(recipe)
+    recipe = with_class_counts(recipe, pictures, accelerator)
+    dataset = RowDataset(
+        pictures,
+        "train",
+        size=recipe.size_of(pictures),
+        views=recipe.views,
+        regions=recipe.data.regions,
+        label_share=recipe.data.label_share,
+    )
+    return make_context(recipe, accelerator, pictures, dataset, specs)
+
+
+def train_step(context: TrainContext, batches: list[Batch], step: int) -> Tensor:
+    """Take one optimiser step as the loop of stage 2 does and return the terms' totals; the
+    learning rate and the epoch stay.
+    """
+    recipe, distiller, accelerator = context.recipe, context.distiller, context.accelerator
+    set_mode(context.model, distiller, recipe, 0)
+    counts = local_counts(recipe.terms, batches, accelerator.device)
+    factors = loss_factors(recipe.term_weights(), counts, 1)
+    buffers = RunningBuffers(distiller, len(batches))
+    totals = forward_and_backward(context, batches, factors, buffers, 0)
+    drop_frozen_gradients(distiller, recipe, 0)
+    accelerator.clip_grad_norm_(distiller.parameters(), recipe.optimizer.clip or inf)
+    context.optimizer.step()
+    context.optimizer.zero_grad()
+    if context.average is not None:
+        context.average.update(step)
+    return totals
+
+
+def measure_student(
+    recipe: Recipe, pictures: PictureSet, answers: Answers, limit_s: float, stop: threading.Event
+) -> StudentTimes:
+    """Take steps until `limit_s` is over, at least a few, with pictures that are in memory and
+    targets that are decoded; what warms up does not count. Errors as stage 2's.
+    """
+    specs = {spec.name: spec for spec in answers.specs}
+    context = context_for(recipe, pictures, specs)
+    hosts, picture_ms = read_pictures(context)
+    targets = {name: answers.targets[name] for name in recipe.wanted_targets()}
+    targets = {name: value.to(context.accelerator.device) for name, value in targets.items()}
+    seconds: list[float] = []
+    began = time.perf_counter()
+    for step in range(_WARM_STEPS + _MOST_STEPS):
+        if len(seconds) >= _WARM_STEPS + _LEAST_STEPS and time.perf_counter() - began > limit_s:
+            break
+        raise_if_stopped(stop, f"{len(seconds)} training steps were measured")
+        batches = _with_targets(context, hosts, targets)
+        seconds.append(_timed_step(context, hosts, batches, step))
+    counted = seconds[_WARM_STEPS:]
+    return StudentTimes(
+        student_ms=1e3 * median(counted) / recipe.batch,
+        picture_ms=picture_ms,
+        num_steps=len(counted),
+    )
+
+
+def read_pictures(context: TrainContext) -> tuple[list[HostBatch], float]:
+    """Return the micro-batches of one step, and the ms of one core that a row of them took."""
+    batch, num_micros = context.recipe.batch, len(context.schedule.micro_batches())
+    steps = -(-_LEAST_ROWS // batch)
+    with closing(context.stream(range(steps))) as stream:
+        began = time.process_time()  # of all the threads that read
+        hosts = list(islice(stream, steps * num_micros))
+        spent = time.process_time() - began
+    return hosts[:num_micros], 1e3 * spent / (steps * batch)
+
+
+def _with_targets(
+    context: TrainContext, hosts: list[HostBatch], targets: dict[str, Tensor]
+) -> list[dict[str, Tensor]]:
+    """Return the decoded targets of each micro-batch: those of the kept rows in turn."""
+    found, size = [], context.recipe.micro_batch
+    for first in range(0, size * len(hosts), size):
+        places = torch.arange(first, first + size)
+        found.append({name: value[places % len(value)] for name, value in targets.items()})
+    return found
+
+
+def _timed_step(
+    context: TrainContext, hosts: list[HostBatch], targets: list[dict[str, Tensor]], step: int
+) -> float:
+    device = context.accelerator.device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    batches = [to_batch(host, device, None) for host in hosts]
+    for batch, known in zip(batches, targets, strict=True):
+        batch.targets = known
+    train_step(context, batches, step)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began

@@ -1,0 +1,114 @@
+"""The tool as users run it."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "plan_cache.py"
+
+
+def words(world, cache, *more):
+    data = ["--data.shards", world / "shards", "--teachers.0.path", world / "teacher"]
+    place = ["--run.cache", cache, "--run.device", "cpu", "--batch", 8, "--micro-batch", 4]
+    every = [sys.executable, TOOL, "tiny", *data, *place, "--minutes", 0.05, *more]
+    return list(map(str, every))
+
+
+def plan(world, cache, *more):
+    return subprocess.run(words(world, cache, *more), capture_output=True, text=True, timeout=100)
+
+
+@pytest.fixture(scope="module")
+def ran(tiny_world, tmp_path_factory):
+    """The tool on the tiny world with teachers that are said to be slow, and the place it wrote."""
+    place = tmp_path_factory.mktemp("plan") / "some" / "cache"
+    given = ("--teacher-ms", 500, "--student-ms", 2, "--disk-gb-per-s", 3, "--pictures", 120000)
+    done = plan(tiny_world, place, *given, "--gpus", 2, "--cores", 8, "--epochs", 30)
+    assert done.returncode == 0, done.stderr
+    return done, place
+
+
+def test_it_prints_what_was_measured_and_given_a_table_and_flags(ran):
+    lines = ran[0].stdout.splitlines()
+    assert lines[0] == "teachers  500 ms a row (given)" and lines[1].startswith("student   2 ms")
+    assert lines[3] == "disk      3 GB/s written, 3 GB/s read (given)"
+    setting = next(line for line in lines if line.startswith("setting"))
+    assert "120000 training pictures, 30 epochs; 160000 rows are kept" in setting
+    assert "GPUs or processes: 2, cores of each: 8" in setting
+    table = [line.split() for line in lines]
+    (whole,) = (row for row in table if row[:3] == ["whole", "cache", "*"])
+    rate, online, waits, epoch = whole[-4:]
+    assert (rate, online, waits, epoch) == ("1000", "3.984", "student", "2")  # 2 ms, 502 ms
+    assert float(whole[-5]) == pytest.approx(160000 * 0.5 / 2 / 3600, rel=0.02)
+    assert any(line.startswith("Cache: ") for line in lines)
+    assert lines[-1] == "flags: --codec.shapes float16 --codec.inner float16"
+
+
+def test_the_flags_that_it_prints_are_those_of_the_recipe(ran):
+    from stillroom.cli import recipe_from
+
+    flags = ran[0].stdout.splitlines()[-1].removeprefix("flags: ").split()
+    assert recipe_from(["tiny", *flags]).codec == {"shapes": "float16", "inner": "float16"}
+
+
+def test_nothing_that_was_written_stays(ran):
+    assert not ran[1].exists() or not list(ran[1].iterdir())
+
+
+def test_without_anything_given_all_is_measured(tiny_world, tmp_path):
+    done = plan(tiny_world, tmp_path, "--pictures-measured", 8)
+    assert done.returncode == 0, done.stderr
+    measured = done.stdout.splitlines()
+    assert "measured on cpu, 8 rows" in measured[0] and "measured on cpu" in measured[1]
+    assert re.search(r"disk +\S+ GB/s written, \S+ GB/s read \(measured, 0\.\d GB\)", measured[3])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("more", "what", "status"),
+    [
+        (("--gpus", "0"), "no such --gpus", 2),
+        (("--disk-gb-per-s", "-1"), "no such --disk-gb-per-s", 2),
+        (("--teacher-ms", "nan"), "no such --teacher-ms", 2),
+        (("--gpus", "3"), "cannot be dealt evenly", 2),
+        (("--data.shards", "nowhere"), "nowhere is not a finished set", 2),
+        (("--codec.inner", "float17"), "no such codec", 2),
+        (("--no-such-flag", "1"), "no-such-flag", 2),
+        (("--gpus", "two"), "invalid int value: 'two'", 2),
+        (("--teachers.0.path", "nowhere"), "nowhere", 2),
+    ],
+)
+def test_a_users_mistake_is_one_paragraph(tiny_world, tmp_path, more, what, status):
+    done = plan(tiny_world, tmp_path, *more)
+    assert done.returncode == status and what in done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_a_recipe_that_distils_nothing_has_nothing_to_plan(tiny_world):
+    run = [sys.executable, str(TOOL), "tiny-plain", "--data.shards", str(tiny_world / "shards")]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and "no teacher, so there is nothing to cache" in done.stderr
+
+
+def test_it_can_be_stopped_and_leaves_nothing(tiny_world, tmp_path):
+    child = subprocess.Popen(words(tiny_world, tmp_path, "--minutes", 5), stderr=subprocess.PIPE)
+    for _ in range(600):
+        if list(tmp_path.glob(".plan-*")):
+            break
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 75 and b"told to stop" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_its_help_names_its_own_flags():
+    done = subprocess.run([sys.executable, str(TOOL), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for flag in ("--gpus", "--pictures", "--disk-gb-per-s", "--teacher-ms", "--student-ms"):
+        assert flag in done.stdout
