@@ -85,6 +85,7 @@ ALLOWED = {
         "teachers.configs",
     },
     "using": BASE | {"pictures", "cache", "students", "metrics", "recipe", "networks"},
+    "experiments": BASE | {"pictures", "students", "recipe", "teachers.configs", "training"},
     "recipes": BASE
     | {
         "recipe",
