@@ -10,7 +10,7 @@ import pytest
 
 from stillroom.errors import DamageError
 from stillroom.experiments.jobs import Job
-from stillroom.experiments.run_jobs import Process, run_jobs
+from stillroom.experiments.run_jobs import Process, find_places, run_jobs
 
 
 class Fake(Process):
@@ -174,3 +174,24 @@ def test_a_child_is_not_in_our_terminals_group(tmp_path):
     child = process(tmp_path, "import os; print(os.getpgrp() == os.getpid())")
     assert child.log.read_text().endswith("True\n")
     assert sys.executable not in child.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "visible", "wanted"),
+    [
+        ("auto", 0, None, [None]),
+        ("auto", 1, None, [None]),
+        ("cpu", 2, None, [None]),
+        ("auto", 2, None, ["0", "1"]),
+        ("cuda", 2, "5,3", ["5", "3"]),
+    ],
+)
+def test_there_is_a_place_for_each_gpu_that_is_seen(monkeypatch, device, count, visible, wanted):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    places = find_places(device)
+    assert [place.get("CUDA_VISIBLE_DEVICES") for place in places] == wanted
+    assert all(place.get("OMP_NUM_THREADS", "1") == "1" for place in places)

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from stillroom.jsonfile import write_bytes, write_json
@@ -32,8 +32,8 @@ def write_comparison(rows: Sequence[Row], out: Path) -> str:
 
 
 def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the table's figures, a dict for each row; what is not known is None. Spread is the
-    standard deviation (n - 1) over the runs.
+    """Return the table's figures, a dict for each row; what is not known is None. Scores are
+    means, with the standard deviation (n - 1) over the runs; times are medians.
     """
     found = []
     for row in rows:
@@ -48,8 +48,8 @@ def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "foreground_iou": _mean(foreground),
             "foreground_iou_spread": _spread(foreground),
             "parameters": row.runs[0].parameters if row.runs else None,
-            "ms": _mean([run.ms for run in row.runs if run.ms is not None]),
-            "training_s": _mean([run.training_s for run in row.runs]),
+            "ms": _median([run.ms for run in row.runs if run.ms is not None]),
+            "training_s": _median([run.training_s for run in row.runs]),
             "of_runs": {
                 str(run.run): {"score": run.score, "ms": run.ms, "training_s": run.training_s}
                 for run in row.runs
@@ -61,6 +61,10 @@ def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return mean(values) if values else None
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return median(values) if values else None  # whatever else a machine did meanwhile
 
 
 def _spread(values: Sequence[float]) -> float | None:
@@ -110,7 +114,9 @@ def table_text(rows: Sequence[Row]) -> str:
                 "-" if f["training_s"] is None else f"{f['training_s']:.0f}",
             )
         )
-    text = _aligned(lines, ">" * 6)
+    if all(line[4] == "-" for line in lines[1:]):
+        lines = [line[:4] + line[5:] for line in lines]
+    text = _aligned(lines, ">" * (len(lines[0]) - 2))
     if fields := differences(rows):
         values = [(n, *(_cut(short(v)) for v in values)) for n, values in fields.items()]
         text += "\n\n" + _aligned([("what differs", *(row.name for row in rows)), *values], "")
