@@ -98,6 +98,7 @@ ALLOWED = {
         "training",
     },
     "using": BASE | {"pictures", "cache", "students", "metrics", "recipe", "networks"},
+    "experiments": BASE | {"pictures", "students", "recipe", "teachers.configs", "training"},
     "recipes": BASE
     | {
         "recipe",

@@ -18,7 +18,7 @@ def main(
     code: str | None = None,
 ) -> None:
     """Evaluate a run's student alone and write evaluation.json, confusion.csv and confusion.png
-    into its folder.
+    into its folder. Without labels it is only timed, and the agreement is what training found.
 
     Args:
         folder: the run, runs/NAME
@@ -28,16 +28,21 @@ def main(
         code: path/to/file.py:function that builds a student of your own
     """
     from stillroom.using.evaluate import evaluate, open_data
-    from stillroom.using.student import load_student, milliseconds
+    from stillroom.using.student import load_student
 
     trained = load_student(folder, code)
     found = evaluate(trained, open_data(trained, shards), split, device)
-    for name, value in found["iou"].items():
+    for name, value in found.get("iou", {}).items():
         print(f"  {name:20} {'absent' if value is None else f'{value:.4f}'}")
-    print(f"mIoU {found['miou']:.4f}, pixel accuracy {found['pixel_accuracy']:.4f} ({split})")
+    if "miou" in found:
+        print(f"mIoU {found['miou']:.4f}, pixel accuracy {found['pixel_accuracy']:.4f} ({split})")
+    else:
+        agreement = trained.about.get("score", {}).get("agreement")
+        known = "unknown" if agreement is None else f"{agreement:.4f}"
+        print(f"no labels; agreement with the teacher {known}, as training found it")
     print(
-        f"{trained.num_parameters / 1e6:.2f} M parameters,"
-        f" {milliseconds(trained):.1f} ms a picture (batch 1, CPU)"
+        f"{found['parameters'] / 1e6:.2f} M parameters,"
+        f" {found['ms']:.1f} ms a picture (batch 1, CPU)"
     )
 
 

@@ -9,11 +9,13 @@ from stillroom.errors import Stopped
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """Within, SIGTERM and SIGUSR1 set the event; the caller looks at it where it can stop."""
+def stop_on_signals(*more: int) -> Iterator[threading.Event]:
+    """Within, SIGTERM, SIGUSR1 and `more` set the event; the caller looks at it where it can
+    stop.
+    """
     stop = threading.Event()
     on_main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGTERM, signal.SIGUSR1) if on_main else ()
+    numbers = (signal.SIGTERM, signal.SIGUSR1, *more) if on_main else ()
     before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
     try:
         yield stop

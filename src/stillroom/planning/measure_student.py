@@ -42,7 +42,7 @@ def context_for(
 ) -> TrainContext:
     """Return stage 2's context of rows without targets, for a student that fits such targets."""
     accelerator = make_accelerator(recipe)
-    recipe = with_class_counts(recipe, pictures, accelerator)
+    recipe = with_class_counts(recipe, pictures, accelerator.main_process_first())
     dataset = RowDataset(
         pictures,
         "train",

@@ -7,9 +7,11 @@ All that can be wrong is found here, before any real work.
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -45,7 +47,7 @@ def prepare(recipe: Recipe) -> TrainContext:
     check(recipe, pictures)
     _require_a_step(recipe, pictures)
     accelerator = make_accelerator(recipe)
-    recipe = with_class_counts(recipe, pictures, accelerator)
+    recipe = with_class_counts(recipe, pictures, accelerator.main_process_first())
     require_free(recipe)
     recipe = _with_added_epochs(recipe, accelerator)
     _schedule(recipe, accelerator)  # what cannot be dealt to the ranks is refused first
@@ -99,8 +101,12 @@ def make_context(
     )
 
 
-def with_class_counts(recipe: Recipe, pictures: PictureSet, accelerator: Accelerator) -> Recipe:
-    """Return the recipe with the numbers of every term that asks for the pixels of each class."""
+def with_class_counts(
+    recipe: Recipe, pictures: PictureSet, in_turn: AbstractContextManager[Any]
+) -> Recipe:
+    """Return the recipe with the numbers of every term that asks for the pixels of each class;
+    they are counted within `in_turn`, so that one of several ranks does it.
+    """
     if not any(term.needs.class_counts for term in recipe.terms):
         return recipe
     if recipe.data.regions:
@@ -108,7 +114,7 @@ def with_class_counts(recipe: Recipe, pictures: PictureSet, accelerator: Acceler
             "classes are counted over whole masks, and here rows are regions of pictures",
             fix="give the weights as numbers: --terms.N.class-weights",
         )
-    with accelerator.main_process_first():
+    with in_turn:
         counts = class_pixels(pictures, recipe.data.label_share)
     terms = []
     for term in recipe.terms:

@@ -1,17 +1,182 @@
-"""Students side by side on the same pictures."""
+"""Students side by side: finished runs, one row for each recipe, with what differs between the
+recipes; their masks on the same pictures.
 
-from collections.abc import Mapping
+Runs of one recipe are those whose recipe.json differs in the seed alone. A run that is another's
+teacher is a teacher, one that read a cache was trained with a teacher, any other without.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 
+from stillroom.errors import UserError
+from stillroom.jsonfile import digest, read_json
 from stillroom.metrics import predict
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.draw import colour_mask, grid
 from stillroom.pictures.loader import image_tensor, mask_array
 from stillroom.pictures.rows import whole_picture
 from stillroom.using.student import Trained
+
+METRICS = {"miou": "mIoU", "agreement": "agreement"}  # the second where there are no labels
+ROLES = ("teacher", "without", "with")
+
+
+class _Recipe(TypedDict):
+    recipe: dict[str, Any]
+
+
+class _Score(TypedDict):
+    miou: float | None
+    iou: list[float | None] | None
+    agreement: float | None
+    teacher_miou: float | None
+
+
+class _About(TypedDict):
+    classes: list[str]
+    score: _Score
+
+
+class _Receipt(TypedDict):
+    cache: dict[str, str] | None
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFigures:
+    """What a finished run's files say of it; None where they do not."""
+
+    run: Path
+    recipe: dict[str, Any]  # recipe.json, without the seed
+    metric: str | None  # a key of METRICS
+    score: float | None  # of the best evaluation
+    foreground_iou: float | None  # of the second of two classes
+    teacher_miou: float | None
+    has_cache: bool
+    parameters: int
+    ms: float | None  # a picture, as tools/evaluate.py measured it
+    training_s: float  # of all steps and the evaluations between them, whatever the resumes
+    curve: tuple[tuple[int, float], ...]  # step, score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """The runs of one recipe; of a teacher that is no run of ours only the score is known."""
+
+    role: str
+    name: str
+    metric: str | None
+    scores: tuple[float, ...]
+    recipe: dict[str, Any] | None = None
+    runs: tuple[RunFigures, ...] = ()
+
+
+def read_run(run: Path) -> RunFigures:
+    """Read a finished run; UserError where it is not finished, DamageError for damaged files."""
+    if not (run / "receipt.json").is_file():
+        raise UserError(f"{run} is not a finished run", found="no receipt.json", fix="finish it")
+    about, receipt = (
+        read_json(run / "student.json", _About),
+        read_json(run / "receipt.json", _Receipt),
+    )
+    recipe, score = read_json(run / "recipe.json", _Recipe)["recipe"], about["score"]
+    metric = next((name for name in METRICS if score[name] is not None), None)
+    timed, iou = run / "evaluation.json", score["iou"]
+    training_s, curve = _read_metrics(run, metric, recipe["batch"])
+    return RunFigures(
+        run=run,
+        recipe={name: value for name, value in recipe.items() if name != "seed"},
+        metric=metric,
+        score=None if metric is None else score[metric],
+        foreground_iou=iou[1] if iou and len(about["classes"]) == 2 else None,
+        teacher_miou=score["teacher_miou"],
+        has_cache=receipt["cache"] is not None,
+        parameters=receipt["parameters"],
+        ms=read_json(timed).get("ms") if timed.is_file() else None,
+        training_s=training_s,
+        curve=curve,
+    )
+
+
+def _read_metrics(
+    run: Path, metric: str | None, batch: int
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """Return seconds of training, from the rates (a receipt knows the last resume only), and the
+    score's curve.
+    """
+    seconds, before, curve = 0.0, 0, []
+    for line in map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
+        if line["kind"] == "train" and line["rows_per_s"]:
+            seconds += (line["step"] - before) * batch / line["rows_per_s"]
+            before = line["step"]
+        elif line["kind"] == "val" and metric and line.get(metric) is not None:
+            curve.append((line["step"], line[metric]))
+    return seconds, tuple(curve)
+
+
+def compare(folders: Sequence[Path]) -> list[Row]:
+    """Return a row for each recipe of these runs: teachers first, then without, then with."""
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("a run is named twice", found=" ".join(map(str, folders)))
+    groups: dict[str, list[RunFigures]] = {}
+    for run in map(read_run, folders):
+        groups.setdefault(digest(run.recipe), []).append(run)
+    teachers = {name for group in groups.values() for name in _teacher_runs(group[0].recipe)}
+    rows: list[Row] = []
+    for group in groups.values():
+        rows.append(_row(group, teachers, [row.name for row in rows]))
+        taught = group[0].teacher_miou
+        if taught is not None and not _teacher_runs(group[0].recipe) & {f.name for f in folders}:
+            name = f"teacher of {rows[-1].name}"
+            rows.append(Row(role="teacher", name=name, metric="miou", scores=(taught,)))
+    return sorted(rows, key=lambda row: ROLES.index(row.role))
+
+
+def _row(group: Sequence[RunFigures], teachers: set[str], names: Sequence[str]) -> Row:
+    first = group[0]
+    is_teacher = any(run.run.name in teachers for run in group)
+    own = first.recipe["name"]
+    number = 1 + sum(name.partition(" #")[0] == own for name in names)
+    return Row(
+        role="teacher" if is_teacher else "with" if first.has_cache else "without",
+        name=own if number == 1 else f"{own} #{number}",
+        metric=first.metric,
+        scores=tuple(run.score for run in group if run.score is not None),
+        recipe=first.recipe,
+        runs=tuple(group),
+    )
+
+
+def _teacher_runs(recipe: dict[str, Any]) -> set[str]:
+    return {Path(t["path"]).name for t in recipe["teachers"] if t["class"] == "RunTeacher"}
+
+
+def differing(values: Sequence[Any], name: str = "") -> dict[str, list[Any]]:
+    """Return the fields that are not equal in all recipes, by dotted name, with each one's value.
+
+    Where parts are of different classes, or lists of different parts, they differ as a whole.
+    """
+    if all(value == values[0] for value in values):
+        return {}
+    if all(isinstance(v, list) and all(isinstance(i, dict) for i in v) for v in values):
+        inside = [{f"{i}": item for i, item in enumerate(value)} for value in values]
+        classes = {tuple(item.get("class") for item in value) for value in values}
+    else:
+        inside = [value for value in values if isinstance(value, dict)]
+        classes = {value.get("class") for value in inside}
+    if len(inside) < len(values) or len(classes) > 1:
+        return {name: list(values)}
+    found: dict[str, list[Any]] = {}
+    for member in dict.fromkeys(member for value in inside for member in value):
+        dotted = f"{name}.{member}" if name else member
+        found |= differing([value.get(member) for value in inside], dotted)
+    return found
 
 
 @torch.inference_mode()

@@ -1,5 +1,5 @@
 """Evaluation of a student alone, from the run's files: data-set mIoU, IoU per class, confusion
-matrix.
+matrix, size and time.
 """
 
 import csv
@@ -18,7 +18,7 @@ from stillroom.pictures.dataset import Picture, PictureSet, open_pictures
 from stillroom.pictures.loader import image_tensor, inside_array, mask_array, read_ahead
 from stillroom.pictures.rows import whole_picture
 from stillroom.types import IGNORE
-from stillroom.using.student import Trained
+from stillroom.using.student import Trained, milliseconds
 
 
 def open_data(trained: Trained, shards: Path | None) -> PictureSet:
@@ -68,26 +68,38 @@ def confusion_of(
 def evaluate(
     trained: Trained, pictures: PictureSet, split: str = "val", device: str = "cpu"
 ) -> dict[str, Any]:
-    """Evaluate, and write `evaluation.json`, `confusion.csv` and `confusion.png` into the run's
-    folder.
+    """Evaluate, and write `evaluation.json` into the run's folder, and, where the pictures have
+    labels, `confusion.csv` and `confusion.png`.
     """
-    table = confusion_of(trained, pictures, split, device)
-    classes = trained.about["classes"]
-    found = {
-        "split": split,
-        "pictures": pictures.digest,
+    found = {"split": split, "pictures": pictures.digest}
+    if pictures.classes:
+        table = confusion_of(trained, pictures, split, device)
+        found |= _scores(table, trained.about["classes"])
+        _write_confusion(table, trained.about["classes"], trained.run)
+    found |= {
+        "weights_sha256": trained.about["weights_sha256"],
+        "parameters": trained.num_parameters,
+        "ms": milliseconds(trained),
+    }
+    write_json(trained.run / "evaluation.json", found)
+    return found
+
+
+def _scores(table: Int[Tensor, "k k"], classes: list[str]) -> dict[str, Any]:
+    return {
         "miou": float(miou(table)),
         "iou": {name: _number(value) for name, value in zip(classes, iou(table), strict=True)},
         "pixel_accuracy": float(table.diagonal().sum() / table.sum()),
         "confusion": table.tolist(),
     }
-    write_json(trained.run / "evaluation.json", found)
-    with (trained.run / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
+
+
+def _write_confusion(table: Int[Tensor, "k k"], classes: list[str], run: Path) -> None:
+    with (run / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["truth \\ prediction", *classes])
         writer.writerows([name, *row] for name, row in zip(classes, table.tolist(), strict=True))
-    draw_confusion(table, classes, trained.run / "confusion.png")
-    return found
+    draw_confusion(table, classes, run / "confusion.png")
 
 
 def draw_confusion(table: Int[Tensor, "k k"], classes: list[str], path: Path) -> None:

@@ -1,0 +1,169 @@
+"""The table of a comparison as text, CSV and JSON, and its curves as PNG."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+from stillroom.jsonfile import write_bytes, write_json
+from stillroom.using.compare import METRICS, Row, differing
+
+_LONGEST = 40  # characters of a recipe's value in the text
+_HEAD = ("", "recipe", "runs", "score", "foreground IoU", "parameters", "ms", "training s")
+
+
+def write_comparison(rows: Sequence[Row], out: Path) -> str:
+    """Write comparison.txt, .csv, .json and .png into a folder, made where absent; return the
+    text.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    text, lines, fields = table_text(rows), figures(rows), differences(rows)
+    write_bytes(out / "comparison.txt", f"{text}\n".encode())
+    with (out / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*(name for name in lines[0] if name != "of_runs"), *fields])
+        for i, line in enumerate(lines):
+            own = [value for name, value in line.items() if name != "of_runs"]
+            writer.writerow([*own, *(short(values[i]) for values in fields.values())])
+    write_json(out / "comparison.json", {"rows": lines, "differs": fields})
+    draw_scores(rows, out / "comparison.png")
+    return text
+
+
+def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the table's figures, a dict for each row; what is not known is None. Scores are
+    means, with the standard deviation (n - 1) over the runs; times are medians.
+    """
+    found = []
+    for row in rows:
+        foreground = [r.foreground_iou for r in row.runs if r.foreground_iou is not None]
+        figure = {
+            "role": row.role,
+            "recipe": row.name,
+            "runs": len(row.runs),
+            "metric": row.metric and METRICS[row.metric],
+            "score": _mean(row.scores),
+            "score_spread": _spread(row.scores),
+            "foreground_iou": _mean(foreground),
+            "foreground_iou_spread": _spread(foreground),
+            "parameters": row.runs[0].parameters if row.runs else None,
+            "ms": _median([run.ms for run in row.runs if run.ms is not None]),
+            "training_s": _median([run.training_s for run in row.runs]),
+            "of_runs": {
+                str(run.run): {"score": run.score, "ms": run.ms, "training_s": run.training_s}
+                for run in row.runs
+            },
+        }
+        found.append(figure)
+    return found
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return mean(values) if values else None
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return median(values) if values else None  # whatever else a machine did meanwhile
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
+
+
+def differences(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Return the fields of recipe.json that are not equal, with a value for each row: None for a
+    teacher without a recipe.
+    """
+    recipes = [row.recipe for row in rows if row.recipe is not None]
+    found = differing(recipes) if recipes else {}
+    found.pop("name", None)
+    for values in found.values():
+        for i, row in enumerate(rows):
+            if row.recipe is None:
+                values.insert(i, None)
+    return found
+
+
+def short(value: Any) -> str:
+    """Return a recipe's value in a few words; of a part its weight, class and target."""
+    if isinstance(value, dict) and "class" in value:
+        weight = f"{value['weight']:g} " if "weight" in value else ""
+        return f"{weight}{value['class']}" + (f"({value['target']})" if value.get("target") else "")
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {short(item)}" for name, item in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(short, value)) or "none"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else f"{value}"
+
+
+def table_text(rows: Sequence[Row]) -> str:
+    """Return the table for people; below it what differs, in the order of the rows."""
+    lines: list[tuple[str, ...]] = [_HEAD]
+    for f in figures(rows):
+        score = _with_spread(f["score"], f["score_spread"])
+        lines.append(
+            (
+                f["role"],
+                f["recipe"],
+                f"{f['runs'] or '-'}",
+                f"{f['metric']} {score}" if f["metric"] else "-",
+                _with_spread(f["foreground_iou"], f["foreground_iou_spread"]),
+                "-" if f["parameters"] is None else f"{f['parameters']:,}",
+                "-" if f["ms"] is None else f"{f['ms']:.2f}",
+                "-" if f["training_s"] is None else f"{f['training_s']:.0f}",
+            )
+        )
+    if all(line[4] == "-" for line in lines[1:]):
+        lines = [line[:4] + line[5:] for line in lines]
+    text = _aligned(lines, ">" * (len(lines[0]) - 2))
+    if fields := differences(rows):
+        values = [(n, *(_cut(short(v)) for v in values)) for n, values in fields.items()]
+        text += "\n\n" + _aligned([("what differs", *(row.name for row in rows)), *values], "")
+    return text
+
+
+def _with_spread(value: float | None, spread: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if spread is None else f"{value:.4f} ± {spread:.4f}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _aligned(lines: Sequence[Sequence[str]], right: str) -> str:
+    """Return lines in columns; the last ones, as many as `right` has, are set to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = f"{right:<>{len(widths)}}"
+    return "\n".join(
+        "  ".join(f"{t:{s}{w}}" for t, s, w in zip(line, sides, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def draw_scores(rows: Sequence[Row], path: Path) -> None:
+    """Draw each run's score over its steps, and each recipe's mean as a thick line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for number, row in enumerate(rows):
+        colour, runs = f"C{number}", f"{len(row.runs)} run{'s' * (len(row.runs) != 1)}"
+        label = f"{row.name} ({row.role}, {runs})"
+        if not row.runs:
+            axes.axhline(row.scores[0], color=colour, ls="--", label=label)
+            continue
+        curves = [dict(run.curve) for run in row.runs]
+        for curve in curves if len(curves) > 1 else ():
+            axes.plot(list(curve), list(curve.values()), "-", color=colour, lw=0.8, alpha=0.5)
+        steps = sorted(set.intersection(*map(set, curves)))
+        means = [mean(curve[step] for curve in curves) for step in steps]
+        axes.plot(steps, means, "o-", color=colour, lw=2.2, ms=4, label=label)
+    metrics = dict.fromkeys(METRICS[row.metric] for row in rows if row.metric)
+    axes.set(xlabel="step", ylabel=" or ".join(metrics) or "score")
+    axes.grid(alpha=0.3)
+    if rows:
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
