@@ -27,6 +27,7 @@ Departures, each a repair:
 - validation is not mirrored, is drawn by hash, a list or a seed, and follows agreement or mIoU;
   there, it was the tail of a sorted video, and the loss
 - a new teacher needs a new cache; there, the answers of the last one were used again in silence
+- gradients are clipped to norm 1, for its last layers may die (all ReLU, two channels wide)
 - the best student is kept; there, the last one took its place
 - the teacher's frames are scaled and mirrored; there, also turned by up to 10 degrees and upside
   down
@@ -50,7 +51,7 @@ def soft_binary_teacher() -> Recipe:
         views=Views(count=4, scale=(0.8, 1.25)),
         student=BinaryUNetStudent(width=64),
         terms=(BinaryCrossEntropy(weight=1.0),),
-        optimizer=Adam(lr=1e-4, clip=0.0),
+        optimizer=Adam(lr=1e-4, clip=1.0),
         schedule=Constant(),
         early_stopping=50,
         batch=2,
