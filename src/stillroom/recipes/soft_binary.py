@@ -19,8 +19,8 @@ and 4, batches of 2 and 8, Adam 1e-4, the rate halved on a plateau of 4, an earl
 random, no temperature (`--terms.0.temperature.start 2`).
 
 Departures, each a repair:
-- answers are kept as logits in 255 even steps of probability, the same for every frame; there, as a
-  picture stretched from a frame's smallest to its largest answer
+- answers are kept as logits in even steps of probability (.0077), the same for every frame, .09 MB
+  each; there, as a picture stretched from a frame's smallest to its largest answer
 - frames and answers are joined by name; there, by their order
 - the loss is the KL divergence: the cross-entropy of soft answers, less what no student can undo
 - the mirrored frame is a stored view with an answer of its own; there, the answer was mirrored
