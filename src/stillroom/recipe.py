@@ -8,7 +8,8 @@ from stillroom.errors import UserError
 from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet, PictureShard
 from stillroom.pictures.rows import rows_of
-from stillroom.pictures.views import Views, ViewSource
+from stillroom.pictures.views import Views as Views
+from stillroom.pictures.views import ViewSource
 from stillroom.recipe_optimizer import AdamW, Cosine, Optimizer, Schedule
 from stillroom.students.definitions import Student
 from stillroom.teachers.protocol import Recorded, TeacherConfig

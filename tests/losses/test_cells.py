@@ -45,6 +45,22 @@ def test_without_padding_a_map_is_resized_as_torch_does(size):
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel"), [((2, 2), (4, 6)), ((8, 3), (1, 4)), ((1, 1), (8, 12))]
+)
+def test_a_map_shrunk_by_whole_factors_is_averaged_as_stage_1_averages_a_tap(size, kernel):
+    values = torch.randn(2, 3, 8, 12)
+    found = resized(values, torch.ones(2, 32, 48, dtype=torch.bool), size)
+    torch.testing.assert_close(found, functional.avg_pool2d(values, kernel))
+
+
+def test_padding_has_no_share_in_an_average():
+    inside = torch.ones(1, 4, 8, dtype=torch.bool)
+    inside[:, :, 5:] = False  # the fifth column shows a pixel of the picture
+    values = torch.tensor([[[1.0, 2.0, 3.0, 4.0, 8.0, float("nan"), float("inf"), 9.0]] * 4])[None]
+    assert resized(values, inside, (1, 2)).tolist() == [[[[2.5, 8.0]]]]
+
+
 def test_a_map_of_the_grid_is_itself():
     values = torch.randn(2, 3, 8, 12)
     assert resized(values, torch.ones(2, 32, 48, dtype=torch.bool), (8, 12)) is values

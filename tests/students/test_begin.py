@@ -15,6 +15,12 @@ from stillroom.losses import CrossEntropy, FeatureMSE
 from stillroom.pictures.make import make_shards
 from stillroom.recipe import Recipe
 from stillroom.students.definitions import SmpStudent
+from stillroom.students.pretrained import (
+    BackboneUNetStudent,
+    DeepLabV3LiteStudent,
+    FastLiteStudent,
+    FcnStudent,
+)
 from stillroom.training.setup import prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
@@ -107,6 +113,26 @@ def test_another_student_a_run_that_is_not_finished_and_damage_are_refused(
     (teacher / "student.safetensors").write_bytes(data)
     with pytest.raises(DamageError, match=r"not what student\.json names"):
         prepare(task(tiny_recipe, teacher))
+
+
+PRETRAINED = (
+    BackboneUNetStudent(backbone="resnet50", weights="imagenet", begin="runs/first"),
+    FastLiteStudent(weights="absent.pth", begin="runs/first"),
+    FcnStudent(weights="voc", begin="runs/first"),
+    DeepLabV3LiteStudent(weights="voc", begin="runs/first"),
+)
+
+
+@pytest.mark.parametrize("student", PRETRAINED, ids=lambda student: type(student).__name__)
+def test_one_that_begins_from_a_run_fetches_and_reads_no_weights(monkeypatch, student):
+    import stillroom.students.pretrained as pretrained
+
+    monkeypatch.setattr(pretrained, "fetch", lambda *_: pytest.fail("it downloads"))
+    student.prefetch()
+    student.build()
+    again = replace(student, begin=None)
+    with pytest.raises((pytest.fail.Exception, UserError)):
+        again.build()
 
 
 def test_a_student_that_begins_from_a_run_needs_no_other_weights(monkeypatch):

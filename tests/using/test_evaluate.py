@@ -157,6 +157,20 @@ def test_pictures_of_other_classes_are_refused_with_both_lists(run, tiny_world, 
         open_data(load_student(run), tmp_path / "other")
 
 
+def test_a_student_that_was_trained_without_labels_is_scored_by_any_of_its_number(
+    run, pictures, tiny_world, tmp_path
+):
+    wanted = evaluate(load_student(run), pictures)
+    write_json(run / "student.json", read_json(run / "student.json") | {"classes": []})
+    trained = load_student(run)
+    found = evaluate(trained, open_data(trained, tiny_world / "shards"))
+    assert found == wanted
+    source = f"folders:{tiny_world / 'val' / 'images'},{tiny_world / 'val' / 'masks'}"
+    make_shards(source, out=tmp_path / "five", size=(32, 32), format="png", classes="5")
+    with pytest.raises(UserError, match=r"another number of classes(.|\n)*wanted: 4 classes"):
+        evaluate(trained, open_data(trained, tmp_path / "five"))
+
+
 def test_pictures_of_different_sizes_are_refused(run, tiny_world, tmp_path):
     source = f"folders:{tiny_world / 'val' / 'images'},{tiny_world / 'val' / 'masks'}"
     names = str(tiny_world / "classes.txt")

@@ -34,20 +34,27 @@ def at_centres(pixels: Shaped[Tensor, "b h w"], y: int, x: int) -> Shaped[Tensor
 def resized(
     values: Float[Tensor, "b c y x"], inside: Bool[Tensor, "b h w"], size: tuple[int, int]
 ) -> Float[Tensor, "b c Y X"]:
-    """Return a map at another grid (Y, X), bilinear without aligned corners, fp32; as it is where
-    it has that grid already.
+    """Return a map at another grid (Y, X), fp32; as it is where it has that grid already.
 
-    Cells that show nothing but padding are left out, and the others' shares add up to 1 again.
+    Bilinear without aligned corners; where a whole number of cells becomes one in both directions,
+    their mean, as stage 1 averages a tap to a stride (bilinear would see 4 of 64). Cells that show
+    nothing but padding are left out, and the others' shares add up to 1 again.
     """
     y, x = values.shape[2:]
     if (y, x) == size:
         return values
     shown = functional.adaptive_max_pool2d(inside.float().unsqueeze(1), (y, x))
     with autocast_off(values):
-        share = functional.interpolate(shown, size, mode="bilinear", align_corners=False)
-        filled = kept(values, shown[:, 0] > 0)
-        filled = functional.interpolate(filled, size, mode="bilinear", align_corners=False)
-        return filled / share.clamp_min(1e-6)  # 1/4 at least where the centre is inside
+        share = _at_grid(shown, size)
+        filled = _at_grid(kept(values, shown[:, 0] > 0), size)
+        return filled / share.clamp_min(1e-6)  # above 0 where a cell's centre is inside
+
+
+def _at_grid(values: Float[Tensor, "b c y x"], size: tuple[int, int]) -> Float[Tensor, "b c Y X"]:
+    y, x = values.shape[2:]
+    if y % size[0] or x % size[1]:
+        return functional.interpolate(values, size, mode="bilinear", align_corners=False)
+    return functional.avg_pool2d(values, (y // size[0], x // size[1]))
 
 
 def kept(

@@ -89,6 +89,9 @@ class UNetStudent(UNetFields):
 class BinaryUNetStudent(BinaryUNetFields):
     """The binary U-Net of any width, for grey or coloured pictures."""
 
+    # finished run of the same student that this one begins from, runs/NAME; None = first weights
+    begin: str | None = None
+
     def prefetch(self) -> None:
         """Download nothing: this network starts from random weights."""
 

@@ -44,20 +44,22 @@ class BackboneUNetStudent(BackboneUNetFields):
     weights: str | None = None
     # take from the file, for the whole network, what fits by name and shape, and say what did
     partial: bool = False
+    # finished run of the same student that this one begins from, runs/NAME, in place of `weights`
+    begin: str | None = None
 
     def __post_init__(self) -> None:
         _check(self.weights, self.partial, _UNET.get(self.backbone, {}))
 
     def prefetch(self) -> None:
         """Download the backbone's weights, where wanted; on one rank before the others build."""
-        _prefetch(self.weights, _UNET.get(self.backbone, {}))
+        _prefetch(_first(self.weights, self.begin), _UNET.get(self.backbone, {}))
 
     def build(self) -> Network:
         """Return the network; UserError when its weights do not fit or cannot be had."""
         network = build_network(self.architecture())
-        _load(
-            network, self.weights, self.partial, _UNET.get(self.backbone, {}), "encoder", "encoder"
-        )
+        downloads = _UNET.get(self.backbone, {})
+        weights = _first(self.weights, self.begin)
+        _load(network, weights, self.partial, downloads, "encoder", "encoder")
         return network
 
 
@@ -67,6 +69,8 @@ class FastLiteStudent(FastLiteFields):
 
     weights: str | None = None  # a file of the whole network, or none
     partial: bool = False  # take from the file what fits by name and shape, and say what did
+    # finished run of the same student that this one begins from, runs/NAME, in place of `weights`
+    begin: str | None = None
 
     def __post_init__(self) -> None:
         _check(self.weights, self.partial, {})
@@ -77,7 +81,7 @@ class FastLiteStudent(FastLiteFields):
     def build(self) -> Network:
         """Return the network; UserError when its weights do not fit."""
         network = build_network(self.architecture())
-        _load(network, self.weights, self.partial, {}, "", "")
+        _load(network, _first(self.weights, self.begin), self.partial, {}, "", "")
         return network
 
 
@@ -89,18 +93,20 @@ class FcnStudent(FcnFields):
     # backbone), a file of the whole network with torchvision's names, or none
     weights: str | None = None
     partial: bool = False  # take from the file what fits by name and shape, and say what did
+    # finished run of the same student that this one begins from, runs/NAME, in place of `weights`
+    begin: str | None = None
 
     def __post_init__(self) -> None:
         _check(self.weights, self.partial, _FCN)
 
     def prefetch(self) -> None:
         """Download the weights, where wanted; on one rank before the others build."""
-        _prefetch(self.weights, _FCN)
+        _prefetch(_first(self.weights, self.begin), _FCN)
 
     def build(self) -> Network:
         """Return the network; UserError when its weights do not fit or cannot be had."""
         network = build_network(self.architecture())
-        _load(network, self.weights, self.partial, _FCN, "", "backbone")
+        _load(network, _first(self.weights, self.begin), self.partial, _FCN, "", "backbone")
         return network
 
 
@@ -113,18 +119,21 @@ class DeepLabV3LiteStudent(DeepLabLiteFields):
     weights: str | None = None
     # take from the file, for the whole network, what fits by name and shape, and say what did
     partial: bool = False
+    # finished run of the same student that this one begins from, runs/NAME, in place of `weights`
+    begin: str | None = None
 
     def __post_init__(self) -> None:
         _check(self.weights, self.partial, _DEEPLAB)
 
     def prefetch(self) -> None:
         """Download the backbone's weights, where wanted; on one rank before the others build."""
-        _prefetch(self.weights, _DEEPLAB)
+        _prefetch(_first(self.weights, self.begin), _DEEPLAB)
 
     def build(self) -> Network:
         """Return the network; UserError when its weights do not fit or cannot be had."""
         network = build_network(self.architecture())
-        _load(network, self.weights, self.partial, _DEEPLAB, "backbone", "backbone")
+        weights = _first(self.weights, self.begin)
+        _load(network, weights, self.partial, _DEEPLAB, "backbone", "backbone")
         return network
 
 
@@ -135,6 +144,11 @@ def _check(weights: str | None, partial: bool, downloads: Mapping[str, _Download
             found=f"weights {weights}",
             fix="name a file with --student.weights, or leave --student.partial out",
         )
+
+
+def _first(weights: str | None, begin: str | None) -> str | None:
+    """Return where the first weights come from; None where the student begins from a run."""
+    return weights if begin is None else None
 
 
 def _prefetch(weights: str | None, downloads: Mapping[str, _Download]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stillroom.errors import UserError
 from stillroom.jsonfile import write_json
-from stillroom.metrics import confusion, iou, miou, predict
+from stillroom.metrics import confusion, iou, miou, num_classes, predict
 from stillroom.pictures.dataset import Picture, PictureSet, open_pictures
 from stillroom.pictures.loader import image_tensor, inside_array, mask_array, read_ahead
 from stillroom.pictures.rows import whole_picture
@@ -22,9 +22,12 @@ from stillroom.using.student import Trained, milliseconds
 
 
 def open_data(trained: Trained, shards: Path | None) -> PictureSet:
-    """Open the pictures that a run was trained on, or others of the same classes and one size."""
+    """Open the pictures that a run was trained on, or others of the same classes and one size.
+
+    A student that was trained without labels knows no names: any pictures may score it.
+    """
     pictures = open_pictures(Path(trained.about["pictures"]["path"]) if shards is None else shards)
-    if list(pictures.classes) != trained.about["classes"]:
+    if trained.about["classes"] and list(pictures.classes) != trained.about["classes"]:
         raise UserError(
             f"{pictures.path} has other classes than the student",
             found=", ".join(pictures.classes),
@@ -45,7 +48,8 @@ def confusion_of(
     """Return the confusion matrix (truth by prediction, pixels, void left out) of a whole split at
     the size that the student was trained at.
 
-    Raises UserError where the split has no labelled picture.
+    Raises UserError where the split has no labelled picture, or another number of classes than the
+    student.
     """
     if not pictures.shard_ids(split):
         splits = dict.fromkeys(shard.split for shard in pictures.shards)
@@ -54,12 +58,19 @@ def confusion_of(
         )
     network = trained.network.to(device)
     batches = _batches(pictures, split, trained.size, trained.about["batch"], workers)
-    k = len(trained.about["classes"])
+    k = len(pictures.classes)
     table = torch.zeros(k, k, dtype=torch.int64)
     for batch in batches:
         image = torch.stack([image_tensor(picture.image) for picture in batch]).to(device)
         mask = torch.from_numpy(np.stack([_labels(picture) for picture in batch])).long()
-        table += confusion(predict(network(image)).cpu(), mask, k)
+        logits = network(image).cpu()
+        if k and num_classes(logits.shape[1]) != k:
+            raise UserError(
+                f"{pictures.path} has another number of classes than the student",
+                found=", ".join(pictures.classes),
+                wanted=f"{num_classes(logits.shape[1])} classes",
+            )
+        table += confusion(predict(logits), mask, k)
     if not table.sum():
         raise UserError(f"split {split!r} of {pictures.path} has no labelled picture")
     return table
@@ -74,8 +85,8 @@ def evaluate(
     found = {"split": split, "pictures": pictures.digest}
     if pictures.classes:
         table = confusion_of(trained, pictures, split, device)
-        found |= _scores(table, trained.about["classes"])
-        _write_confusion(table, trained.about["classes"], trained.run)
+        found |= _scores(table, list(pictures.classes))
+        _write_confusion(table, list(pictures.classes), trained.run)
     found |= {
         "weights_sha256": trained.about["weights_sha256"],
         "parameters": trained.num_parameters,
