@@ -195,7 +195,9 @@ def _draw(settings: dict[str, Any], path: Path) -> None:
         for text, found in codecs.items():
             x = found["times_smaller_than_fp16"]
             axis.errorbar(x, found[name], found[f"{name}_deviation"] or 0, fmt="o", capsize=3)
-            axis.annotate(text, (x, found[name]), xytext=(5, 5), textcoords="offset points")
+            axis.annotate(
+                text, (x, found[name]), xytext=(4, 4), textcoords="offset points", rotation=60
+            )
         axis.set(xscale="log", xlabel="times smaller than fp16", ylabel=name.replace("_", " "))
     axes[0].axhline(settings[WITHOUT][score], linestyle="--", color="grey")
     axes[0].set_title("dashed: without the feature term")

@@ -39,7 +39,7 @@ def people_lite() -> Recipe:
                 scale=255.0,
             ),
         ),
-        codec={"person": "float16", "detector": "float16"},
+        codec={"person": "logits8", "detector": "stochastic:6"},
         student=SmpStudent(encoder="tu-mobilenetv2_035", classes=1, mean=_SIGNED, std=_SIGNED),
         terms=(
             SoftKL(target="person", temperature=Temperature(start=3.0, end=1.0, kind="cosine")),
