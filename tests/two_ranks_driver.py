@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import stillroom.training.loop as loop
 import stillroom.training.setup as prepare
+import stillroom.training.step as step_sums
 from stillroom.errors import Stopped, UserError
 from stillroom.recipe import Recipe
 from stillroom.students.distiller import Distiller, build_distiller
@@ -42,7 +43,7 @@ def main(world: Path, out: Path, micro_batch: int = 4) -> None:
         patch.object(prepare, "build_distiller", with_dropout),
         patch.object(loop, "prepare", first.prepare),
         patch.object(loop, "local_counts", first.local_counts),
-        patch.object(loop, "term_totals", first.term_totals),
+        patch.object(step_sums, "term_totals", first.term_totals),
         patch.object(loop, "learning_rate", first.instead_of_a_step),
         suppress(Stopped),
     ):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import stillroom.training.loop as loop
 import stillroom.training.setup as setup
+import stillroom.training.step as step_sums
 from stillroom.errors import FailureError
 from stillroom.recipe import Recipe
 from stillroom.training.log import read_metrics
@@ -55,7 +56,7 @@ def run(recipe: Recipe, epochs: int, log_every: int = 1) -> Path:
 
 def spoil(monkeypatch, at: Callable[[int], bool], factor: float) -> list[int]:
     """Multiply the terms' totals of some steps; return the list of the steps begun."""
-    totals, begun, begin = loop.term_totals, [], loop.RunningBuffers.begin
+    totals, begun, begin = step_sums.term_totals, [], loop.RunningBuffers.begin
 
     def counting(buffers):
         begun.append(len(begun))
@@ -63,7 +64,7 @@ def spoil(monkeypatch, at: Callable[[int], bool], factor: float) -> list[int]:
 
     monkeypatch.setattr(loop.RunningBuffers, "begin", counting)
     monkeypatch.setattr(
-        loop, "term_totals", lambda *a: totals(*a) * (factor if at(begun[-1]) else 1.0)
+        step_sums, "term_totals", lambda *a: totals(*a) * (factor if at(begun[-1]) else 1.0)
     )
     return begun
 

@@ -19,6 +19,7 @@ from torch import nn
 
 import stillroom.training.loop as loop
 import stillroom.training.setup as setup
+import stillroom.training.step as step_sums
 import stillroom.training.validate as validate
 from stillroom.cache import find_caches
 from stillroom.hashing import keyed_hash
@@ -253,7 +254,7 @@ def test_best_is_the_highest_score_whenever_it_was_and_however_the_run_was_cut(
 
 def test_only_the_last_micro_batch_of_a_step_is_synchronised(tiny_recipe, monkeypatch):
     seen: list[str] = []
-    totals = loop.term_totals
+    totals = step_sums.term_totals
 
     @contextmanager
     def no_sync(self: Accelerator, model: nn.Module):
@@ -262,7 +263,9 @@ def test_only_the_last_micro_batch_of_a_step_is_synchronised(tiny_recipe, monkey
         seen.append("done")
 
     monkeypatch.setattr(Accelerator, "no_sync", no_sync)
-    monkeypatch.setattr(loop, "term_totals", lambda *a: (seen.append("forward"), totals(*a))[1])
+    monkeypatch.setattr(
+        step_sums, "term_totals", lambda *a: (seen.append("forward"), totals(*a))[1]
+    )
     monkeypatch.setattr(loop.RunningBuffers, "finish", lambda *_: seen.append("step"))
     loop.train(replace(tiny_recipe, micro_batch=2, epochs=1))
     assert seen == [*["alone", "forward", "done"] * 3, "forward", "step"] * 3
