@@ -5,8 +5,8 @@
     python tools/cache_teacher.py b3-b0-yolo
     python train_student.py b3-b0-yolo --precision fp16
 
-The features take about .30 MB a picture, a fortieth of half precision, the logits .08 MB; of another
-detector no student could tell such features from float16 (docs/results.md).
+The features take about .30 MB a picture, a fortieth of half precision, the logits .08 MB; no
+student could tell such features of another detector from float16 (docs/results.md).
 
 Source: PINTO0309/human-instance-segmentation (MIT), its B3 -> B0 distillation with YOLO features;
 teacher weights ternaus/people_segmentation 2020-09-23a, which expect ImageNet mean and standard
