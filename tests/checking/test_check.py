@@ -259,7 +259,7 @@ def test_a_cache_of_another_version_is_a_mistake_and_no_damage(spoilt):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_ends_at_once_and_leaves_no_thread(spoilt, monkeypatch, number):
+def test_told_to_stop_it_ends_at_once_and_leaves_no_thread(spoilt, monkeypatch, request, number):
     scrub, begun = parallel_scrub.scrub_reader, []
 
     def scrubbing(*words, **more):
@@ -269,6 +269,8 @@ def test_told_to_stop_it_ends_at_once_and_leaves_no_thread(spoilt, monkeypatch, 
         return scrub(*words, **more)
 
     monkeypatch.setattr(parallel_scrub, "scrub_reader", scrubbing)
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background: not
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, heard))
     with pytest.raises(Stopped if number == signal.SIGTERM else KeyboardInterrupt):
         check_cache(spoilt, workers=1)
     assert not any(thread.name.startswith("scrub") for thread in threading.enumerate())
