@@ -6,6 +6,7 @@ parent never calls zarr, whose threads would not survive the fork. The teacher i
 
 import filecmp
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -28,11 +29,12 @@ _spec.loader.exec_module(make)
 EXTRA = ("row-appended:3", "frame-half-written:9", "folder-made:2", "renamed:3", "parent-synced:2")
 ASIDE = ("link:1", "link:2", "replace:1", "replace:4")  # inside the writing of a JSON file
 CASES = (*faults.POINTS, *EXTRA, *ASIDE)
+CODECS = ("float16", "int8", "logits8", "stochastic:1.0")  # the cases take turns
 
 
-def job(root: Path, body: str) -> None:
+def job(root: Path, body: str, codec: str) -> None:
     """What stage 1 does, without a teacher."""
-    cache = claim_cache(root, "killed", make.identity_of(body=body))
+    cache = claim_cache(root, "killed", make.identity_of(codec, body=body))
     cache.publish_fitted({})
     cache.quarantine_bad()
     for shard_id in cache.shard_ids():
@@ -41,7 +43,7 @@ def job(root: Path, body: str) -> None:
     assert cache.finalize()
 
 
-def child(root: Path, body: str, fault: str | None) -> int:
+def child(root: Path, body: str, codec: str, fault: str | None) -> int:
     """Run the job in a child that may be killed; returns its signal, or minus its exit status."""
     process = os.fork()
     if process == 0:
@@ -49,7 +51,7 @@ def child(root: Path, body: str, fault: str | None) -> int:
             if fault is not None:
                 os.environ["STILLROOM_FAULT"] = fault
                 _kill_while_writing_json(fault)
-            job(root, body)
+            job(root, body, codec)
             os._exit(0)
         except BaseException as error:
             print(f"{fault}: {error!r}", file=sys.stderr, flush=True)
@@ -125,18 +127,18 @@ def main(work: Path) -> None:
 
 def kill(work: Path, body: str) -> dict[str, dict[str, object]]:
     """Kill the job in every case and rerun it; what came of each."""
-    reference = work / "reference"
-    assert child(reference, body, None) == 0
-    wanted, outcomes = files(reference), {}
-    for case in CASES:
-        root = work / case.replace(":", "-")
+    for codec in CODECS:
+        assert child(work / codec, body, codec, None) == 0
+    straight, outcomes = {codec: files(work / codec) for codec in CODECS}, {}
+    for case, codec in zip(CASES, itertools.cycle(CODECS), strict=False):
+        root, wanted = work / case.replace(":", "-"), straight[codec]
         if case == "quarantined":
-            assert child(root, body, None) == 0
+            assert child(root, body, codec, None) == 0
             damage(root)
-        killed = child(root, body, case)
+        killed = child(root, body, codec, case)
         seen = partial(root)
         under_way = len(list(root.glob("*/tmp/*")))
-        rerun = child(root, body, None)
+        rerun = child(root, body, codec, None)
         found = files(root)
         equal = found.keys() == wanted.keys() and all(
             filecmp.cmp(path, wanted[name], shallow=False) for name, path in found.items()
