@@ -22,7 +22,7 @@ def unet(classes: int = 3) -> UNet:
 
 
 @pytest.mark.parametrize(
-    "wrap", ["bare", "state_dict", "model_state_dict", "model.", "safetensors"]
+    "wrap", ["bare", "state_dict", "model_state_dict", "model.", "module.model.", "safetensors"]
 )
 def test_every_form_of_a_file_loads(tmp_path: Path, wrap: str):
     source, target = unet(), unet()
@@ -30,12 +30,23 @@ def test_every_form_of_a_file_loads(tmp_path: Path, wrap: str):
     if wrap == "safetensors":
         path = tmp_path / "weights.safetensors"
         save_file(state, path)
-    elif wrap == "model.":
-        torch.save({"state_dict": {f"model.{name}": v for name, v in state.items()}}, path)
+    elif wrap.endswith("."):
+        torch.save({"state_dict": {f"{wrap}{name}": v for name, v in state.items()}}, path)
     else:
         torch.save(state if wrap == "bare" else {wrap: state, "epoch": 3}, path)
-    load_weights(target, path)
+    said = load_weights(target, path)
     assert all(torch.equal(value, state[name]) for name, value in target.state_dict().items())
+    dropped = f"{path}: {wrap!r} before each of {len(state)} names was dropped"
+    assert said == (dropped if wrap.endswith(".") else "")
+
+
+def test_a_name_without_the_prefix_of_all_others_is_refused(tmp_path: Path):
+    path, state = tmp_path / "weights.pth", unet().state_dict()
+    prefixed = {f"model.{name}": v for name, v in state.items()}
+    for odd in ("loss.weight", "segmentation_head.weight"):
+        torch.save({"state_dict": {**prefixed, odd: torch.zeros(3, 4, 1, 1)}}, path)
+        with pytest.raises(UserError, match=f"1 unexpected: {odd}"):
+            load_weights(unet(), path)
 
 
 def test_a_misfit_lists_names_and_loads_nothing(tmp_path: Path):

@@ -67,6 +67,7 @@ def test_every_form_of_weights_gives_the_network_back(tmp_path, network, image, 
     else:
         torch.save({"model_state_dict": {f"model.{k}": v for k, v in state.items()}}, path)
     built = smp(path, taps=(("feature", "encoder.3"),)).build("cpu")
+    assert ("'model.' before each of" in built.report) == form.endswith("prefixed")
     found = built(image)
     with torch.no_grad():
         logits, features = network.forward_taps(image, ("encoder.3",))

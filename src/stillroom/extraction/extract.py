@@ -44,7 +44,7 @@ from stillroom.pictures.pixels import decoder_versions
 from stillroom.recipe import Recipe
 from stillroom.recipe_check import check, check_targets
 from stillroom.signals import raise_if_stopped, stop_on_signals
-from stillroom.teachers.protocol import BuiltTeacher
+from stillroom.teachers.protocol import BuiltTeacher, Reports
 from stillroom.types import Row, ShardId, TargetSpec
 
 
@@ -107,6 +107,9 @@ def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Even
     if not recipe.teachers:
         raise UserError(f"recipe {recipe.name!r} has no teacher, so there is nothing to cache")
     teachers = tuple(config.build(process.device) for config in recipe.teachers)
+    for teacher in teachers:
+        if isinstance(teacher, Reports) and teacher.report:
+            process.print(teacher.report)
     specs = probe(recipe, pictures, teachers, process.device)
     check_targets(recipe, {spec.name: spec for spec in specs})
     raise_if_stopped(stop, "nothing was begun")

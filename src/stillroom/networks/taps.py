@@ -18,7 +18,8 @@ class Network(nn.Module):
     normalise: Normalise
     stride: int  # height and width of a picture are multiples of this, px
     taps: tuple[str, ...]
-    report: str = ""  # what a partial load of weights matched, where one was asked for
+    # what a partial load of weights matched, or was dropped from a file's names; "" = nothing
+    report: str = ""
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
         """Return logits; height and width must be multiples of `stride` (UserError)."""

@@ -1,6 +1,6 @@
 """Weights from files: never unpickled; strict, or as far as they fit, which is then reported."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,22 +38,32 @@ class LoadReport:
         )
 
 
-def load_weights(network: nn.Module, path: Path | str) -> None:
-    """Load a whole network strictly.
+def load_weights(network: nn.Module, path: Path | str) -> str:
+    """Load a whole network strictly; return the line that says what stood before its names, or "".
 
     Takes safetensors, and torch files that hold a state dict, bare or under `state_dict` or
-    `model_state_dict`. A leading `model.` is dropped from names that the network does not have.
-    UserError lists what is missing, unexpected or of another shape.
+    `model_state_dict`. A prefix that every name of the file has (Lightning's `model.`, DDP's
+    `module.`) is dropped. UserError lists what is missing, unexpected or of another shape.
     """
-    load_state(network, read_weights(path), path)
+    return load_state(network, read_weights(path), path)
 
 
-def load_state(network: nn.Module, read: Mapping[str, Tensor], source: Path | str) -> None:
-    """Load a whole network strictly, as above; `source` is for the message only."""
+def load_state(network: nn.Module, read: Mapping[str, Tensor], source: Path | str) -> str:
+    """Load a whole network strictly, as above; `source` is for the messages only."""
     own = network.state_dict()
-    state = {n if n in own else n.removeprefix("model."): value for n, value in read.items()}
-    _require_equal(own, state, source)
+    prefix = _prefix(own, read)
+    state = {n.removeprefix(prefix): value for n, value in read.items() if n.startswith(prefix)}
+    others = [name for name in read if not name.startswith(prefix)]
+    _require_equal(own, state, source, others)
     network.load_state_dict(state)
+    return f"{source}: {prefix!r} before each of {len(state)} names was dropped" if prefix else ""
+
+
+def _prefix(own: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> str:
+    """Return what stands before the network's names in a file: "", or words that end in a dot."""
+    first = next(iter(own), "")
+    found = [name.removesuffix(first) for name in read if name.endswith(f".{first}")]
+    return max(["", *found], key=lambda prefix: sum(prefix + name in read for name in own))
 
 
 def load_part(
@@ -149,6 +159,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
             f"{path} cannot be read as weights",
             found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             wanted="safetensors, or a torch file that loads with weights_only=True",
+            fix="of a trainer's checkpoint keep the state dict alone: where it was trained,"
+            " torch.save({'state_dict': torch.load(FILE, weights_only=False)['state_dict']}, NEW)",
         ) from error
     for name in ("state_dict", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
@@ -160,9 +172,15 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 
 
 def _require_equal(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path | str
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    source: Path | str,
+    others: Sequence[str] = (),
 ) -> None:
-    """Raise UserError unless both have the same names and shapes; BatchNorm's counter may lack."""
+    """Raise UserError unless both have the same names and shapes; BatchNorm's counter may lack.
+
+    `others` are names of the file besides `state`.
+    """
     shapes = [
         f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the network"
         for name in own
@@ -170,7 +188,7 @@ def _require_equal(
     ]
     faults = {
         "missing": [name for name in own if name not in state and not name.endswith(_COUNTER)],
-        "unexpected": [name for name in state if name not in own],
+        "unexpected": [*(name for name in state if name not in own), *others],
         "of another shape": shapes,
     }
     if any(faults.values()):

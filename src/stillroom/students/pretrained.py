@@ -181,4 +181,4 @@ def _load(
         unused = load_part(network, part, read_weights(weights), weights)
         _log.info("%s: not used by the %s: %s", weights, part, ", ".join(unused))
     else:
-        load_weights(network, weights)
+        network.report = load_weights(network, weights)

@@ -55,6 +55,16 @@ class BuiltTeacher(Protocol):
 
 
 @runtime_checkable
+class Reports(Protocol):
+    """What a built teacher has besides where stage 1 shall print a line about its weights."""
+
+    @property
+    def report(self) -> str:
+        """The line; "" = none."""
+        ...
+
+
+@runtime_checkable
 class TeacherConfig(Protocol):
     """A teacher as plain values, in a recipe; importing it loads nothing heavy."""
 

@@ -47,8 +47,10 @@ class BuiltTorchTeacher:
         device: str,
         identity: dict[str, Any] | None = None,
         taps: Iterable[tuple[Any, ...]] = (),
+        report: str = "",
     ) -> None:
         """Take over a module with its weights; raises UserError for no such device."""
+        self.report = report
         self.device = open_device(device)
         self.damage = damage_of(network_weights(module))
         self.preprocessing = preprocessing
@@ -84,21 +86,22 @@ def build_smp(config: SmpTeacher, device: str) -> BuiltTorchTeacher:
     """Return an smp network with its weights; nothing is downloaded."""
     weights = existing(config.path)
     network = build_network(config.architecture())
-    load_weights(network, weights)
-    return _of_network(network, config.target, config.taps, device)
+    report = load_weights(network, weights)
+    return _of_network(network, config.target, config.taps, device, report=report)
 
 
 def build_fcn(config: FcnTeacher, device: str) -> BuiltTorchTeacher:
     """Return torchvision's FCN-ResNet50 with its weights; "voc" downloads them."""
     with seeded("fcn"):
         network = build_network(config.architecture())
+    report = ""
     if config.weights == "voc":
         fix = "name a file of these weights with --teachers.N.weights, or fetch them once online"
         load_state(network, fetch(VOC_WEIGHTS, fix), VOC_WEIGHTS)
     elif config.weights is not None:
-        load_weights(network, existing(config.weights, "weights"))
+        report = load_weights(network, existing(config.weights, "weights"))
     identity = {"state_dict_sha256": state_sha256(network)}
-    return _of_network(network, config.target, config.taps, device, identity)
+    return _of_network(network, config.target, config.taps, device, identity, report)
 
 
 def build_run(config: RunTeacher, device: str) -> BuiltTorchTeacher:
@@ -111,8 +114,9 @@ def build_own(config: TorchTeacher, device: str) -> BuiltTorchTeacher:
     """Return a module of the user's own, with weights from a file or as its factory left them."""
     with seeded(config.factory.rpartition(":")[2]):
         module = load_module(config.factory)
+    report = ""
     if config.weights is not None:
-        load_weights(module, existing(config.weights, "weights"))
+        report = load_weights(module, existing(config.weights, "weights"))
     taps = places(config.outputs)
 
     def run(image: Tensor, normalise: Normalise) -> dict[str, Tensor]:
@@ -124,7 +128,7 @@ def build_own(config: TorchTeacher, device: str) -> BuiltTorchTeacher:
 
     normalise = Normalise(config.mean, config.std, config.scale, config.channels)
     identity = {"state_dict_sha256": state_sha256(module)}
-    return BuiltTorchTeacher(module, run, normalise, device, identity, config.outputs)
+    return BuiltTorchTeacher(module, run, normalise, device, identity, config.outputs, report)
 
 
 @contextmanager
@@ -151,6 +155,7 @@ def _of_network(
     taps: Taps,
     device: str,
     identity: dict[str, Any] | None = None,
+    report: str = "",
 ) -> BuiltTorchTeacher:
     names = places(taps)
     wanted = tuple(names.values())
@@ -160,7 +165,7 @@ def _of_network(
         logits, features = network.forward_taps(image, wanted, normalise)
         return {target: logits, **{name: features[tap] for name, tap in names.items()}}
 
-    return BuiltTorchTeacher(network, run, network.normalise, device, identity, taps=taps)
+    return BuiltTorchTeacher(network, run, network.normalise, device, identity, taps, report)
 
 
 def _logits(found: Any, image: Tensor, factory: str) -> Tensor:
