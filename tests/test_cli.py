@@ -28,7 +28,8 @@ TINY = """
 --terms.3.target --terms.3.weight --terms.3.align --terms.3.output
 --terms.4.target --terms.4.weight --terms.4.align --terms.4.tap --terms.4.hidden
 --terms.5.target --terms.5.weight --terms.5.align --terms.5.tap --terms.5.hidden --terms.5.flatten
---augment.photometric --augment.hsv --augment.blur --augment.noise --augment.jpeg --augment.mirror
+--augment.photometric --augment.hsv --augment.gamma --augment.blur --augment.noise --augment.jpeg
+--augment.degraded --augment.mirror
 --optimizer.lr --optimizer.weight-decay --optimizer.clip
 --optimizer.nominal-batch --optimizer.lr-limits
 --schedule.warmup --schedule.final

@@ -47,9 +47,12 @@ class Augment:
     photometric: float = 0.0
     # strengths of changes of hue, saturation and value; 0.1 0.7 0.3 is strong
     hsv: tuple[float, float, float] | None = None
+    # strength of changes of the curve: values of 0 to 1 are raised to a power near 1; 0.2 moderate
+    gamma: float = 0.0
     blur: float = 0.0  # largest standard deviation of a Gaussian blur, pixels
     noise: float = 0.0  # largest standard deviation of Gaussian noise, 1 = the whole range
     jpeg: int | None = None  # lowest quality, 1 to 95, at which pictures are JPEGs once more
+    degraded: float = 1.0  # share of the pictures to which blur, noise and JPEG each happen
     # mirror half of the pictures, and what the teachers said of them: refused unless the cache's
     # audit (tools/check_cache.py --audit) says that this is what they say of mirrored ones
     mirror: bool = False

@@ -53,6 +53,8 @@ def _check_numbers(recipe: Recipe) -> None:
     for flag, value, is_legal, wanted in (
         ("augment.photometric", light, 0 <= light < 1, "0 to below 1"),
         ("augment.hsv", augment.hsv, all(0 <= s <= 1 for s in hsv), "0 to 1 each"),
+        ("augment.gamma", augment.gamma, 0 <= augment.gamma < 1, "0 to below 1"),
+        ("augment.degraded", augment.degraded, 0 <= augment.degraded <= 1, "0 to 1"),
         ("augment.blur", augment.blur, 0 <= augment.blur < math.inf, ">= 0"),
         ("augment.noise", augment.noise, 0 <= augment.noise <= 1, "0 to 1"),
         ("augment.jpeg", jpeg, jpeg is None or 1 <= jpeg <= 95, "1 to 95"),

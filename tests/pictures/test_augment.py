@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from stillroom.pictures.augment import blur, hsv, jpeg, mirror, noise, photometric
+from stillroom.pictures.augment import blur, gamma, hsv, jpeg, mirror, noise, photometric
 
 
 def _picture() -> np.ndarray:
@@ -75,7 +75,8 @@ def test_the_mirror_exchanges_left_and_right_of_pictures_and_masks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "strength"), [(hsv, (0.1, 0.7, 0.3)), (blur, 2.0), (noise, 0.1), (jpeg, 10)]
+    ("change", "strength"),
+    [(hsv, (0.1, 0.7, 0.3)), (gamma, 0.3), (blur, 2.0), (noise, 0.1), (jpeg, 10)],
 )
 def test_every_other_change_is_a_function_of_the_generator_too(change, strength) -> None:
     found = [change(_picture(), strength, np.random.default_rng(seed)) for seed in (1, 1, 2)]
@@ -91,6 +92,12 @@ def test_hue_goes_round_and_saturation_and_value_are_clipped(draws) -> None:
         h, s, v = np.array(colorsys.rgb_to_hsv(*(pixel / 255))) * (1 + np.array(draws) * strengths)
         wanted = np.array(colorsys.hsv_to_rgb(h % 1, min(s, 1), min(v, 1))) * 255
         assert np.abs(changed - wanted).max() < 8  # hue in 256 steps, twice rounded
+
+
+@pytest.mark.parametrize("power", [0.8, 1.0, 1.2])
+def test_gamma_raises_shares_to_the_power_that_was_drawn(power) -> None:
+    found = gamma(_picture(), 0.2, _Drawn(power))
+    assert np.abs(found - 255 * (_picture() / 255) ** power).max() <= 0.5
 
 
 def test_a_blur_spreads_a_point_by_the_deviation_that_was_drawn() -> None:

@@ -175,7 +175,13 @@ def test_light_changes_pictures_and_nothing_else(dataset):
 
 @pytest.mark.parametrize(
     "augment",
-    [Augment(hsv=(0.1, 0.7, 0.3)), Augment(blur=1.0), Augment(noise=0.1), Augment(jpeg=20)],
+    [
+        Augment(hsv=(0.1, 0.7, 0.3)),
+        Augment(gamma=0.3),
+        Augment(blur=1.0),
+        Augment(noise=0.1),
+        Augment(jpeg=20),
+    ],
 )
 def test_every_change_of_light_reaches_the_pictures_alone(dataset, augment):
     changed, plain = (batches(dataset, augment=a, steps=range(2)) for a in (augment, Augment()))
@@ -183,6 +189,21 @@ def test_every_change_of_light_reaches_the_pictures_alone(dataset, augment):
         assert not any(map(torch.equal, batch.image, changed[job].image))
         assert torch.equal(batch.mask, changed[job].mask)
         assert torch.equal(batch.parts["inner.value"], changed[job].parts["inner.value"])
+
+
+def test_a_share_of_the_pictures_is_degraded_by_each_of_blur_noise_and_jpeg(dataset):
+    plain = batches(dataset, augment=Augment())
+
+    def changed(**more) -> float:
+        found = batches(dataset, augment=Augment(**more))
+        pairs = [(found[job].image, batch.image) for job, batch in plain.items()]
+        return torch.cat([(new != old).flatten(1).any(1) for new, old in pairs]).double().mean()
+
+    for degradation in ({"blur": 2.0}, {"noise": 0.2}, {"jpeg": 20}):
+        assert changed(**degradation) > 0.9  # one whose strength is drawn near 0 stays
+        assert 0.2 < changed(**degradation, degraded=0.5) < 0.8
+        assert changed(**degradation, degraded=0.0) == 0
+    assert changed(gamma=0.5, degraded=0.0) > 0.9
 
 
 def test_half_of_the_pictures_are_mirrored_with_mask_and_padding(pictures):

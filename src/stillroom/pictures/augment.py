@@ -47,6 +47,17 @@ def hsv(
     return np.array(Image.fromarray(image).convert("HSV").point(table.tolist()).convert("RGB"))
 
 
+def gamma(
+    image: UInt8[np.ndarray, "h w 3"], strength: float, generator: np.random.Generator
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a picture whose values, as shares of 255, are raised to a power from
+    [1 - strength, 1 + strength].
+    """
+    (power,) = generator.uniform(1 - strength, 1 + strength, 1)
+    table = np.rint(255 * (np.arange(256) / 255) ** power).astype(np.uint8)
+    return table[image]
+
+
 def blur(
     image: UInt8[np.ndarray, "h w 3"], most: float, generator: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:

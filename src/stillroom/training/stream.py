@@ -18,7 +18,7 @@ from torch import Tensor
 from stillroom.cache.folder import Cache
 from stillroom.errors import DamageError, UserError
 from stillroom.hashing import keyed_hash
-from stillroom.pictures.augment import blur, hsv, jpeg, mirror, noise, photometric
+from stillroom.pictures.augment import blur, gamma, hsv, jpeg, mirror, noise, photometric
 from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.pictures.keys import is_label_used
 from stillroom.pictures.loader import inside_array, mask_array, read_ahead
@@ -269,13 +269,19 @@ def _augmented(arrays: dict[str, Any], augment: Augment, seed: int) -> dict[str,
         image = photometric(image, augment.photometric, generator)
     if augment.hsv:
         image = hsv(image, augment.hsv, generator)
-    if augment.blur:
+    if augment.gamma:
+        image = gamma(image, augment.gamma, generator)
+    if augment.blur and _is_drawn(augment.degraded, generator):
         image = blur(image, augment.blur, generator)
-    if augment.noise:
+    if augment.noise and _is_drawn(augment.degraded, generator):
         image = noise(image, augment.noise, generator)
-    if augment.jpeg:
+    if augment.jpeg and _is_drawn(augment.degraded, generator):
         image = jpeg(image, augment.jpeg, generator)
     return arrays | {"image": image}
+
+
+def _is_drawn(share: float, generator: np.random.Generator) -> bool:
+    return share == 1 or generator.random() < share
 
 
 def _mirrored(arrays: dict[str, Any]) -> dict[str, Any]:
