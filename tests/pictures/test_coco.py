@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from stillroom.errors import UserError
 from stillroom.pictures.coco import run_lengths
@@ -111,11 +112,29 @@ def test_run_lengths_begin_with_what_is_off_and_go_down_the_columns():
     assert run_lengths(~mask) == [2, 1, 1]
 
 
-def test_a_segmentation_that_is_none_names_its_picture(coco: Path):
-    write(coco, [instance(1, PERSON, {"size": [3, 3], "counts": [9]})])
-    with pytest.raises(BadPicture, match=r"p1\.jpg"):
-        packed(coco)
-    write(coco, [instance(1, PERSON, {"counts": "x"})])
+def test_compressed_run_lengths_are_those_of_pycocotools(coco: Path):
+    mask = np.random.default_rng(0).random((HEIGHT, WIDTH)) < 0.5
+    mask[:, 10:50] = False
+    mask[5:, 50:] = True  # runs of one and of hundreds of pixels, growing and shrinking
+    runs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    write(coco, [instance(1, PERSON, runs | {"counts": runs["counts"].decode()})])
+    found = packed(coco, categories=("person",))[1].read(0).mask
+    assert found is not None and (found == mask).all()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"size": [3, 3], "counts": [9]},  # of another size than the picture
+        {"size": [HEIGHT, WIDTH], "counts": [9]},  # short of it
+        {"size": [HEIGHT, WIDTH], "counts": [-9, HEIGHT * WIDTH + 9]},
+        {"size": [HEIGHT, WIDTH], "counts": "5"},
+        {"size": [HEIGHT, WIDTH], "counts": "XX"},
+        {"counts": "x"},
+    ],
+)
+def test_a_segmentation_that_is_none_names_its_picture(coco: Path, shape: dict[str, Any]):
+    write(coco, [instance(1, PERSON, shape)])
     with pytest.raises(BadPicture, match=r"p1\.jpg"):
         packed(coco)
 
