@@ -10,7 +10,8 @@ with TEACHERS = --teachers.0.path MASK.onnx --teachers.1.path DETECTOR.onnx --te
     python train_student.py people-teacher      a teacher of one's own, on all masks
 
 The defaults describe a person segmenter of RGB in [0, 1] that answers with a probability, and YOLOX
-(BGR 0..255) tapped at its stride-8 Concat. Departures from `b3-b0-yolo`: smaller networks, 256x256.
+(BGR 0..255) tapped at its stride-8 Concat. Departures from `b3-b0-yolo`: smaller networks, 256x256,
+no augmentation (its HEAVY and LIGHT are values for --augment).
 Figures: docs/results.md.
 """
 
