@@ -65,11 +65,11 @@ def _arguments() -> argparse.Namespace:
 
 def _world(arguments: argparse.Namespace) -> small.World:
     """Return the pictures with what a teacher says of them that was trained twice as long."""
-    counts, size = arguments.pictures, arguments.size
+    (num_train, num_val), (height, width) = arguments.pictures, arguments.size
     if arguments.shards is None:
-        world = small.shapes(*counts, size[0])
+        world = small.shapes(num_train, num_val, height)
     else:
-        world = small.packed(arguments.shards, *counts, tuple(size))
+        world = small.packed(arguments.shards, num_train, num_val, (height, width))
     return small.taught(world, 2 * arguments.steps)
 
 

@@ -119,7 +119,7 @@ def instance_masks(item: Item, height: int, width: int) -> list[UInt8[np.ndarray
     return masks
 
 
-def _whole(shape: dict[str, Any]) -> dict[str, Any]:
+def _whole(shape: dict[str, Any]) -> Any:
     """Return run lengths as a list; raises ValueError unless they cover their size exactly, for
     pycocotools leaves the rest of a mask as it finds it.
     """

@@ -77,7 +77,7 @@ def _distilled(plain: Recipe, name: str, target: str, run: str) -> Recipe:
         plain,
         name=name,
         teachers=(RunTeacher(target=target, path=run),),
-        codec={target: "float16"},
+        codec={target: "logits8"},
         terms=(
             *plain.terms,
             SoftKL(target=target, weight=1.0, temperature=_COOLING),
