@@ -26,6 +26,7 @@ from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.loader import image_tensor
 from stillroom.pictures.views import Views
 from stillroom.recipe import Recipe
+from stillroom.teachers.configs import RunTeacher
 from stillroom.types import ShardId, View
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -173,6 +174,19 @@ def test_the_bar_counts_the_shards_and_says_how_large_a_row_is(recipe, capsys):
     for number, shard in enumerate(SHARDS, 1):
         megabytes = cache.shard_bytes(shard) / 8 / 1e6
         assert f"{number}/4 shards, {megabytes:.3g} MB/row" in said
+
+
+def test_what_a_teacher_says_of_its_weights_is_printed_once(recipe, monkeypatch, capsys):
+    build = RunTeacher.build
+
+    def reporting(config, device):
+        built = build(config, device)
+        built.report = "teacher.pth: 'model.' before each of 9 names was dropped"
+        return built
+
+    monkeypatch.setattr(RunTeacher, "build", reporting)
+    cache_teacher(recipe, ProcessContext())
+    assert capsys.readouterr().out.count("'model.' before each of 9 names") == 1
 
 
 def test_told_to_stop_in_a_shard_it_leaves_no_part_of_it_and_a_rerun_goes_on(recipe, signalled):
