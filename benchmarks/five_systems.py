@@ -15,14 +15,13 @@ pictures of 96x128 a second on one thread of a shared machine, its student 17.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from bench.commands import call
+from bench.commands import call, train_once
 from bench.machine import RESULTS, save
 
 from stillroom.cli import run_command
@@ -30,6 +29,7 @@ from stillroom.errors import UserError
 from stillroom.jsonfile import read_json, write_json
 from stillroom.pictures.dataset import open_pictures
 from stillroom.recipes import RECIPES
+from stillroom.training.log import read_metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,10 +168,7 @@ def _trained(
     run = arguments.out / "runs" / name
     steps = arguments.teacher_steps if label == "teacher" else arguments.steps
     words = [recipe, *_flags(arguments, label, recipe, flags), *_length(arguments, label, steps)]
-    words += ["--run.name", name, "--run.out", arguments.out / "runs", "--seed", seed]
-    if not (run / "receipt.json").is_file():
-        begun = any(run.glob("checkpoints/step-*"))
-        call("train_student.py", *words, "--run.resume" if begun else "--run.overwrite")
+    train_once(run, *words, "--seed", seed)
     if not (run / "evaluation.json").is_file():
         call("tools/evaluate.py", run, "--shards", arguments.shards, "--device", arguments.device)
     return _figures(run, seed)
@@ -206,8 +203,7 @@ def _length(arguments: argparse.Namespace, label: str, steps: int) -> list[objec
     ends before.
     """
     pictures = open_pictures(_shards(arguments, label))
-    rows = sum(shard.rows for shard in pictures.shards if shard.split == "train")
-    epochs = max(1, round(steps / (rows // arguments.batch)))
+    epochs = max(1, round(steps / (pictures.num_rows("train") // arguments.batch)))
     words: list[object] = ["--epochs", epochs, "--early-stopping", "None"]
     return [*words, "--run.evaluate-every", max(1, epochs // 10)]
 
@@ -219,10 +215,9 @@ def _shards(arguments: argparse.Namespace, label: str) -> Path:
 
 def _figures(run: Path, seed: int) -> dict[str, Any]:
     found, receipt = read_json(run / "evaluation.json"), read_json(run / "receipt.json")
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     curve = [
         [line["step"], line.get("miou", line.get("agreement"))]
-        for line in lines
+        for line in read_metrics(run)
         if line["kind"] == "val"
     ]
     has_labels = read_json(run / "student.json")["score"]["miou"] is not None

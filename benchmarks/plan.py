@@ -35,10 +35,10 @@ from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.process import process_context
 from stillroom.losses import BinaryCrossEntropy, FeatureMSE, LogitMSE
 from stillroom.pictures.dataset import open_pictures
+from stillroom.planning.describe_plan import describe, recommendation
 from stillroom.planning.measure import PlanOptions
 from stillroom.planning.measure_student import context_for, train_step
 from stillroom.planning.run_plan import Plan, run_plan
-from stillroom.planning.table import describe, recommendation
 from stillroom.recipe import Data, Recipe, Run
 from stillroom.students.definitions import UNetStudent
 from stillroom.teachers.configs import OnnxTeacher, RunTeacher
@@ -182,14 +182,14 @@ def online_rate(recipe: Recipe, specs: Mapping[str, TargetSpec]) -> float:
     seconds: list[float] = []
     steps = range(2 + ONLINE_STEPS)  # two warm up
     with closing(context.stream(steps)) as stream:
-        for step in steps:
+        for _ in steps:
             began = time.perf_counter()
             hosts = [next(stream) for _ in range(recipe.batch // recipe.micro_batch)]
             batches = [to_batch(host, torch.device("cpu"), None) for host in hosts]
             for batch in batches:
                 for built in teachers:
                     batch.targets |= built(batch.image)
-            train_step(context, batches, step)
+            train_step(context, batches)
             seconds.append(time.perf_counter() - began)
     return recipe.batch / statistics.median(seconds[2:])
 

@@ -25,7 +25,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
-from bench.commands import call
+from bench.commands import call, train_once
 from bench.entropy import per_channel, symbols_of
 from bench.machine import RESULTS, result_path, save
 
@@ -136,21 +136,20 @@ def _student(arguments: argparse.Namespace, text: str, seed: int) -> dict[str, f
     weight = 0.0 if text == WITHOUT else arguments.weight
     words = [
         *("--terms.2.weight", str(weight), "--seed", str(seed), "--epochs", str(arguments.epochs)),
-        *("--run.out", str(arguments.work / "runs"), "--run.name", name, "--run.workers", "1"),
+        *("--run.workers", "1"),
         *("--run.evaluate-every", str(arguments.epochs), "--run.log-every", "100"),
     ]
     if arguments.encoder:
         words += ["--student.weights", str(arguments.encoder)]
     folder = arguments.work / "runs" / name
-    if not (folder / "receipt.json").exists():
-        resume = ["--run.resume"] if folder.exists() else []
-        call("train_student.py", *_words(arguments, text), *words, *resume)
+    train_once(folder, *_words(arguments, text), *words)
     last = [line for line in read_metrics(folder) if line["kind"] == "val"][-1]
     found = {"miou": last["miou"]}
     if len(last["iou"]) == 2:
         found["foreground_iou"] = last["iou"][1]
     if text != WITHOUT:
-        words += ["--run.name", f"{name}-measured"]  # of this name is no run, and none begins
+        # of this name is no run, and none begins
+        words += ["--run.out", str(folder.parent), "--run.name", f"{name}-measured"]
         recipe = recipe_from([*_words(arguments, EXACT), *words])
         found["feature_error"] = _feature_error(recipe, folder)
     return found

@@ -14,7 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bench.commands import call
+from bench.commands import call, train_once
 from bench.machine import save
 
 from stillroom.cache import find_caches
@@ -79,14 +79,11 @@ def _score(arguments: argparse.Namespace, recipe: str, count: int, seed: int) ->
     folder = arguments.work / "runs" / name
     words = [
         *("--seed", str(seed), "--epochs", str(arguments.epochs), "--run.workers", "1"),
-        *("--run.out", str(arguments.work / "runs"), "--run.name", name),
         *("--run.evaluate-every", str(arguments.epochs), "--run.log-every", "100"),
     ]
     if arguments.encoder:
         words += ["--student.weights", str(arguments.encoder)]
-    if not (folder / "receipt.json").exists():
-        resume = ["--run.resume"] if folder.exists() else []
-        call("train_student.py", *_words(arguments, count, recipe), *words, *resume)
+    train_once(folder, *_words(arguments, count, recipe), *words)
     return [line["miou"] for line in read_metrics(folder) if line["kind"] == "val"][-1]
 
 

@@ -19,6 +19,7 @@ BASE = {
     "device_memory",
     "hashing",
     "user_code",
+    "columns",
 }
 ALLOWED = {
     "types": {"hashing"},
@@ -30,6 +31,7 @@ ALLOWED = {
     "device_memory": {"errors"},
     "hashing": set(),
     "user_code": {"errors"},
+    "columns": set(),
     "networks": BASE,
     "metrics": BASE,
     "pictures": BASE,

@@ -20,7 +20,7 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) 
     """
     from stillroom.errors import UserError
     from stillroom.using.compare import compare
-    from stillroom.using.table import write_comparison
+    from stillroom.using.comparison_table import write_comparison
 
     if not runs:
         raise UserError("which runs?", fix="python tools/compare.py runs/NAME runs/NAME ...")

@@ -29,9 +29,9 @@ Exit status: 0 whatever the recommendation, 2 a user's mistake, 1 a failure, 75 
 def main() -> None:
     own, words = _parse()
     recipe = recipe_from(words)
+    from stillroom.planning.describe_plan import describe
     from stillroom.planning.measure import PlanOptions
     from stillroom.planning.run_plan import run_plan
-    from stillroom.planning.table import describe
 
     given = {field.name: getattr(own, field.name) for field in fields(PlanOptions)}
     print(describe(run_plan(recipe, PlanOptions(**given))))

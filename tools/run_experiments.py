@@ -108,7 +108,7 @@ class Book:
 
 def compare_finished(runs: Sequence[Path], out: Path) -> None:
     from stillroom.using.compare import compare
-    from stillroom.using.table import write_comparison
+    from stillroom.using.comparison_table import write_comparison
 
     finished = [run for run in runs if (run / "receipt.json").is_file()]
     if finished:

@@ -44,6 +44,15 @@ def call(
     return done
 
 
+def train_once(run: Path, *arguments: object) -> None:
+    """Train the run of that folder unless it is finished; what was begun and saved goes on."""
+    if (run / "receipt.json").is_file():
+        return
+    begun = any(run.glob("checkpoints/step-*"))
+    place = ("--run.out", run.parent, "--run.name", run.name)
+    call("train_student.py", *arguments, *place, "--run.resume" if begun else "--run.overwrite")
+
+
 def call_ranks(
     script: str, *arguments: object, environments: Sequence[Mapping[str, str]]
 ) -> list[Finished]:

@@ -16,6 +16,7 @@ import webdataset
 from PIL import Image
 
 from stillroom.errors import DamageError, FailureError, UserError
+from stillroom.pictures import loader as loader_module
 from stillroom.pictures import pack as pack_module
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.pictures.make import make_shards
@@ -331,7 +332,7 @@ def test_the_memory_does_not_grow_with_the_number_of_pictures(
 
     monkeypatch.setattr(make_module, "prepare", begin)
     monkeypatch.setattr(pack_module, "_append", end)
-    monkeypatch.setattr(make_module, "_MAX_WORKERS", 2)
+    monkeypatch.setattr(loader_module, "_MAX_DECODERS", 2)
     make_shards(folders(60).text, out=tmp_path / "out", val_share=0.0)
     assert len(ended) == 60 and max(ahead) <= 8
 

@@ -20,7 +20,7 @@ def test_a_step_is_that_of_stage_2(tiny_recipe, one_thread):
     with closing(context.stream(range(1))) as stream:
         batches = [to_batch(host, torch.device("cpu"), context.cache) for host in stream]
     counts = local_counts(tiny_recipe.terms, batches, torch.device("cpu"))
-    means = student.train_step(context, batches, 0) / counts
+    means = student.train_step(context, batches) / counts
     line = json.loads((train(tiny_recipe) / "metrics.jsonl").read_text().splitlines()[0])
     for name, mean in zip(labels(tiny_recipe.terms), means.tolist(), strict=True):
         assert mean == pytest.approx(line[f"term_{name}"], rel=1e-5), name
@@ -31,11 +31,11 @@ def test_a_step_trains(tiny_recipe, tiny_world):
     answers = measure_teachers(tiny_recipe, pictures, "cpu", 8, 60.0, threading.Event())
     specs = {spec.name: spec for spec in answers.specs}
     context = student.context_for(tiny_recipe, pictures, specs)
-    hosts, picture_ms = student.read_pictures(context)
+    hosts, picture_ms = student.read_pictures(tiny_recipe, pictures)
     assert len(hosts) == 2 and picture_ms > 0
     before = [parameter.clone() for parameter in context.distiller.parameters()]
     known = student._with_targets(context, hosts, answers.targets)
-    assert student._timed_step(context, hosts, known, 0) > 0
+    assert student._timed_step(context, hosts, known) > 0
     after = list(context.distiller.parameters())
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True) if b.ndim > 1)
 

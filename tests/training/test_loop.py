@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import stillroom.training.checkpoint as checkpoint
 import stillroom.training.loop as loop
+import stillroom.training.step as step_sums
 import stillroom.training.validate as validate
 from stillroom.errors import DamageError, FailureError, Stopped, UserError
 from stillroom.jsonfile import read_json, write_json
@@ -82,13 +83,13 @@ def test_what_is_not_finite_is_never_saved(tiny_recipe):
 
 
 def test_a_student_that_its_last_step_spoilt_is_not_saved(tiny_recipe, monkeypatch):
-    drop = loop.drop_frozen_gradients
+    drop = step_sums.drop_frozen_gradients
 
     def spoil(distiller, *words):
         distiller.student.segmentation_head.bias.data[1] = torch.inf
         drop(distiller, *words)
 
-    monkeypatch.setattr(loop, "drop_frozen_gradients", spoil)
+    monkeypatch.setattr(step_sums, "drop_frozen_gradients", spoil)
     recipe = plain(tiny_recipe, batch=24, epochs=1)  # one step, whose loss is finite
     with pytest.raises(FailureError, match="the student is not finite after step 1") as failed:
         loop.train(recipe)

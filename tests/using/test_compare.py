@@ -13,7 +13,7 @@ from PIL import Image
 from stillroom.errors import UserError
 from stillroom.jsonfile import read_json, write_json
 from stillroom.using.compare import compare, differing
-from stillroom.using.table import figures, short, table_text, write_comparison
+from stillroom.using.comparison_table import figures, short, table_text, write_comparison
 
 
 def write_run(folder: Path, recipe: dict, score: dict, *, classes=2, cache=None, ms=None) -> Path:

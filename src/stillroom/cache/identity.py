@@ -6,6 +6,7 @@ allocations later, so everything is checked here, when it is made and when it is
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -92,6 +93,17 @@ def make_identity(
     identity = plain(identity)
     check_identity(identity)
     return identity
+
+
+def describe_target(spec: TargetSpec, teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `identity.json` says of a target; `teacher` is what made it."""
+    return {
+        "teacher": teacher,
+        "shape": list(spec.shape),
+        "stride": spec.stride,
+        "kind": spec.kind,
+        "codec": spec.codec,
+    }
 
 
 def fingerprint(identity: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stillroom.cache.find import find_caches
 from stillroom.cache.folder import Cache
-from stillroom.cache.identity import make_identity
+from stillroom.cache.identity import describe_target, make_identity
 from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
 from stillroom.extraction.calibrate import calibration_keys
@@ -92,16 +92,7 @@ def compose(
     for config, built in zip(recipe.teachers, teachers, strict=True):
         for name in config.targets:
             made_by[name] |= built.identity
-    targets = {
-        spec.name: {
-            "teacher": made_by[spec.name],
-            "shape": list(spec.shape),
-            "stride": spec.stride,
-            "kind": spec.kind,
-            "codec": spec.codec,
-        }
-        for spec in specs
-    }
+    targets = {spec.name: describe_target(spec, made_by[spec.name]) for spec in specs}
     fitted = any(parse_codec(spec.codec).needs_fit for spec in specs)
     return make_identity(
         pictures=pictures_identity(pictures, recipe),

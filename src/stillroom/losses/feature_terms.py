@@ -44,10 +44,7 @@ class FeatureCosine(OnFeature):
 
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over cells or pictures."""
-        output, target, valid = self._pair(outputs, batch)
-        if self.flatten:
-            return distances.picture_cosine(output, target, valid).sum()
-        return self._sum(distances.cosine(output, target, valid), target, batch)
+        return self._cosines(outputs, batch, self.flatten)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +71,10 @@ class CauchySchwarz(OnEither):
 
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over cells."""
-        output, target, valid = self._pair(outputs, batch)
         if self.kind == "cosine":
-            cells = distances.cosine(output, target, valid)
-        else:
-            cells = distances.cauchy_schwarz(output, target, valid, self.temperature)
+            return self._cosines(outputs, batch, flatten=False)
+        output, target, valid = self._pair(outputs, batch)
+        cells = distances.cauchy_schwarz(output, target, valid, self.temperature)
         return self._sum(cells, target, batch)
 
 

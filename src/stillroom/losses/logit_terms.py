@@ -99,7 +99,4 @@ class LogitCosine(OnLogits):
 
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over pixels or pictures."""
-        output, target, valid = self._pair(outputs, batch)
-        if self.flatten:
-            return distances.picture_cosine(output, target, valid).sum()
-        return self._sum(distances.cosine(output, target, valid), target, batch)
+        return self._cosines(outputs, batch, self.flatten)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from stillroom.losses import distances
 from stillroom.losses.cells import inside_at, resized
 from stillroom.losses.needs import Needs, Outputs, Sum
 from stillroom.types import Batch
@@ -75,6 +76,15 @@ class OnTarget:
         if noise is None or _grid(target) != _grid(batch.targets[self.target]):
             return total
         return total - (noise * self._weights(target, batch).sum((1, 2))).sum()
+
+    def _cosines(self, outputs: Outputs, batch: Batch, flatten: bool) -> Sum:
+        """Return the sum of one minus the cosine: of cells by what they count, or, with `flatten`,
+        of each picture's values as one vector.
+        """
+        output, target, valid = self._pair(outputs, batch)
+        if flatten:
+            return distances.picture_cosine(output, target, valid).sum()
+        return self._sum(distances.cosine(output, target, valid), target, batch)
 
     def _num_pictures(self, batch: Batch) -> Float[Tensor, ""]:
         """Return how many pictures have a cell of the target that counts."""

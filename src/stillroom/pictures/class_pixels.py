@@ -4,7 +4,6 @@
 that it is counted again once a label is corrected. Costs one decode of each mask that is used.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -15,11 +14,10 @@ from stillroom.errors import DamageError, UserError
 from stillroom.jsonfile import Count, Declared, Sha256, digest, read_json, write_json
 from stillroom.pictures.dataset import PictureSet
 from stillroom.pictures.keys import is_label_used
-from stillroom.pictures.loader import read_ahead
+from stillroom.pictures.loader import num_decoders, read_ahead
 from stillroom.types import IGNORE, ShardId
 
 FORMAT = "stillroom class pixels 1"
-_MAX_WORKERS = 16
 
 
 class ClassPixels(Declared, frozen=True):
@@ -67,8 +65,7 @@ def _count(pictures: PictureSet, label_share: float) -> tuple[int, ...]:
         for i, key in enumerate(pictures.open(shard).keys)
         if pictures.open(shard).has_mask(i) and is_label_used(key, label_share)
     )
-    workers = min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
-    num_classes = len(pictures.classes)
+    workers, num_classes = num_decoders(), len(pictures.classes)
 
     def read(place: tuple[ShardId, int]) -> np.ndarray:
         mask = pictures.open(place[0]).read_mask(place[1])

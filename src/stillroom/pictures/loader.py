@@ -3,6 +3,7 @@
 Threads, not processes: decoding releases the GIL, and megabyte arrays need no shared memory.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,13 @@ from stillroom.types import IGNORE
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+_MAX_DECODERS = 16
+
+
+def num_decoders() -> int:
+    """Return how many threads decode pictures where nothing else is to be done."""
+    return min(_MAX_DECODERS, len(os.sched_getaffinity(0)))
 
 
 def read_ahead(

@@ -1,7 +1,6 @@
 """The command that packs a source into shards: which pictures, which split, which classes."""
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ from stillroom.errors import UserError
 from stillroom.pictures.decode import BadPicture
 from stillroom.pictures.keys import key_of, share_of
 from stillroom.pictures.labels import Labels, decide_labels, parse_mask_values
-from stillroom.pictures.loader import read_ahead
+from stillroom.pictures.loader import num_decoders, read_ahead
 from stillroom.pictures.pack import pack, refuse_existing
 from stillroom.pictures.prepare import Fit, Geometry, PictureFormat, Prepared, prepare
 from stillroom.pictures.sources import PICTURE_SUFFIXES, Item, parse_source, read_names
 
 DEFAULT_VAL_SHARE = 0.1
-_MAX_WORKERS = 16
 _Keyed = tuple[str, Item]
 
 
@@ -119,7 +117,7 @@ class _BadPictures:
         self, rows: list[_Keyed], ready: Callable[[_Keyed], Prepared | BadPicture], bar: tqdm
     ) -> Iterator[Prepared]:
         """Yield what can be packed, in order, decoded and encoded in threads."""
-        workers = min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
+        workers = num_decoders()
         for result in read_ahead(rows, ready, workers, depth=2 * workers):
             bar.update()
             if isinstance(result, BadPicture):

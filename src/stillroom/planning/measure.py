@@ -16,7 +16,6 @@ from stillroom.planning.measure_codecs import measure_codecs, measure_shard
 from stillroom.planning.measure_disk import DiskRates, measure_disk
 from stillroom.planning.measure_student import (
     StudentTimes,
-    context_for,
     measure_student,
     read_pictures,
 )
@@ -87,7 +86,7 @@ def measure(
         student_ms=student.student_ms,
         teacher_picture_ms=answers.picture_ms,
         student_picture_ms=student.picture_ms,
-        picture_bytes=sum(shard.size for shard in train) / sum(shard.rows for shard in train),
+        picture_bytes=sum(shard.size for shard in train) / pictures.num_rows("train"),
         write_gb_per_s=disk.write_gb_per_s,
         read_gb_per_s=disk.read_gb_per_s,
         shard_s=shard_s,
@@ -128,8 +127,7 @@ def _student(
 ) -> StudentTimes:
     if options.student_ms is None:
         return measure_student(recipe, pictures, answers, limit_s, stop)
-    specs = {spec.name: spec for spec in answers.specs}
-    _, picture_ms = read_pictures(context_for(recipe, pictures, specs))
+    _, picture_ms = read_pictures(recipe, pictures)
     return StudentTimes(student_ms=options.student_ms, picture_ms=picture_ms, num_steps=0)
 
 

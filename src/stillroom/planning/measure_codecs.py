@@ -16,12 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.cache.folder import Cache, claim_cache
-from stillroom.cache.identity import make_identity
+from stillroom.cache.identity import describe_target, make_identity
 from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
 from stillroom.extraction.encode import RowPicture, encode
 from stillroom.planning.arithmetic import CodecCost
-from stillroom.planning.measure_teachers import Answers, thinned
+from stillroom.planning.measure_teachers import Answers, thinned, wait_for
 from stillroom.recipe import Recipe, views_identity
 from stillroom.signals import raise_if_stopped
 from stillroom.types import ShardId, TargetSpec
@@ -79,11 +79,12 @@ def measure_shard(
     back and named. It has one row of all targets, as the recipe keeps them.
     """
     seconds = []
+    fitted = _fitted(answers.specs, answers.targets, device)
     outputs = {name: target[-1:].to(device) for name, target in answers.targets.items()}
     for turn in range(_SHARD_ROUNDS):
         raise_if_stopped(stop, "codecs were being measured; what they wrote is gone")
         cache = _new_cache(folder / f"shard-{turn}", recipe, answers.specs, 1)
-        _fit(cache, answers.targets, device)
+        cache.publish_fitted(fitted)
         batch = encode(cache, answers.kept[-1:], outputs)
         parts = {part: value[0] for part, value in batch.parts.items()}
         figures = {name: column[0] for name, column in batch.statistics.items()}
@@ -111,7 +112,8 @@ def _measure(
     batch, measured = [answers.kept[i] for i in chosen], target[chosen]
     others = target[[i for i in numbers if i not in chosen] or chosen]
     cache = _new_cache(folder, recipe, (spec,), len(chosen))
-    fit_s, _ = _timed(time.perf_counter, lambda: _fit(cache, {name: others}, device))
+    fit_s, fitted = _timed(time.perf_counter, lambda: _fitted((spec,), {name: others}, device))
+    cache.publish_fitted(fitted)
     encode_ms, write_ms, publish_ms = _write(cache, name, batch, measured, recipe, device)
     read_ms, decode_ms, decoded = _read(cache, name, recipe.micro_batch, device)
     off = (decoded - measured).square().sum(dtype=torch.float64)
@@ -131,16 +133,7 @@ def _measure(
 def _new_cache(folder: Path, recipe: Recipe, specs: Sequence[TargetSpec], num_rows: int) -> Cache:
     """Return a cache of one shard of these targets."""
     shard = {"split": _SHARD.split, "number": _SHARD.number, "rows": num_rows, "pictures": "0" * 64}
-    targets = {
-        spec.name: {
-            "teacher": {},
-            "shape": list(spec.shape),
-            "stride": spec.stride,
-            "kind": spec.kind,
-            "codec": spec.codec,
-        }
-        for spec in specs
-    }
+    targets = {spec.name: describe_target(spec, {}) for spec in specs}
     identity = make_identity(
         pictures={"digest": "0" * 64, "shards": [shard]},
         geometry=specs[0].shape[1:],
@@ -152,12 +145,15 @@ def _new_cache(folder: Path, recipe: Recipe, specs: Sequence[TargetSpec], num_ro
     return claim_cache(folder, "plan", identity)
 
 
-def _fit(cache: Cache, targets: Mapping[str, Float[Tensor, "n _ _ _"]], device: str) -> None:
-    fitted = {}
-    for name, codec in cache.codecs.items():
-        if codec.needs_fit:
-            fitted[name] = codec.fit(row.to(device) for row in targets[name].split(1))
-    cache.publish_fitted(fitted)
+def _fitted(
+    specs: Sequence[TargetSpec], targets: Mapping[str, Float[Tensor, "n _ _ _"]], device: str
+) -> dict[str, dict[str, Tensor]]:
+    codecs = {spec.name: parse_codec(spec.codec) for spec in specs}
+    return {
+        name: codec.fit(row.to(device) for row in targets[name].split(1))
+        for name, codec in codecs.items()
+        if codec.needs_fit
+    }
 
 
 def _write(
@@ -226,8 +222,7 @@ def _timed_decode(
     try:
         began = time.perf_counter()
         values = cache.decode(parts, device)[name]
-        if device != "cpu":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         return time.perf_counter() - began, values
     finally:
         torch.set_num_threads(threads)

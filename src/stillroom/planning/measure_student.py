@@ -6,22 +6,27 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from math import inf
 from statistics import median
 
 import torch
 from torch import Tensor
 
 from stillroom.pictures.dataset import PictureSet
-from stillroom.planning.measure_teachers import Answers
+from stillroom.planning.measure_teachers import Answers, wait_for
 from stillroom.recipe import Recipe
 from stillroom.signals import raise_if_stopped
 from stillroom.training.batchnorm import RunningBuffers
 from stillroom.training.context import TrainContext
-from stillroom.training.parameters import drop_frozen_gradients, set_mode
-from stillroom.training.setup import make_accelerator, make_context, with_class_counts
-from stillroom.training.step import forward_and_backward, local_counts, loss_factors
-from stillroom.training.stream import HostBatch, RowDataset, to_batch
+from stillroom.training.order import Order, make_schedule
+from stillroom.training.parameters import set_mode
+from stillroom.training.setup import make_accelerator, make_context, rows_for, with_class_counts
+from stillroom.training.step import (
+    apply_gradient,
+    forward_and_backward,
+    local_counts,
+    loss_factors,
+)
+from stillroom.training.stream import HostBatch, RowDataset, to_batch, training_batches
 from stillroom.types import Batch, TargetSpec
 
 _WARM_STEPS, _LEAST_STEPS, _MOST_STEPS = 2, 3, 30
@@ -43,20 +48,17 @@ def context_for(
     """Return stage 2's context of rows without targets, for a student that fits such targets."""
     accelerator = make_accelerator(recipe)
     recipe = with_class_counts(recipe, pictures, accelerator.main_process_first())
-    dataset = RowDataset(
-        pictures,
-        "train",
-        size=recipe.size_of(pictures),
-        views=recipe.views,
-        regions=recipe.data.regions,
-        label_share=recipe.data.label_share,
-    )
-    return make_context(recipe, accelerator, pictures, dataset, specs)
+    return make_context(recipe, accelerator, pictures, _pictures_of(recipe, pictures), specs)
 
 
-def train_step(context: TrainContext, batches: list[Batch], step: int) -> Tensor:
-    """Take one optimiser step as the loop of stage 2 does and return the terms' totals; the
-    learning rate and the epoch stay.
+def _pictures_of(recipe: Recipe, pictures: PictureSet) -> RowDataset:
+    """Return the training rows, all of them, without targets."""
+    return rows_for(recipe, pictures, "train", label_share=recipe.data.label_share)
+
+
+def train_step(context: TrainContext, batches: list[Batch]) -> Tensor:
+    """Take one optimiser step as the loop of stage 2 takes its first and return the terms' totals;
+    the learning rate stays.
     """
     recipe, distiller, accelerator = context.recipe, context.distiller, context.accelerator
     set_mode(context.model, distiller, recipe, 0)
@@ -64,12 +66,7 @@ def train_step(context: TrainContext, batches: list[Batch], step: int) -> Tensor
     factors = loss_factors(recipe.term_weights(), counts, 1)
     buffers = RunningBuffers(distiller, len(batches))
     totals = forward_and_backward(context, batches, factors, buffers, 0)
-    drop_frozen_gradients(distiller, recipe, 0)
-    accelerator.clip_grad_norm_(distiller.parameters(), recipe.optimizer.clip or inf)
-    context.optimizer.step()
-    context.optimizer.zero_grad()
-    if context.average is not None:
-        context.average.update(step)
+    apply_gradient(context, 0)
     return totals
 
 
@@ -81,17 +78,17 @@ def measure_student(
     """
     specs = {spec.name: spec for spec in answers.specs}
     context = context_for(recipe, pictures, specs)
-    hosts, picture_ms = read_pictures(context)
+    hosts, picture_ms = read_pictures(recipe, pictures)
     targets = {name: answers.targets[name] for name in recipe.wanted_targets()}
     targets = {name: value.to(context.accelerator.device) for name, value in targets.items()}
     seconds: list[float] = []
     began = time.perf_counter()
-    for step in range(_WARM_STEPS + _MOST_STEPS):
+    for _ in range(_WARM_STEPS + _MOST_STEPS):
         if len(seconds) >= _WARM_STEPS + _LEAST_STEPS and time.perf_counter() - began > limit_s:
             break
         raise_if_stopped(stop, f"{len(seconds)} training steps were measured")
         batches = _with_targets(context, hosts, targets)
-        seconds.append(_timed_step(context, hosts, batches, step))
+        seconds.append(_timed_step(context, hosts, batches))
     counted = seconds[_WARM_STEPS:]
     return StudentTimes(
         student_ms=1e3 * median(counted) / recipe.batch,
@@ -100,15 +97,25 @@ def measure_student(
     )
 
 
-def read_pictures(context: TrainContext) -> tuple[list[HostBatch], float]:
+def read_pictures(recipe: Recipe, pictures: PictureSet) -> tuple[list[HostBatch], float]:
     """Return the micro-batches of one step, and the ms of one core that a row of them took."""
-    batch, num_micros = context.recipe.batch, len(context.schedule.micro_batches())
-    steps = -(-_LEAST_ROWS // batch)
-    with closing(context.stream(range(steps))) as stream:
+    dataset, num_micros = _pictures_of(recipe, pictures), recipe.batch // recipe.micro_batch
+    steps = -(-_LEAST_ROWS // recipe.batch)
+    stream = training_batches(
+        dataset,
+        Order(rows=len(dataset), seed=recipe.seed),
+        make_schedule(recipe.batch, recipe.micro_batch, 0, 1),
+        range(steps),
+        augment=recipe.augment,
+        seed=recipe.seed,
+        workers=recipe.run.workers,
+        pin=recipe.run.device != "cpu" and torch.cuda.is_available(),
+    )
+    with closing(stream):
         began = time.process_time()  # of all the threads that read
         hosts = list(islice(stream, steps * num_micros))
         spent = time.process_time() - began
-    return hosts[:num_micros], 1e3 * spent / (steps * batch)
+    return hosts[:num_micros], 1e3 * spent / (steps * recipe.batch)
 
 
 def _with_targets(
@@ -123,16 +130,14 @@ def _with_targets(
 
 
 def _timed_step(
-    context: TrainContext, hosts: list[HostBatch], targets: list[dict[str, Tensor]], step: int
+    context: TrainContext, hosts: list[HostBatch], targets: list[dict[str, Tensor]]
 ) -> float:
     device = context.accelerator.device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait_for(str(device))
     began = time.perf_counter()
     batches = [to_batch(host, device, None) for host in hosts]
     for batch, known in zip(batches, targets, strict=True):
         batch.targets = known
-    train_step(context, batches, step)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    train_step(context, batches)
+    wait_for(str(device))
     return time.perf_counter() - began

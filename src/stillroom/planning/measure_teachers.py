@@ -69,10 +69,10 @@ def measure_teachers(
             picture_s.append(time.thread_time() - start)
         if not seconds:
             run_teachers(teachers, batch, device)
-            _wait(device)
+            wait_for(device)
         start = time.perf_counter()
         outputs = run_teachers(teachers, batch, device)
-        _wait(device)
+        wait_for(device)
         seconds += [(time.perf_counter() - start) / len(batch)] * len(batch)
         kept.add(batch, outputs)
     return Answers(
@@ -109,7 +109,8 @@ def _read(pictures: PictureSet, shard: ShardId, row: Row, size: tuple[int, int])
     return row, picture_of(opened.read(opened.index(row.key), labels=False), row, size)
 
 
-def _wait(device: str) -> None:
+def wait_for(device: str) -> None:
+    """Return when a device has done what it was given; a CPU always has."""
     if device != "cpu":
         torch.cuda.synchronize(device)
 

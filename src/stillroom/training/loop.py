@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +39,16 @@ from stillroom.training.log import Log
 from stillroom.training.memory import out_of_memory
 from stillroom.training.meter import TermMeter, step_line
 from stillroom.training.optimizer import learning_rate, set_rate
-from stillroom.training.parameters import drop_frozen_gradients, set_mode
+from stillroom.training.parameters import set_mode
 from stillroom.training.receipt import about_more_epochs, describe, receipt
 from stillroom.training.run_folder import claim_run, is_finished
 from stillroom.training.setup import prepare
-from stillroom.training.step import forward_and_backward, local_counts, loss_factors
+from stillroom.training.step import (
+    apply_gradient,
+    forward_and_backward,
+    local_counts,
+    loss_factors,
+)
 from stillroom.training.stream import HostBatch, to_batch
 from stillroom.training.validate import evaluate
 
@@ -98,7 +102,7 @@ def _run_steps(
     done.
     """
     recipe, accelerator, schedule = context.recipe, context.accelerator, context.schedule
-    distiller, optimizer, average = context.distiller, context.optimizer, context.average
+    distiller, optimizer = context.distiller, context.optimizer
     device, num_micros = accelerator.device, len(schedule.micro_batches())
     meter, buffers = TermMeter(context), RunningBuffers(distiller, schedule.num_micro_batches)
     while step < context.steps:
@@ -115,13 +119,7 @@ def _run_steps(
 
         rate = learning_rate(recipe, context.moment(step, evaluations))
         set_rate(optimizer, rate)
-        drop_frozen_gradients(distiller, recipe, epoch)
-        norm = accelerator.clip_grad_norm_(distiller.parameters(), recipe.optimizer.clip or inf)
-        assert norm is not None
-        optimizer.step()  # with a scaler (fp16) not where a gradient is not finite
-        optimizer.zero_grad()
-        if average is not None:
-            average.update(step)
+        norm = apply_gradient(context, step)
         step += 1
 
         meter.add(totals, counts, norm)

@@ -193,17 +193,15 @@ def _sources(
     recipe: Recipe, pictures: PictureSet, cache: Cache | None
 ) -> tuple[RowDataset, RowDataset | None]:
     targets = recipe.wanted_targets()
-    rows_of_split = partial(
-        RowDataset,
-        pictures,
-        cache=cache,
-        targets=targets,
-        size=recipe.size_of(pictures),
-        views=recipe.views,
-        regions=recipe.data.regions,
-    )
+    rows_of_split = partial(rows_for, recipe, pictures, cache=cache, targets=targets)
     dataset = rows_of_split("train", label_share=recipe.data.label_share, labelled_only=not targets)
     return dataset, rows_of_split("val") if pictures.shard_ids("val") else None
+
+
+def rows_for(recipe: Recipe, pictures: PictureSet, split: str, **more: Any) -> RowDataset:
+    """Return the rows of a split as a recipe looks at them; `more` as `RowDataset` takes it."""
+    size, regions = recipe.size_of(pictures), recipe.data.regions
+    return RowDataset(pictures, split, size=size, views=recipe.views, regions=regions, **more)
 
 
 def _distiller(

@@ -7,6 +7,7 @@ For a term with total t and count n over all micro-batches of all ranks the loss
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from math import inf
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from stillroom.hashing import keyed_hash
 from stillroom.losses import Term, epoch_progress
 from stillroom.training.batchnorm import RunningBuffers
 from stillroom.training.context import TrainContext
+from stillroom.training.parameters import drop_frozen_gradients
 from stillroom.types import Batch
 
 
@@ -81,3 +83,18 @@ def forward_and_backward(
         totals += sums.detach()
     buffers.finish(context.reduce)
     return totals
+
+
+def apply_gradient(context: TrainContext, step: int) -> Float[Tensor, ""]:
+    """Move the weights by the gradient of a step and let the average follow; return the gradient's
+    norm before clipping.
+    """
+    recipe, distiller = context.recipe, context.distiller
+    drop_frozen_gradients(distiller, recipe, step // context.epoch_steps)
+    norm = context.accelerator.clip_grad_norm_(distiller.parameters(), recipe.optimizer.clip or inf)
+    assert norm is not None
+    context.optimizer.step()  # with a scaler (fp16) not where a gradient is not finite
+    context.optimizer.zero_grad()
+    if context.average is not None:
+        context.average.update(step)
+    return norm

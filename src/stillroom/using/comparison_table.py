@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from stillroom.columns import in_columns
 from stillroom.jsonfile import write_bytes, write_json
 from stillroom.using.compare import METRICS, Row, differing
 
@@ -116,11 +117,12 @@ def table_text(rows: Sequence[Row]) -> str:
         )
     if all(line[4] == "-" for line in lines[1:]):
         lines = [line[:4] + line[5:] for line in lines]
-    text = _aligned(lines, ">" * (len(lines[0]) - 2))
+    text = in_columns(lines, 2)
     if fields := differences(rows):
         values = [(n, *(_cut(short(v)) for v in values)) for n, values in fields.items()]
-        text += "\n\n" + _aligned([("what differs", *(row.name for row in rows)), *values], "")
-    return text
+        values.insert(0, ("what differs", *(row.name for row in rows)))
+        text += ["", *in_columns(values, len(values[0]))]
+    return "\n".join(text)
 
 
 def _with_spread(value: float | None, spread: float | None) -> str:
@@ -131,16 +133,6 @@ def _with_spread(value: float | None, spread: float | None) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
-
-
-def _aligned(lines: Sequence[Sequence[str]], right: str) -> str:
-    """Return lines in columns; the last ones, as many as `right` has, are set to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = f"{right:<>{len(widths)}}"
-    return "\n".join(
-        "  ".join(f"{t:{s}{w}}" for t, s, w in zip(line, sides, widths, strict=True)).rstrip()
-        for line in lines
-    )
 
 
 def draw_scores(rows: Sequence[Row], path: Path) -> None:

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
+from stillroom.planning.describe_plan import describe, flags, recommendation
 from stillroom.planning.measure import Measured
 from stillroom.planning.run_plan import reckon
-from stillroom.planning.table import describe, flags, recommendation
 
 
 @pytest.fixture

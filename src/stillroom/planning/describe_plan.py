@@ -2,6 +2,7 @@
 
 import math
 
+from stillroom.columns import in_columns
 from stillroom.planning.arithmetic import CLOSE, SPARE, CodecCost, Line, disk_for
 from stillroom.planning.run_plan import Plan
 
@@ -70,18 +71,10 @@ def _table(plan: Plan) -> list[str]:
     rows.append((_WHOLE, "*", *_total(plan, plan.own), *_line(plan, plan.own)))
     if plan.best is not plan.own:
         rows.append((_WHOLE, "best", *_total(plan, plan.best), *_line(plan, plan.best)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [_aligned(row, widths) for row in rows] + [
+    return [
+        *in_columns(rows, 2),
         "* as the recipe says; every line is the whole cache with that one target kept so",
     ]
-
-
-def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
-    cells = [
-        cell.ljust(width) if i < 2 else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ]
-    return "  ".join(cells).rstrip()
 
 
 def _cost(cost: CodecCost) -> tuple[str, ...]:
