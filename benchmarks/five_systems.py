@@ -3,6 +3,7 @@ with it, several seeds, equal numbers of steps.
 
     python benchmarks/five_systems.py S0 --shards shards/street --steps 2000 --out OUT
     python benchmarks/five_systems.py S2 --shards shards/people --unlabelled shards/frames --out OUT
+    python benchmarks/five_systems.py S4 --shards shards/groups --out OUT   (people_groups.py)
     python benchmarks/five_systems.py S3 --shards shards/people --out OUT --teachers TEACHERS
 
 with TEACHERS = "--teachers.0.path MASK.onnx --teachers.1.path DETECTOR.onnx --teachers.1.tensor T"
@@ -46,11 +47,13 @@ _RANDOM = "--student.weights None"
 _FAST = "--optimizer.lr 1e-3"
 _S0 = "--student.classes {classes} --optimizer.lr 1e-3 --optimizer.lr-limits 1e-3 1e-3"
 _S1 = f"--student.classes {{classes}} {_RANDOM} {_FAST}"
+_S4 = f"--student.cells 16 12 --student.channels 48 --student.base 12 --data.regions 32 24 {_FAST}"
+_S4 += f" {_RANDOM}"
 SYSTEMS = {
     "S0": System(
         teacher=(
             "unet-fastlite-teacher",
-            f"{_RANDOM} --freeze-epochs 0 --student.classes {{classes}}",
+            f"{_RANDOM} --student.backbone resnet50 --freeze-epochs 0 {_S0}",
         ),
         students={
             "without": ("unet-fastlite-plain", _S0),
@@ -83,13 +86,16 @@ SYSTEMS = {
         },
     ),
     "S4": System(
-        teacher=("b3-b0-hierarchical-teacher", _RANDOM),
+        teacher=("b3-b0-hierarchical-teacher", f"--student.unet None --freeze {_S4}"),
         students={
-            "without": ("b3-b0-hierarchical-plain", _RANDOM),
-            "with": ("b3-b0-hierarchical", _RANDOM),
+            "without": ("b3-b0-hierarchical-plain", _S4),
+            "logits": ("b3-b0-hierarchical", f"{_S4} --terms.6.weight 0 --terms.7.weight 0"),
+            "logits and heads": ("b3-b0-hierarchical", _S4),
         },
     ),
 }
+
+SCORES = {"target_iou": "target IoU", "miou": "mIoU", "agreement": "agreement"}
 
 
 def main() -> None:
@@ -216,19 +222,19 @@ def _shards(arguments: argparse.Namespace, label: str) -> Path:
 def _figures(run: Path, seed: int) -> dict[str, Any]:
     found, receipt = read_json(run / "evaluation.json"), read_json(run / "receipt.json")
     curve = [
-        [line["step"], line.get("miou", line.get("agreement"))]
+        [line["step"], next(line[name] for name in SCORES if name in line)]
         for line in read_metrics(run)
         if line["kind"] == "val"
     ]
-    has_labels = read_json(run / "student.json")["score"]["miou"] is not None
+    score = read_json(run / "student.json")["score"]
     return {
         "seed": seed,
-        "miou": found["miou"],
+        "miou": found.get("target_iou", found["miou"]),
         "iou": found["iou"],
         "parameters": receipt["parameters"],
         "steps": receipt["steps"],
         "seconds": receipt["seconds"],
-        "curve_of": "mIoU" if has_labels else "agreement",
+        "curve_of": next(SCORES[name] for name in SCORES if score.get(name) is not None),
         "curve": curve,
     }
 
@@ -260,15 +266,15 @@ def _draw(scores: dict[str, list[dict[str, Any]]], title: str, path: Path) -> No
             axes.axhline(runs[0]["miou"], color=colour, ls="--", label=text)
             continue
         curves, what = [dict(run["curve"]) for run in runs], runs[0]["curve_of"]
-        style = "o-" if what == "mIoU" else "o:"
+        style = "o:" if what == "agreement" else "o-"
         for curve in curves:
             axes.plot(list(curve), list(curve.values()), color=colour, lw=0.8, alpha=0.5)
         steps = sorted(set.intersection(*map(set, curves)))
         means = [mean(curve[step] for curve in curves) for step in steps]
         axes.plot(steps, means, style, color=colour, lw=2, ms=4, label=f"{text} (curve: {what})")
-    axes.set(xlabel="step", ylabel="validation mIoU, or agreement", title=title)
+    axes.set(xlabel="step", ylabel="validation mIoU, target IoU (S4) or agreement", title=title)
     axes.grid(alpha=0.3)
-    axes.legend(title="mIoU of the best students", fontsize=8)
+    axes.legend(title="score of the best students", fontsize=8)
     figure.savefig(path, dpi=110)
 
 

@@ -94,7 +94,7 @@ def test_a_run_with_balanced_weights_resumes(recipe):
 
 def test_regions_have_no_masks_to_count(recipe):
     with pytest.raises(UserError, match=r"regions(.|\n)*--terms\.N\.class-weights"):
-        prepare(replace(recipe, data=replace(recipe.data, regions=True)))
+        prepare(replace(recipe, data=replace(recipe.data, regions=(8, 6))))
 
 
 def test_labels_of_another_number_of_classes_are_refused(recipe):

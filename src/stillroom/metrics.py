@@ -36,6 +36,35 @@ def confusion(
     return counts.view(classes, classes)
 
 
+def region_sums(
+    prediction: Int[Tensor, "b y x"], mask: Int[Tensor, "b y x"], inside: Bool[Tensor, "b y x"]
+) -> Float[Tensor, "4"]:
+    """Return, over regions with a target in the truth, the sum of its IoUs (class 1), how many are
+    above .5 and above .7, and how many there are; float64.
+    """
+    valid = inside & (mask != IGNORE)
+    truth, found = valid & (mask == 1), valid & (prediction == 1)
+    both, either = (x.sum((1, 2)).double() for x in (truth & found, truth | found))
+    values = (both / either.clamp_min(1))[truth.any(2).any(1)]
+    above = ((values > bound).sum() for bound in (0.5, 0.7))
+    return torch.stack([values.sum(), *above, (values >= 0).sum()]).double()
+
+
+def region_figures(sums: Float[Tensor, "4"]) -> dict[str, float]:
+    """Return the mean of the regions' target IoUs, and the shares above .5 and .7; of none nothing.
+
+    Source: PINTO0309/human-instance-segmentation, whose detection rates these shares are.
+    """
+    total, half, most, count = sums.tolist()
+    if not count:
+        return {}
+    return {
+        "target_iou": total / count,
+        "detection_rate_50": half / count,
+        "detection_rate_70": most / count,
+    }
+
+
 def iou(confusion: Int[Tensor, "k k"]) -> Float[Tensor, "k"]:
     """Return each class's IoU in float64; nan where it is in neither truth nor prediction."""
     hits = confusion.diagonal().double()

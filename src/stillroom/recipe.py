@@ -7,6 +7,8 @@ from typing import Any, Literal
 from stillroom.errors import UserError
 from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet, PictureShard
+from stillroom.pictures.labels import palette_of
+from stillroom.pictures.regions import REGION_CLASSES
 from stillroom.pictures.rows import rows_of
 from stillroom.pictures.views import Views as Views
 from stillroom.pictures.views import ViewSource
@@ -28,13 +30,17 @@ class Data:
     # height and width in pixels at which both stages work, at most those of the packed pictures;
     # None = theirs
     size: tuple[int, int] | None = None
-    regions: bool = False  # one row for each box of a picture's json instead of one a picture
+    # one row for each box of a picture's json instead of one a picture; height and width in cells
+    # of a region's mask, whose classes are background, target and other
+    regions: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_share <= 1:
             raise UserError("no such label share", found=self.label_share, wanted="0 to 1")
         if self.size is not None and min(self.size) < 1:
             raise UserError("no such --data.size", found=self.size, wanted="height and width")
+        if self.regions is not None and min(self.regions) < 1:
+            raise UserError("no such --data.regions", found=self.regions, wanted="height and width")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,12 +154,22 @@ class Recipe:
 
     def rows_of(self, shard: PictureShard) -> tuple[Row, ...]:
         """Return the rows of a picture shard: who is encoded in stage 1 and read in stage 2."""
-        return rows_of(shard, self.views, regions=self.data.regions)
+        return rows_of(shard, self.views, regions=self.data.regions is not None)
 
     def size_of(self, pictures: PictureSet) -> tuple[int, int]:
         """Return height and width in pixels of what both stages look at; needs `check`."""
         assert pictures.geometry is not None
         return self.data.size or pictures.geometry
+
+    def classes_of(self, pictures: PictureSet) -> tuple[str, ...]:
+        """Return the names of the classes that labels tell apart, none where there are none."""
+        is_region = self.data.regions is not None and pictures.classes
+        return REGION_CLASSES if is_region else tuple(pictures.classes)
+
+    def palette_of(self, pictures: PictureSet) -> tuple[tuple[int, int, int], ...]:
+        """Return the colours of these classes, or of the student's where labels have none."""
+        own = pictures.palette if self.data.regions is None else ()
+        return tuple(own) or palette_of(max(2, self.student.classes))
 
     @property
     def balance(self) -> tuple[float, float]:
@@ -208,7 +224,11 @@ def teacher_identity(
 
 def views_identity(recipe: Recipe) -> dict[str, Any]:
     """Return how a recipe looks at its pictures, as identity.json records it."""
-    return {**plain(recipe.views), "count": recipe.views.count, "regions": recipe.data.regions}
+    return {
+        **plain(recipe.views),
+        "count": recipe.views.count,
+        "regions": recipe.data.regions is not None,
+    }
 
 
 def plain(value: Any) -> Any:

@@ -152,7 +152,8 @@ def _check_term(term: Term, kinds: Mapping[str, str]) -> None:
 
 
 def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
-    classes, known = max(2, recipe.student.classes), len(pictures.classes)
+    names = recipe.classes_of(pictures)
+    classes, known = max(2, recipe.student.classes), len(names)
     weighted = zip(recipe.terms, recipe.term_weights(), strict=True)
     labelled = [t.label for t, weight in weighted if t.needs.target is None and weight]
     if labelled and not known:
@@ -164,7 +165,7 @@ def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
     if labelled and classes != known:
         raise UserError(
             "the student's classes are not those of the pictures",
-            found=f"student {recipe.student.classes}, pictures {', '.join(pictures.classes)}",
+            found=f"student {recipe.student.classes}, pictures {', '.join(names)}",
             wanted=f"--student.classes {known}"
             + (" (or 1, for a binary task)" if known == 2 else ""),
         )

@@ -91,13 +91,17 @@ class Batch:
     """Pictures with what is known of them; every tensor on one device.
 
     `image` is RGB in [0, 1]; `mask` has class indices with 255 = ignore; `inside` is False on
-    padding. `noise` is the mean squared error of targets that are right on average only.
+    padding; both are on the grid of the student's logits: pixels, or cells of a region, whose
+    `boxes` x0, y0, x1, y1 are in pixels. `noise` is the mean squared error of targets
+    that are right on average only.
     """
 
     keys: tuple[str, ...]
     image: Float[Tensor, "b 3 h w"]
-    mask: Int[Tensor, "b h w"]
-    inside: Bool[Tensor, "b h w"]
-    targets: dict[str, Float[Tensor, "b c y x"]] = field(default_factory=dict)
+    mask: Int[Tensor, "b y x"]
+    inside: Bool[Tensor, "b y x"]
+    targets: dict[str, Float[Tensor, "b _ _ _"]] = field(default_factory=dict)
     noise: dict[str, Float[Tensor, "b"]] = field(default_factory=dict)
     boxes: Float[Tensor, "b 4"] | None = None
+    # running class weights of terms that ask for some, by the head that they read
+    class_weights: dict[str, Float[Tensor, "_"]] = field(default_factory=dict)

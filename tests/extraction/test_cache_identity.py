@@ -14,7 +14,7 @@ def test_with_regions_a_shard_has_a_row_for_each_box_and_without_one_for_each_pi
     tiny_recipe, monkeypatch
 ):
     pictures = open_pictures(Path(tiny_recipe.data.shards))
-    regions = replace(tiny_recipe, data=replace(tiny_recipe.data, regions=True))
+    regions = replace(tiny_recipe, data=replace(tiny_recipe.data, regions=(8, 6)))
     monkeypatch.setattr(PictureShard, "extra", lambda _, i: {"boxes": [[0, 0, 1, 1]] * (i % 3)})
     for recipe, rows in ((tiny_recipe, 8), (regions, 0 + 1 + 2 + 0 + 1 + 2 + 0 + 1)):
         shards = pictures_identity(pictures, recipe)["shards"]

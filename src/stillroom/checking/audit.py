@@ -106,6 +106,11 @@ def run_audit(
     `rows` are numbers among each shard's first views. Targets of teachers that look at no pixels
     are left out. Raises UserError for an answer that is not finite, Stopped on SIGTERM.
     """
+    if recipe.data.regions is not None:
+        raise UserError(
+            "the audit moves whole pictures, and here rows are regions",
+            fix="check_cache.py without --audit; --augment.mirror stays refused for this cache",
+        )
     built = [config.build(device) for config in recipe.teachers]
     teachers = [teacher for teacher in built if teacher.preprocessing is not None]
     run = partial(run_teachers, teachers, device=device)
@@ -114,7 +119,7 @@ def run_audit(
         for shard_id, i in tqdm(rows, unit="row", desc="audit"):
             raise_if_stopped(stop, "the audit is not finished")
             opened = pictures.open(shard_id)
-            row = rows_of(opened, recipe.views, regions=recipe.data.regions, first_only=True)[i]
+            row = rows_of(opened, recipe.views, first_only=True)[i]
             picture = opened.read(opened.index(row.key), labels=False)
             batch = _looks(cache, row, picture)
             answers = _answers(run, batch, recipe.micro_batch)

@@ -13,7 +13,7 @@ from stillroom.cache.folder import Cache
 from stillroom.cache.writer import require_finite
 from stillroom.errors import UserError
 from stillroom.pictures.dataset import Picture, PictureSet
-from stillroom.pictures.loader import image_tensor, read_ahead
+from stillroom.pictures.loader import box_tensor, image_tensor, read_ahead
 from stillroom.pictures.pixels import pixels_crc32c
 from stillroom.pictures.rows import picture_of
 from stillroom.teachers.protocol import BuiltTeacher
@@ -73,8 +73,8 @@ def run_teachers(
     """Run every teacher on one batch; return what each target is, on the device, fp32."""
     image = torch.stack([image_tensor(picture.image) for _, picture in batch]).to(device)
     rows = tuple(row for row, _ in batch)
-    known = [picture.box for _, picture in batch if picture.box is not None]
-    boxes = torch.tensor(known, device=device) if known else None
+    boxes = box_tensor([picture for _, picture in batch])
+    boxes = None if boxes is None else boxes.to(device)
     outputs: dict[str, Tensor] = {}
     for built in teachers:
         outputs |= built(image, rows=rows, boxes=boxes)

@@ -166,7 +166,9 @@ def _gate(
     where = f" on {process.device_name}, rank {process.rank} of {process.world}" * (
         process.world > 1
     )
-    samples, classes = gate_pictures(pictures, size=recipe.size_of(pictures)), len(pictures.classes)
+    size, regions = recipe.size_of(pictures), recipe.data.regions
+    samples = gate_pictures(pictures, size=size, regions=regions)
+    classes = len(recipe.classes_of(pictures))
     for config, built in zip(recipe.teachers, teachers, strict=True):
         parts = InParts(built, recipe.micro_batch)
         for verdict in judge(config, parts, samples, classes, recipe.gate_floor, stop):

@@ -28,9 +28,10 @@ from stillroom.extraction.preprocessing import (
 from stillroom.metrics import num_classes
 from stillroom.networks.normalise import Normalise
 from stillroom.pictures.dataset import Picture, PictureSet
-from stillroom.pictures.rows import whole_picture
+from stillroom.pictures.rows import picture_of, rows_of
+from stillroom.pictures.views import Views
 from stillroom.teachers.protocol import BuiltTeacher, TeacherConfig
-from stillroom.types import IGNORE, Row
+from stillroom.types import IGNORE, Row, ShardId
 
 MAX_PICTURES = 128  # that preprocessings are compared on
 _NUM_OBSERVED = 32  # of these, for what needs no label
@@ -76,21 +77,31 @@ class InParts:
 
 
 def gate_pictures(
-    pictures: PictureSet, wanted: int = MAX_PICTURES, size: tuple[int, int] | None = None
+    pictures: PictureSet,
+    wanted: int = MAX_PICTURES,
+    size: tuple[int, int] | None = None,
+    regions: tuple[int, int] | None = None,
 ) -> list[Picture]:
-    """Return up to `wanted` pictures at even distances, of `size` (h, w) where that is given:
-    labelled ones where there are any, of validation or else training.
+    """Return up to `wanted` pictures at even distances, of `size` (h, w) where that is given, or
+    with `regions` (y, x) as many regions: labelled ones where there are any, of validation or else
+    training.
     """
     splits = sorted({s.split for s in pictures.shards}, key=lambda split: split != "val")
-    places: list[tuple[Any, int]] = []
+    places: list[tuple[ShardId, Row]] = []
     for split in splits:
-        every = [(s, i) for s in pictures.shard_ids(split) for i in _count(pictures, s)]
-        labelled = [(s, i) for s, i in every if pictures.open(s).has_mask(i)]
+        opened = [(shard, pictures.open(shard)) for shard in pictures.shard_ids(split)]
+        every = [(s, row) for s, o in opened for row in rows_of(o, Views(), regions=bool(regions))]
+        of = dict(opened)
+        labelled = [(s, row) for s, row in every if of[s].has_mask(of[s].index(row.key))]
         places = labelled or places or every
         if labelled:
             break
-    found = (pictures.open(shard).read(i) for shard, i in _spread(places, wanted))
-    return [p if size is None else whole_picture(p, size) for p in found]
+    found = []
+    for shard, row in _spread(places, wanted):
+        picture = pictures.open(shard).read(pictures.open(shard).index(row.key))
+        height, width = picture.image.shape[:2]
+        found.append(picture_of(picture, row, size or (height, width), regions))
+    return found
 
 
 def judge(
@@ -171,10 +182,6 @@ def _below(declared: Scores, floor: float) -> list[str]:
     if floor > 0 and declared.miou <= constant:  # 0 asks for no accuracy at all
         return [f"{found} no better than one class everywhere ({constant:.3f}): {cause}"]
     return []
-
-
-def _count(pictures: PictureSet, shard: Any) -> range:
-    return range(len(pictures.open(shard).keys))
 
 
 def _spread(places: Sequence[Any], wanted: int) -> list[Any]:

@@ -3,17 +3,18 @@
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.pictures.dataset import Picture
-from stillroom.pictures.loader import image_tensor
+from stillroom.pictures.loader import box_tensor, image_tensor
 from stillroom.pictures.rows import whole_row
 from stillroom.signals import raise_if_stopped
 from stillroom.teachers.protocol import BuiltTeacher
-from stillroom.types import Kind, Row
+from stillroom.types import Kind
 
 CHUNK = 4  # pictures in one pass
 UNSTEADY = 0.003  # root mean square of a difference, in the answer's standard deviations
@@ -40,16 +41,16 @@ class Health:
 
 def chunks(
     pictures: Sequence[Picture], stop: threading.Event | None = None
-) -> Iterator[tuple[Sequence[Picture], tuple[Row, ...], Float[Tensor, "b 3 h w"]]]:
-    """Yield a few pictures at a time, also as rows and as a batch; raises Stopped once `stop` is
-    set.
+) -> Iterator[tuple[Sequence[Picture], Float[Tensor, "b 3 h w"], dict[str, Any]]]:
+    """Yield a few pictures at a time, also as a batch, with what else a teacher is told of them
+    (`rows`, `boxes`); raises Stopped once `stop` is set.
     """
     for start in range(0, len(pictures), CHUNK):
         if stop is not None:
             raise_if_stopped(stop, "no shard was begun")
         some = pictures[start : start + CHUNK]
         image = torch.stack([image_tensor(picture.image) for picture in some])
-        yield some, tuple(map(whole_row, some)), image
+        yield some, image, {"rows": tuple(map(whole_row, some)), "boxes": box_tensor(some)}
 
 
 def observe(
@@ -57,7 +58,7 @@ def observe(
 ) -> dict[str, Health]:
     """Run a teacher over some pictures; returns what it gave per target."""
     batches = chunks(pictures, stop)
-    answers = (built(image, rows=rows) for _, rows, image in batches)
+    answers = (built(image, **told) for _, image, told in batches)
     outputs = [{name: _digest(a) for name, a in answer.items()} for answer in answers]
     return {
         name: Health(*(torch.cat([getattr(s[name], f) for s in outputs]) for f in Health.__slots__))
@@ -98,10 +99,13 @@ def steadiness(
     The same batch is asked twice, then its first two pictures alone: ten rows in all. BatchNorm in
     training mode and Dropout show by what they do, whatever a flag says.
     """
-    _, _, image = next(chunks(pictures))
+    _, image, told = next(chunks(pictures))
     image = torch.cat([image, image / 2])[:CHUNK]  # never one picture only
-    together, again = built(image), built(image)
-    alone = [built(row) for row in image[:2].split(1)]
+    boxes = None if told["boxes"] is None else torch.cat([told["boxes"]] * 2)[:CHUNK]
+    together, again = built(image, boxes=boxes), built(image, boxes=boxes)
+    alone = [
+        built(image[i : i + 1], boxes=None if boxes is None else boxes[i : i + 1]) for i in (0, 1)
+    ]
     found = {}
     for name, outputs in together.items():
         repeat = _distance(again[name], outputs)

@@ -84,8 +84,8 @@ def score(
 ) -> Scores:
     """Run a teacher of logits over labelled pictures; None is its own preprocessing."""
     scores = [
-        _scores(built(image, rows=rows, preprocessing=preprocessing)[name], some)
-        for some, rows, image in chunks(pictures, stop)
+        _scores(built(image, preprocessing=preprocessing, **told)[name], some)
+        for some, image, told in chunks(pictures, stop)
     ]
     return Scores(*(torch.cat([getattr(s, f) for s in scores]) for f in Scores.__slots__))
 

@@ -2,9 +2,16 @@
 
 from stillroom.losses.class_weights import ClassWeights
 from stillroom.losses.feature_terms import CauchySchwarz, ChannelKL, FeatureCosine, FeatureMSE
-from stillroom.losses.label_terms import BinaryCrossEntropy, CrossEntropy, Dice, Focal
+from stillroom.losses.label_terms import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Dice,
+    Focal,
+    HeadAgreement,
+    RunningCrossEntropy,
+)
 from stillroom.losses.logit_terms import LogitCosine, LogitMSE, SoftKL
-from stillroom.losses.needs import CountsClasses, Needs, Term
+from stillroom.losses.needs import CountsClasses, FollowsClasses, Needs, Term
 from stillroom.losses.schedules import Temperature, epoch_progress
 
 __all__ = [
@@ -18,9 +25,12 @@ __all__ = [
     "FeatureCosine",
     "FeatureMSE",
     "Focal",
+    "FollowsClasses",
+    "HeadAgreement",
     "LogitCosine",
     "LogitMSE",
     "Needs",
+    "RunningCrossEntropy",
     "SoftKL",
     "Temperature",
     "Term",

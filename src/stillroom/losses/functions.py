@@ -86,11 +86,12 @@ def dice(
     mask: Int[Tensor, "b h w"],
     valid: Bool[Tensor, "b h w"],
     smooth: float,
+    only: tuple[int, ...] = (),
 ) -> Sum:
     """Sum over pictures of 1 - (2 sum(p y) + s) / (sum(p) + sum(y) + s).
 
     One channel: of the foreground (mask 1). Several: the mean over the classes that are in the
-    picture's mask. A picture without a valid pixel adds 0.
+    picture's mask, or over those of `only`. A picture without a valid pixel adds 0.
     """
     with autocast_off(logits):
         values, k = kept(logits, valid), logits.shape[1]
@@ -104,5 +105,23 @@ def dice(
         sizes = truth.sum((2, 3)).float()
         overlap = 2 * share.masked_fill(~truth, 0.0).sum((2, 3)) + smooth
         loss = 1 - overlap / (share.sum((2, 3)) + sizes + smooth)
-        present = (valid.flatten(1).any(1, keepdim=True) if k == 1 else sizes > 0).float()
+        known = valid.flatten(1).any(1, keepdim=True)
+        present = (known if k == 1 or only else sizes > 0).float().expand_as(sizes)
+        if only:
+            loss, present = loss[:, list(only)], present[:, list(only)]
         return ((loss * present).sum(1) / present.sum(1).clamp(min=1)).sum()
+
+
+def agreement(
+    head: Float[Tensor, "b k h w"],
+    logits: Float[Tensor, "b c h w"],
+    groups: Int[Tensor, "c"],
+    valid: Bool[Tensor, "b h w"],
+) -> Sum:
+    """Sum over valid pixels of the mean over k of (softmax(head) - s)^2, where s[k] adds up
+    softmax(logits) of the classes c with groups[c] = k.
+    """
+    with autocast_off(head):
+        share, own = kept(head, valid).softmax(1), kept(logits, valid).softmax(1)
+        together = torch.zeros_like(share).index_add(1, groups, own)
+        return (share - together).square().mean(1).masked_fill(~valid, 0.0).sum()

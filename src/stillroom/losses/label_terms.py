@@ -2,6 +2,7 @@
 padding.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -109,6 +110,86 @@ class CrossEntropy(OnLabels):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunningCrossEntropy(OnLabels):
+    """Cross entropy with class weights that follow the batches: a moving average of pixels / (k *
+    pixels of the class), bounded. Sums are divided by pixels, whatever these weigh.
+
+    Source: PINTO0309/human-instance-segmentation, its dynamic weights.
+    """
+
+    label: ClassVar[str] = "ce"
+
+    boost: tuple[float, ...]  # factor of each channel's weight
+    limits: tuple[float, float] = (0.5, 3.0)  # of a step's weights, before they are averaged
+    decay: float = 0.9  # of the average
+    begin_at_one: bool = True  # the average begins at 1; else at the first step's weights
+
+    def __post_init__(self) -> None:
+        OnLabels.__post_init__(self)
+        low, high = self.limits
+        if not (0 < low <= high < math.inf and 0 <= self.decay < 1):
+            found = f"limits {self.limits}, decay {self.decay}"
+            raise UserError("no such running weights", found=found, wanted="0 < low <= high")
+        if len(self.boost) < 2 or min(self.boost) <= 0:
+            raise UserError("boost is one positive number for each channel", found=self.boost)
+
+    @property
+    def needs(self) -> Needs:
+        """A channel for each number of `boost`."""
+        return replace(_needs(self), channels=len(self.boost), class_weights=len(self.boost))
+
+    def first_weights(self) -> tuple[float, ...]:
+        """Return the average before the first step; nan: what that step finds."""
+        return (1.0 if self.begin_at_one else math.nan,) * len(self.boost)
+
+    def pixels(self, batch: Batch) -> Float[Tensor, "k"]:
+        """Labelled pixels of each channel, float64."""
+        mask, valid = self._labels(batch)
+        channels = torch.arange(len(self.boost), device=mask.device)
+        hits = (mask.unsqueeze(-1) == channels) & valid.unsqueeze(-1)
+        return hits.sum((0, 1, 2), dtype=torch.float64)
+
+    def next_weights(
+        self, before: Float[Tensor, "k"], pixels: Float[Tensor, "k"]
+    ) -> Float[Tensor, "k"]:
+        """Return the average after a step with so many pixels of each channel over all ranks; a
+        channel without one keeps its weight.
+        """
+        boost = vector(self.boost, pixels.device)
+        found = (boost * pixels.sum() / (len(boost) * pixels)).clamp(*self.limits)
+        before = torch.where(before.isnan(), found, before)
+        return torch.where(pixels > 0, self.decay * before + (1 - self.decay) * found, before)
+
+    def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
+        """Sum over labelled pixels, weighted by `batch.class_weights`."""
+        weights = batch.class_weights[self.output].nan_to_num(1.0).float()
+        logits = self._logits(outputs, batch)
+        return functions.cross_entropy(logits, *self._labels(batch), weights)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadAgreement(OnLabels):
+    """Squared difference of a head's probabilities from those of the logits, whose classes are
+    added up as `relabel` says, mean over the head's channels. Reads no label but where one is.
+
+    Source: PINTO0309/human-instance-segmentation, its consistency of foreground and classes.
+    """
+
+    label: ClassVar[str] = "agree"
+
+    def __post_init__(self) -> None:
+        OnLabels.__post_init__(self)
+        if len(self.relabel) < 2 or max(self.relabel) == IGNORE:
+            raise UserError("relabel has the head's channel of each class", found=self.relabel)
+
+    def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
+        """Sum over labelled pixels."""
+        groups = torch.tensor(self.relabel, device=batch.mask.device)
+        valid = self._labels(batch)[1]
+        return functions.agreement(self._logits(outputs, batch), outputs["logits"], groups, valid)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BinaryCrossEntropy(OnLabels):
     """Cross entropy of each logit by itself with the labels.
 
@@ -160,11 +241,19 @@ class Dice(OnLabels):
     label: ClassVar[str] = "dice"
 
     smooth: float = 1e-5  # pixels added above and below the line
+    only: tuple[int, ...] = ()  # channels that count, in the mask or not; none: all in the mask
 
     def __post_init__(self) -> None:
         OnLabels.__post_init__(self)
         if not 0 < self.smooth < float("inf"):
             raise UserError("the smoothing of Dice is positive", found=self.smooth)
+        if any(channel < 0 for channel in self.only):
+            raise UserError("no such channel of Dice", found=self.only, wanted="0 and up")
+
+    @property
+    def needs(self) -> Needs:
+        """As many channels as `only` names."""
+        return replace(_needs(self), min_channels=1 + max(self.only, default=0))
 
     def count(self, batch: Batch) -> Float[Tensor, ""]:
         """Pictures with at least one labelled pixel."""
@@ -172,7 +261,9 @@ class Dice(OnLabels):
 
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over pictures."""
-        return functions.dice(self._logits(outputs, batch), *self._labels(batch), self.smooth)
+        return functions.dice(
+            self._logits(outputs, batch), *self._labels(batch), self.smooth, self.only
+        )
 
 
 def _needs(term: OnLabels) -> Needs:

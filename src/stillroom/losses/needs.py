@@ -33,6 +33,9 @@ class Needs:
     classes: int | None = None  # of the labels, exactly; None = any
     # the pixels of each class in the training masks, by `with_class_counts`, before the run begins
     class_counts: bool = False
+    # channels of running class weights, which a step finds for all ranks and puts in the batch,
+    # under the head's name; 0 = none
+    class_weights: int = 0
 
     @property
     def output(self) -> str:
@@ -75,6 +78,25 @@ class CountsClasses(Protocol):
 
     def with_class_counts(self, counts: tuple[int, ...]) -> Term:
         """Return the term as it is trained, `counts` being the pixels of each class."""
+        ...
+
+
+@runtime_checkable
+class FollowsClasses(Protocol):
+    """What a term that says `class_weights` has besides."""
+
+    def first_weights(self) -> tuple[float, ...]:
+        """Return the weights before the first step."""
+        ...
+
+    def pixels(self, batch: Batch) -> Float[Tensor, "k"]:
+        """Count the pixels of each class, float64, additive over pictures."""
+        ...
+
+    def next_weights(
+        self, before: Float[Tensor, "k"], pixels: Float[Tensor, "k"]
+    ) -> Float[Tensor, "k"]:
+        """Return the weights of a step with so many pixels over all micro-batches and ranks."""
         ...
 
 

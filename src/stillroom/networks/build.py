@@ -9,6 +9,7 @@ from stillroom.networks.deeplab_lite import DeepLabLite, DeepLabLiteFields
 from stillroom.networks.description import read_description
 from stillroom.networks.fastlite import FastLite, FastLiteFields
 from stillroom.networks.fcn import Fcn, FcnFields
+from stillroom.networks.region import RegionFields, RegionNetwork
 from stillroom.networks.smp import SmpFields, SmpNetwork
 from stillroom.networks.taps import Network
 from stillroom.networks.torch_network import TorchFields, build_torch
@@ -25,6 +26,7 @@ _NETWORKS: dict[type, type[Network]] = {
     DeepLabLiteFields: DeepLabLite,
     FastLiteFields: FastLite,
     FcnFields: Fcn,
+    RegionFields: RegionNetwork,
 }
 _KINDS: dict[str, type] = {
     "smp": SmpFields,
@@ -35,6 +37,7 @@ _KINDS: dict[str, type] = {
     "deeplab-lite": DeepLabLiteFields,
     "fastlite": FastLiteFields,
     "fcn": FcnFields,
+    "region": RegionFields,
 }
 
 

@@ -16,21 +16,28 @@ class Network(nn.Module):
     """A network with its own normalisation; `taps` names what `forward_taps` can return."""
 
     normalise: Normalise
+    needs_boxes: bool = False  # True: its logits are those of a region of each picture
     stride: int  # height and width of a picture are multiples of this, px
     taps: tuple[str, ...]
     # what a partial load of weights matched, or was dropped from a file's names; "" = nothing
     report: str = ""
 
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
-        """Return logits; height and width must be multiples of `stride` (UserError)."""
-        return self.forward_taps(image, ())[0]
+    def forward(
+        self, image: Float[Tensor, "b 3 h w"], boxes: Float[Tensor, "b 4"] | None = None
+    ) -> Float[Tensor, "b k y x"]:
+        """Return logits; height and width must be multiples of `stride` (UserError).
+
+        `boxes` x0, y0, x1, y1 in pixels are looked at where the network needs them.
+        """
+        return self.forward_taps(image, (), boxes=boxes)[0]
 
     def forward_taps(
         self,
         image: Float[Tensor, "b 3 h w"],
         taps: tuple[str, ...],
         normalise: Normalise | None = None,
-    ) -> tuple[Float[Tensor, "b k h w"], dict[str, Float[Tensor, "b _ _ _"]]]:
+        boxes: Float[Tensor, "b 4"] | None = None,
+    ) -> tuple[Float[Tensor, "b k y x"], dict[str, Float[Tensor, "b _ _ _"]]]:
         """Return logits and the named features; an unknown tap is a UserError.
 
         `normalise` replaces the network's own.

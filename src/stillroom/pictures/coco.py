@@ -10,11 +10,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from pycocotools import mask as coco_mask
 
 from stillroom.errors import UserError
 from stillroom.pictures.decode import BadPicture
+from stillroom.pictures.run_lengths import run_lengths
 from stillroom.pictures.sources import Instance, Item, refuse_elsewhere
 from stillroom.types import IGNORE
 
@@ -182,11 +183,3 @@ def regions_of(item: Item, masks: Sequence[UInt8[np.ndarray, "y x"]]) -> dict[st
     found.sort(key=lambda one: -one[0])
     kept = found[:_MAX_INSTANCES]
     return {"boxes": [box for _, box, _ in kept], "instances": [runs for _, _, runs in kept]}
-
-
-def run_lengths(mask: Bool[np.ndarray, "h w"]) -> list[int]:
-    """Return the lengths of equal pixels, off first, column by column."""
-    flat = mask.T.reshape(-1)
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    lengths = np.diff(np.array([0, *changes, len(flat)])).tolist()
-    return [0, *lengths] if flat[0] else lengths

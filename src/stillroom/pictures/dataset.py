@@ -100,11 +100,15 @@ class PictureIndex(Declared, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """One picture as packed; `inside` is x0, y0, x1, y1 in pixels: all that is no padding."""
+    """One picture as packed, or as a row shows it.
+
+    `inside` is x0, y0, x1, y1 in pixels of the mask: all that is no padding.
+    """
 
     key: str
     image: UInt8[np.ndarray, "h w 3"]
-    mask: UInt8[np.ndarray, "h w"] | None  # 255 = ignore; None where unlabelled
+    mask: UInt8[np.ndarray, "y x"] | None  # 255 = ignore; None where unlabelled; y x = h w,
+    # or, in a row of a region whose labels are read, cells of its box
     inside: tuple[int, int, int, int]
     extra: dict[str, Any] = field(default_factory=dict)
     box: tuple[float, float, float, float] | None = None  # of the row's region, pixels

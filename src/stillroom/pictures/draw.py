@@ -39,6 +39,16 @@ def blend(
     return (image * (1 - weight) + colour * weight).round().astype(np.uint8)
 
 
+def cut_out(image: Rgb, box: Sequence[float], size: tuple[int, int]) -> Rgb:
+    """Return what a box x0, y0, x1, y1 (pixels) shows, at `size` (h, w)."""
+    x0, y0, x1, y1 = box
+    corners = (x0, y0, x1, y1)
+    found = Image.fromarray(image).resize(
+        (size[1], size[0]), Image.Resampling.BILINEAR, box=corners
+    )
+    return np.array(found)
+
+
 def grid(rows: Sequence[Sequence[Rgb]], titles: Sequence[str]) -> Image.Image:
     """Return one picture of equal tiles, `titles` above the columns; small tiles are enlarged."""
     times = max(1, _SMALL_PX // max(rows[0][0].shape[:2]))

@@ -5,7 +5,7 @@ Threads, not processes: decoding releases the GIL, and megabyte arrays need no s
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -55,6 +55,12 @@ def image_tensor(image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
     return torch.from_numpy(image).permute(2, 0, 1).float().div_(255).contiguous()
 
 
+def box_tensor(pictures: Sequence[Picture]) -> Float[Tensor, "b 4"] | None:
+    """Return the boxes of rows that are regions, in pixels; None where they are none."""
+    boxes = [picture.box for picture in pictures if picture.box is not None]
+    return torch.tensor(boxes) if boxes else None
+
+
 def mask_array(picture: Picture) -> UInt8[np.ndarray, "h w"]:
     """Return the mask, or all void where the picture has none."""
     if picture.mask is not None:
@@ -63,8 +69,9 @@ def mask_array(picture: Picture) -> UInt8[np.ndarray, "h w"]:
 
 
 def inside_array(picture: Picture) -> Bool[np.ndarray, "h w"]:
-    """Return True on the picture itself, False on letterbox padding."""
+    """Return True on the picture itself, False on letterbox padding; on the grid of the mask."""
     x0, y0, x1, y1 = picture.inside
-    inside = np.zeros(picture.image.shape[:2], bool)
+    shape = picture.image.shape[:2] if picture.mask is None else picture.mask.shape
+    inside = np.zeros(shape, bool)
     inside[y0:y1, x0:x1] = True
     return inside

@@ -16,6 +16,7 @@ from PIL import Image
 from stillroom.errors import DamageError
 from stillroom.pictures.dataset import Picture, PictureShard
 from stillroom.pictures.decode import PADDING_GREY
+from stillroom.pictures.regions import with_region_labels
 from stillroom.pictures.views import PixelBox, ViewSource, num_views
 from stillroom.types import IGNORE, Row, View
 
@@ -60,12 +61,22 @@ def whole_picture(picture: Picture, size: tuple[int, int]) -> Picture:
     return picture_of(picture, whole_row(picture), size)
 
 
-def picture_of(picture: Picture, row: Row, size: tuple[int, int]) -> Picture:
+def picture_of(
+    picture: Picture, row: Row, size: tuple[int, int], regions: tuple[int, int] | None = None
+) -> Picture:
     """Return the picture of a row at `size` (h, w): cropped, resized and mirrored as its view says.
 
     What lies outside the packed picture is grey, void and not inside. The picture is sampled
-    bilinearly with antialiasing, its mask by nearest neighbour. `box` is that of the row's region.
+    bilinearly with antialiasing, its mask by nearest neighbour. `box` is that of the row's region;
+    with `regions` (y, x) mask and `inside` are those of the region, on so many cells of its box.
     """
+    seen = _seen_picture(picture, row, size)
+    if row.region is None or regions is None:
+        return seen
+    return with_region_labels(seen, picture, row, regions, size)
+
+
+def _seen_picture(picture: Picture, row: Row, size: tuple[int, int]) -> Picture:
     view, (height, width) = row.view, picture.image.shape[:2]
     box = None if row.region is None else _boxes(picture.key, picture.extra)[row.region]
     if view == View(number=view.number, x0=0, y0=0, x1=width, y1=height) and size == (

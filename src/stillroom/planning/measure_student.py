@@ -23,8 +23,8 @@ from stillroom.training.setup import make_accelerator, make_context, rows_for, w
 from stillroom.training.step import (
     apply_gradient,
     forward_and_backward,
-    local_counts,
     loss_factors,
+    step_counts,
 )
 from stillroom.training.stream import HostBatch, RowDataset, to_batch, training_batches
 from stillroom.types import Batch, TargetSpec
@@ -60,9 +60,9 @@ def train_step(context: TrainContext, batches: list[Batch]) -> Tensor:
     """Take one optimiser step as the loop of stage 2 takes its first and return the terms' totals;
     the learning rate stays.
     """
-    recipe, distiller, accelerator = context.recipe, context.distiller, context.accelerator
+    recipe, distiller = context.recipe, context.distiller
     set_mode(context.model, distiller, recipe, 0)
-    counts = local_counts(recipe.terms, batches, accelerator.device)
+    counts = step_counts(context, batches)
     factors = loss_factors(recipe.term_weights(), counts, 1)
     buffers = RunningBuffers(distiller, len(batches))
     totals = forward_and_backward(context, batches, factors, buffers, 0)

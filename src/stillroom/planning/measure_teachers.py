@@ -96,7 +96,9 @@ def sample(recipe: Recipe, pictures: PictureSet, num_rows: int) -> Iterator[tupl
     left = num_rows
     for number, shard in enumerate(chosen):
         opened = pictures.open(shard)
-        rows = rows_of(opened, recipe.views, regions=recipe.data.regions, first_only=True)
+        rows = rows_of(
+            opened, recipe.views, regions=recipe.data.regions is not None, first_only=True
+        )
         count = min(len(rows), left // (len(chosen) - number))
         left -= count
         for i in range(count):

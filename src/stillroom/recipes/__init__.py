@@ -4,6 +4,11 @@ from collections.abc import Callable
 
 from stillroom.recipe import Recipe
 from stillroom.recipes.b3_b0 import b3_b0_yolo
+from stillroom.recipes.b3_b0_hierarchical import (
+    b3_b0_hierarchical,
+    b3_b0_hierarchical_plain,
+    b3_b0_hierarchical_teacher,
+)
 from stillroom.recipes.fcn_mobilenet import (
     fcn_mobilenet_feature,
     fcn_mobilenet_plain,
@@ -47,4 +52,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "soft-binary": soft_binary,
     "soft-binary-teacher": soft_binary_teacher,
     "b3-b0-yolo": b3_b0_yolo,
+    "b3-b0-hierarchical": b3_b0_hierarchical,
+    "b3-b0-hierarchical-teacher": b3_b0_hierarchical_teacher,
+    "b3-b0-hierarchical-plain": b3_b0_hierarchical_plain,
 }

@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from stillroom.networks.binary_unet import BinaryUNetFields
-from stillroom.networks.build import Network, build_network, load_encoder_weights
+from stillroom.networks.build import Network, build_network, load_encoder_weights, load_weights
+from stillroom.networks.region import RegionFields, RegionNetwork
 from stillroom.networks.smp import SmpFields, SmpNetwork, prefetch
 from stillroom.networks.torch_network import TorchFields
 from stillroom.networks.unet import UNetFields
@@ -67,6 +68,35 @@ class SmpStudent(SmpFields):
             assert isinstance(network, SmpNetwork)
             unused = load_encoder_weights(network, weights)
             _log.info("%s: not used by the encoder: %s", weights, ", ".join(unused))
+        return network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionStudent(RegionFields):
+    """The network of one box of a picture: background, its own instance, others."""
+
+    weights: str | None = None  # of the encoder: a timm file, "imagenet" (download), or none
+    unet: str | None = None  # weights of the whole U-Net, a file, in place of `weights`
+    # finished run of the same student that this one begins from, runs/NAME, in place of both
+    begin: str | None = None
+
+    def prefetch(self) -> None:
+        """Download the encoder's weights, where wanted; on one rank before the others build."""
+        if self.weights == "imagenet" and self.unet is None and self.begin is None:
+            prefetch(self.encoder)
+
+    def build(self) -> Network:
+        """Return the network; UserError when its U-Net's weights do not fit or cannot be had."""
+        is_first = self.begin is None and self.unet is None
+        if is_first and self.weights == "imagenet":
+            own = {field.name: getattr(self, field.name) for field in fields(RegionFields)}
+            return RegionNetwork(**own, encoder_weights="imagenet")
+        network = build_network(self.architecture())
+        assert isinstance(network, RegionNetwork)
+        if is_first and self.weights is not None:
+            load_encoder_weights(network.unet, self.weights)
+        if self.begin is None and self.unet is not None:
+            network.report = load_weights(network.unet, self.unet)
         return network
 
 

@@ -56,10 +56,14 @@ class Distiller(nn.Module):
             {_module_name(name): projection for name, projection in projections.items()}
         )
 
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _ _ _"]]:
-        """Return `logits`, every head and every `tap>target`; `image` is RGB in [0, 1]."""
+    def forward(
+        self, image: Float[Tensor, "b 3 h w"], boxes: Float[Tensor, "b 4"] | None = None
+    ) -> dict[str, Float[Tensor, "b _ _ _"]]:
+        """Return `logits`, every head and every `tap>target`; `image` is RGB in [0, 1], `boxes` are
+        in pixels.
+        """
         taps = tuple(dict.fromkeys(_tap(name) for name in self.outputs))
-        logits, features = self.student.forward_taps(image, taps)
+        logits, features = self.student.forward_taps(image, taps, boxes=boxes)
         outputs = {"logits": logits}
         for name in self.outputs:
             feature = features[_tap(name)]
@@ -73,8 +77,10 @@ def build_distiller(
     terms: tuple[Term, ...],
     specs: Mapping[str, TargetSpec],
     size: tuple[int, int],
+    regions: tuple[int, int] | None = None,
 ) -> Distiller:
-    """Build the student, look once at its features at `size` (h, w), and add the projections.
+    """Build the student, look once at its features at `size` (h, w), and add the projections;
+    `regions` are the cells (y, x) of a region's mask.
 
     UserError when a term finds no target or tap, or when shapes do not fit. What no term can train
     (smp's EfficientNets carry a head that no feature passes through) asks for no gradient, because
@@ -82,6 +88,7 @@ def build_distiller(
     """
     network = student.build()
     logits, features = _dry_run(network, size)
+    _require_task(network, logits, regions)
     heads = tuple(dict.fromkeys(filter(None, (_head(term.needs) for term in terms))))
     require_taps(heads, network.taps)
     projections: dict[str, Projection] = {}
@@ -139,7 +146,7 @@ def _reached_from(
         return []
     image = torch.full((1, 3, *size), 0.5, device=parameters[0].device)
     with _evaluating(network), torch.enable_grad():
-        logits, features = network.forward_taps(image, taps)
+        logits, features = network.forward_taps(image, taps, boxes=_whole_box(network, size))
         values = [*features.values(), *([logits] if with_logits else [])]
         total = sum((value.sum() for value in values), torch.zeros((), device=image.device))
         if not total.requires_grad:
@@ -177,8 +184,33 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 def _dry_run(network: Network, size: tuple[int, int]) -> tuple[Shape, dict[str, Shape]]:
     """Return the shapes (c, y, x) of the logits and of every tap; the network stays as it was."""
     with _evaluating(network), torch.no_grad():
-        logits, features = network.forward_taps(torch.zeros(1, 3, *size), network.taps)
+        image, boxes = torch.zeros(1, 3, *size), _whole_box(network, size)
+        logits, features = network.forward_taps(image, network.taps, boxes=boxes)
     return _shape(logits), {tap: _shape(feature) for tap, feature in features.items()}
+
+
+def _whole_box(network: Network, size: tuple[int, int]) -> Tensor | None:
+    """Return the box of all of a picture, where a network looks at boxes."""
+    if not network.needs_boxes:
+        return None
+    height, width = map(float, size)
+    return torch.tensor([[0.0, 0.0, width, height]], device=next(network.parameters()).device)
+
+
+def _require_task(network: Network, logits: Shape, regions: tuple[int, int] | None) -> None:
+    """Raise UserError where a student that looks at boxes gets none, or the other way round."""
+    cells = f"{logits[1]} {logits[2]}"
+    if network.needs_boxes and regions is None:
+        raise UserError(
+            "this student looks at boxes, and rows are whole pictures",
+            fix=f"--data.regions {cells}, with pictures packed from coco:IMAGES,ANNOTATIONS",
+        )
+    if regions is not None and logits[1:] != regions:
+        raise UserError(
+            "the student's logits are not on the cells of a region's mask",
+            found=f"{logits[1]} x {logits[2]} cells, --data.regions {regions[0]} {regions[1]}",
+            fix=f"--data.regions {cells}" if network.needs_boxes else "a student that takes boxes",
+        )
 
 
 def _shape(value: Tensor) -> Shape:

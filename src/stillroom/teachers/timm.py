@@ -29,7 +29,7 @@ def build_timm(config: TimmTeacher, device: str) -> BuiltTorchTeacher:
     indices = _indices(model, config)
     order = sorted(set(indices.values()))  # timm returns each once, from the first to the last
 
-    def run(image: Tensor, normalise: Normalise) -> dict[str, Tensor]:
+    def run(image: Tensor, normalise: Normalise, boxes: Tensor | None) -> dict[str, Tensor]:
         if config.size is not None and tuple(image.shape[2:]) != config.size:
             image = functional.interpolate(image, config.size, mode="bilinear", antialias=True)
         try:

@@ -29,7 +29,8 @@ from stillroom.teachers.own_configs import TorchTeacher
 from stillroom.teachers.pooling import pooled
 from stillroom.types import Row
 
-Run = Callable[[Tensor, Normalise], dict[str, Tensor]]  # of RGB in [0, 1], on the device
+# of RGB in [0, 1], on the device, and boxes where the task has them
+Run = Callable[[Tensor, Normalise, Tensor | None], dict[str, Tensor]]
 
 
 class BuiltTorchTeacher:
@@ -79,7 +80,7 @@ class BuiltTorchTeacher:
             torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
         ):
             size = (image.shape[2], image.shape[3])
-            return pooled(self._run(image, normalise), self._strides, size)
+            return pooled(self._run(image, normalise, boxes), self._strides, size)
 
 
 def build_smp(config: SmpTeacher, device: str) -> BuiltTorchTeacher:
@@ -119,7 +120,7 @@ def build_own(config: TorchTeacher, device: str) -> BuiltTorchTeacher:
         report = load_weights(module, existing(config.weights, "weights"))
     taps = places(config.outputs)
 
-    def run(image: Tensor, normalise: Normalise) -> dict[str, Tensor]:
+    def run(image: Tensor, normalise: Normalise, boxes: Tensor | None) -> dict[str, Tensor]:
         found, features = run_module(module, normalise(image), tuple(taps.values()))
         outputs = {name: features[tap].float() for name, tap in taps.items()}
         if config.target is not None:
@@ -161,8 +162,13 @@ def _of_network(
     wanted = tuple(names.values())
     require_taps(wanted, network.taps)
 
-    def run(image: Tensor, normalise: Normalise) -> dict[str, Tensor]:
-        logits, features = network.forward_taps(image, wanted, normalise)
+    def run(image: Tensor, normalise: Normalise, boxes: Tensor | None) -> dict[str, Tensor]:
+        if network.needs_boxes and boxes is None:
+            raise UserError(
+                f"the teacher of {target!r} looks at boxes, and rows are whole pictures",
+                fix="--data.regions, with the cells of its logits",
+            )
+        logits, features = network.forward_taps(image, wanted, normalise, boxes)
         return {target: logits, **{name: features[tap] for name, tap in names.items()}}
 
     return BuiltTorchTeacher(network, run, network.normalise, device, identity, taps, report)

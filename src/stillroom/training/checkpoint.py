@@ -44,6 +44,7 @@ class CheckpointState(TypedDict):
     step: Count
     epochs: Count  # of the whole run, as it was meant when this was saved
     evaluations: list[Evaluation]
+    class_weights: NotRequired[dict[str, list[float | None]]]  # running ones of terms, by head
     scaler: NotRequired[dict[str, Any] | None]
     files: dict[str, Sha256]
 

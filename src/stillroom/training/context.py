@@ -17,6 +17,7 @@ from stillroom.recipe import Recipe
 from stillroom.recipe_optimizer import Moment
 from stillroom.students.distiller import Distiller
 from stillroom.training.average import Average
+from stillroom.training.class_weights import RunningWeights
 from stillroom.training.evaluations import Evaluation, scores
 from stillroom.training.order import MicroBatchSchedule, Order
 from stillroom.training.stream import HostBatch, RowDataset, training_batches
@@ -44,6 +45,7 @@ class TrainContext:
     model: Any  # the same, as DDP and AMP wrap it: trained
     optimizer: Any
     average: Average | None  # of the distiller's weights, where the recipe wants one
+    class_weights: RunningWeights  # of terms that follow what the batches hold
     begin: dict[str, str] | None  # the run that the student began from, and its weights' sha256
 
     @property

@@ -18,13 +18,19 @@ class Evaluation(TypedDict):
     """One evaluation, as a checkpoint holds it."""
 
     step: Count  # steps done
-    score: float | None  # mIoU where there are labels, else agreement with the teacher
+    score: (
+        float | None
+    )  # target IoU of regions, mIoU where there are labels, else agreement with the teacher
     ratio: float | None  # mIoU of the student by that of the teacher, where both are known
 
 
 def selection_score(found: dict[str, Any]) -> float | None:
-    """Return what `best` means: mIoU where there are labels, else agreement, else None."""
-    known = [found[name] for name in ("miou", "agreement") if found.get(name) is not None]
+    """Return what `best` means: target IoU of regions, mIoU where there are labels, else
+    agreement, else None.
+    """
+    known = [
+        found[name] for name in ("target_iou", "miou", "agreement") if found.get(name) is not None
+    ]
     return known[0] if known else None
 
 

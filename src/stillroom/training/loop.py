@@ -46,8 +46,8 @@ from stillroom.training.setup import prepare
 from stillroom.training.step import (
     apply_gradient,
     forward_and_backward,
-    local_counts,
     loss_factors,
+    step_counts,
 )
 from stillroom.training.stream import HostBatch, to_batch
 from stillroom.training.validate import evaluate
@@ -111,8 +111,7 @@ def _run_steps(
 
         # A row that cannot be read raises DamageError here; the launcher stops the other ranks.
         batches = [to_batch(next(stream), device, context.cache) for _ in range(num_micros)]
-        counts = context.reduce(local_counts(recipe.terms, batches, device))
-
+        counts = step_counts(context, batches)
         weights = recipe.term_weights(balance(recipe, evaluations))
         factors = loss_factors(weights, counts, schedule.world)
         totals = forward_and_backward(context, batches, factors, buffers, step)
@@ -160,6 +159,7 @@ def _restore(context: TrainContext) -> tuple[int, list[Evaluation], bool]:
     step = int(context.reduce(chosen))
     folder, state = found or read_checkpoint(context.folder, step)
     load_checkpoint(folder, context.distiller, context.optimizer.optimizer, context.average)
+    context.class_weights.restore(state.get("class_weights", {}))
     scaler = context.accelerator.scaler
     if scaler is not None and state.get("scaler") is not None:
         scaler.load_state_dict(state["scaler"])
@@ -189,6 +189,7 @@ def _save(context: TrainContext, step: int, evaluations: list[Evaluation]) -> No
             "step": step,
             "epochs": context.recipe.epochs,
             "evaluations": evaluations,
+            "class_weights": context.class_weights.state(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "torch": str(torch.__version__),
         }

@@ -54,8 +54,9 @@ def _try_step(context: TrainContext, micro_batch: int) -> None:
     sums: tuple[torch.Tensor, ...] = ()  # of earlier micro-batches, as a step holds them
     with closing(replace(context, schedule=cut).stream(range(1))) as hosts:
         batches = [to_batch(host, device, context.cache) for host in hosts]
-        for batch in batches:
-            totals = term_totals(recipe.terms, context.distiller(batch.image), batch, 0.0)
+        for batch in map(context.class_weights.give, batches):
+            outputs = context.distiller(batch.image, batch.boxes)
+            totals = term_totals(recipe.terms, outputs, batch, 0.0)
             found = torch.autograd.grad(totals.sum(), trained, allow_unused=True)
             sums = sums or tuple(g for g in found if g is not None)
     if device.type == "cuda":

@@ -63,23 +63,29 @@ def about_more_epochs(
     )
 
 
+# of an evaluation, that student.json repeats
+SCORES = ("miou", "iou", "agreement", "teacher_miou", "target_iou")
+
+
 def about_student(context: TrainContext, step: int, found: dict[str, Any]) -> dict[str, Any]:
     """Return what student.json says besides the weights' checksum: all that is needed to build and
     use the student.
     """
     recipe, pictures = context.recipe, context.pictures
     height, width = recipe.size_of(pictures)
+    classes, palette = recipe.classes_of(pictures), recipe.palette_of(pictures)
     return {
         "format": "stillroom student 1",
         "recipe": recipe.name,
         "network": recipe.student.architecture(),
-        "classes": list(pictures.classes),
-        "palette": [list(colour) for colour in pictures.palette],
+        "classes": list(classes),
+        "palette": [list(colour) for colour in palette] if classes else [],
         "geometry": {"height": height, "width": width},
+        "regions": recipe.data.regions,
         "pictures": {"path": str(Path(recipe.data.shards)), "digest": pictures.digest},
         "batch": recipe.micro_batch,
         "step": step,
-        "score": {name: found.get(name) for name in ("miou", "iou", "agreement", "teacher_miou")},
+        "score": {name: found.get(name) for name in SCORES},
     }
 
 

@@ -28,6 +28,7 @@ from stillroom.recipe_check import check
 from stillroom.students.begin import begin_of, load_begin
 from stillroom.students.distiller import Distiller, build_distiller, upstream_parameters
 from stillroom.training.average import Average
+from stillroom.training.class_weights import RunningWeights
 from stillroom.training.context import TrainContext, run_folder
 from stillroom.training.find_cache import find_cache
 from stillroom.training.optimizer import make_optimizer
@@ -97,6 +98,7 @@ def make_context(
         model=model,
         optimizer=wrapped,
         average=None if recipe.ema is None else Average(distiller, recipe.ema),
+        class_weights=RunningWeights(recipe.terms, accelerator.device),
         begin=begin,
     )
 
@@ -109,7 +111,7 @@ def with_class_counts(
     """
     if not any(term.needs.class_counts for term in recipe.terms):
         return recipe
-    if recipe.data.regions:
+    if recipe.data.regions is not None:
         raise UserError(
             "classes are counted over whole masks, and here rows are regions of pictures",
             fix="give the weights as numbers: --terms.N.class-weights",
@@ -217,7 +219,8 @@ def _distiller(
     with accelerator.main_process_first():
         recipe.student.prefetch()
     seed_forward(recipe.seed, -1, 0)
-    distiller = build_distiller(recipe.student, recipe.terms, specs, size)
+    regions = recipe.data.regions
+    distiller = build_distiller(recipe.student, recipe.terms, specs, size, regions)
     for parameter in frozen_parameters(distiller, recipe, recipe.epochs - 1):
         parameter.requires_grad_(False)
     _refuse_idle_taps(recipe, distiller)

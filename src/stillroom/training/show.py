@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from stillroom.metrics import predict
-from stillroom.pictures.draw import blend, grid
-from stillroom.pictures.labels import palette_of
+from stillroom.pictures.draw import blend, cut_out, grid
 from stillroom.training.context import TrainContext
 from stillroom.training.stream import RowDataset, collate, to_batch
 from stillroom.types import IGNORE, Batch
@@ -16,11 +15,11 @@ _PICTURES = 4
 
 
 def teacher_target(batch: Batch, classes: int) -> str | None:
-    """Return the name of the first target that is a map of the student's classes on the picture's
+    """Return the name of the first target that is a map of the student's classes on the labels'
     grid.
     """
     for name, target in batch.targets.items():
-        if target.shape[1] == classes and target.shape[2:] == batch.image.shape[2:]:
+        if target.shape[1] == classes and target.shape[2:] == batch.mask.shape[1:]:
             return name
     return None
 
@@ -35,7 +34,7 @@ def draw_grid(context: TrainContext, dataset: RowDataset, path: Path) -> None:
     batch = to_batch(host, context.accelerator.device, context.cache)
     context.distiller.eval()
     with context.accelerator.autocast():
-        logits = context.distiller(batch.image)["logits"]
+        logits = context.distiller(batch.image, batch.boxes)["logits"]
     masks = {"truth": host.mask.numpy(), "student": predict(logits).cpu().numpy()}
     target = teacher_target(batch, context.recipe.student.classes)
     if target is not None:
@@ -43,8 +42,12 @@ def draw_grid(context: TrainContext, dataset: RowDataset, path: Path) -> None:
     if (masks["truth"] == IGNORE).all():
         del masks["truth"]
     names = [name for name in ("truth", "teacher", "student") if name in masks]
-    palette = context.pictures.palette or palette_of(max(2, context.recipe.student.classes))
+    palette = context.recipe.palette_of(context.pictures)
     images = host.image.numpy()
+    if host.boxes is not None:
+        size = (host.mask.shape[1], host.mask.shape[2])
+        pairs = zip(images, host.boxes.tolist(), strict=True)
+        images = np.stack([cut_out(image, box, size) for image, box in pairs])
     tiles = [
         [image, *(blend(image, masks[name][i].astype(np.int64), palette) for name in names)]
         for i, image in enumerate(images)

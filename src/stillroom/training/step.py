@@ -40,6 +40,18 @@ def local_counts(
     return total
 
 
+def step_counts(context: TrainContext, batches: Sequence[Batch]) -> Float[Tensor, " terms"]:
+    """Return each term's count over all ranks; running class weights follow the step, and the
+    batches get them. One sum over the ranks.
+    """
+    recipe, running = context.recipe, context.class_weights
+    own = local_counts(recipe.terms, batches, context.accelerator.device)
+    pixels = running.pixels(batches)
+    parts = context.reduce(torch.cat([own, *pixels])).split([len(own), *map(len, pixels)])
+    running.follow(parts[1:], batches)
+    return parts[0]
+
+
 def loss_factors(
     term_weights: Sequence[float], counts: Float[Tensor, " terms"], world: int
 ) -> Float[Tensor, " terms"]:
@@ -77,7 +89,9 @@ def forward_and_backward(
     for micro, batch in zip(micros, batches, strict=True):
         seed_forward(recipe.seed, step, micro)
         with nullcontext() if micro == micros[-1] else context.accelerator.no_sync(context.model):
-            sums = term_totals(recipe.terms, context.model(batch.image), batch, progress)
+            sums = term_totals(
+                recipe.terms, context.model(batch.image, batch.boxes), batch, progress
+            )
             context.accelerator.backward((factors * sums).sum())
         buffers.keep(micro)
         totals += sums.detach()

@@ -41,8 +41,8 @@ class HostBatch:
 
     keys: tuple[str, ...]
     image: Tensor  # (b h w 3) uint8
-    mask: Tensor  # (b h w) uint8
-    inside: Tensor  # (b h w) bool
+    mask: Tensor  # (b y x) uint8: pixels, or cells of a region
+    inside: Tensor  # (b y x) bool
     boxes: Tensor | None  # (b 4) float32, pixels
     parts: dict[str, Tensor]
     noise: dict[str, Tensor]  # (b,) float32, per target that is right on average only
@@ -53,7 +53,7 @@ class RowDataset:
     """The rows of one split: pictures, masks and targets by row number.
 
     A place is a picture, or a region of one; which view of it is shown depends on the pass.
-    `size` is its height and width, None = as packed.
+    `size` is its height and width, None = as packed; `regions` are those of a region's mask.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class RowDataset:
         targets: tuple[str, ...] = (),
         size: tuple[int, int] | None = None,
         views: ViewSource = _WHOLE,
-        regions: bool = False,
+        regions: tuple[int, int] | None = None,
         label_share: float = 1.0,
         labelled_only: bool = False,
     ) -> None:
         self.pictures, self.cache, self.split = pictures, cache, split
         self.label_share, self._views = label_share, views
-        self._size = size or pictures.geometry
+        self._size, self._regions = size or pictures.geometry, regions
         self._num_views = num_views(views, split)
-        self.places = self._find_places(labelled_only, regions)
+        self.places = self._find_places(labelled_only)
         self.parts = tuple(f"{name}.{part}" for name in targets for part in _parts(cache, name))
         self._noisy = tuple(n for n in targets if cache is not None and cache.codecs[n].is_noisy)
         self._target_shard = (
@@ -86,11 +86,12 @@ class RowDataset:
     def __len__(self) -> int:
         return len(self.places)
 
-    def _find_places(self, labelled_only: bool, regions: bool) -> list[tuple[ShardId, Row]]:
+    def _find_places(self, labelled_only: bool) -> list[tuple[ShardId, Row]]:
         """Return view 0 of each picture, or of each region of one."""
         places = []
         for shard in self.pictures.shard_ids(self.split):
             opened = self.pictures.open(shard)
+            regions = self._regions is not None
             for row in rows_of(opened, self._views, regions=regions, first_only=True):
                 labelled = opened.has_mask(opened.index(row.key)) and is_label_used(
                     row.key, self.label_share
@@ -147,7 +148,8 @@ class RowDataset:
     def _picture(self, shard: ShardId, row: Row) -> Picture:
         assert self._size is not None
         opened = self.pictures.open(shard)
-        return picture_of(opened.read(opened.index(row.key)), row, self._size)
+        picture = opened.read(opened.index(row.key))
+        return picture_of(picture, row, self._size, self._regions)
 
     def read_or_substitute(
         self, place: int, number: int, may_substitute: bool

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from stillroom.losses import Term
-from stillroom.metrics import confusion, iou, miou, predict
+from stillroom.metrics import confusion, iou, miou, predict, region_figures, region_sums
 from stillroom.training.checkpoint import save_best
 from stillroom.training.context import TrainContext
 from stillroom.training.evaluations import Evaluation, best_score, evaluation_of
@@ -50,7 +50,10 @@ def _evaluate(
         if score is None or score > best:
             about = about_student(context, step, found)
             save_best(context.folder, context.distiller.student, about)
-        print(f"epoch {epoch + 1}: {summary(found, context.pictures.classes)}", flush=True)
+        print(
+            f"epoch {epoch + 1}: {summary(found, context.recipe.classes_of(context.pictures))}",
+            flush=True,
+        )
     context.accelerator.wait_for_everyone()
     return evaluation
 
@@ -71,7 +74,7 @@ def _validate(context: TrainContext, dataset: RowDataset) -> dict[str, Any]:
         found = validate(
             context.distiller,
             context.recipe.terms,
-            (to_batch(host, device, context.cache) for host in hosts),
+            (context.class_weights.give(to_batch(host, device, context.cache)) for host in hosts),
             context.recipe.student.classes,
             device=device,
             reduce=context.reduce,
@@ -100,9 +103,10 @@ def validate(
     k = max(2, classes)
     tables = torch.zeros(3, k, k, dtype=torch.int64, device=device)
     sums = torch.zeros(2, len(terms), dtype=torch.float64, device=device)
+    regions = torch.zeros(4, dtype=torch.float64, device=device)
     for batch in batches:
         with autocast():
-            outputs = distiller(batch.image)
+            outputs = distiller(batch.image, batch.boxes)
         student = predict(outputs["logits"])
         tables[0] += confusion(student, batch.mask, k, batch.inside)
         name = teacher_target(batch, classes)
@@ -110,10 +114,13 @@ def validate(
             teacher = predict(batch.targets[name])
             tables[1] += confusion(teacher, batch.mask, k, batch.inside)
             tables[2] += confusion(student, teacher, k, batch.inside)
+        if batch.boxes is not None:
+            regions += region_sums(student, batch.mask, batch.inside)
         sums[0] += term_totals(terms, outputs, batch, 1.0)
         sums[1] += torch.stack([term.count(batch) for term in terms])
-    tables, sums = reduce(tables).cpu(), reduce(sums).cpu()
-    return figures(tables) | {"terms": (sums[0] / sums[1]).tolist()}
+    tables, sums, regions = reduce(tables).cpu(), reduce(sums).cpu(), reduce(regions).cpu()
+    found = region_figures(regions) | figures(tables)
+    return found | {"terms": (sums[0] / sums[1]).tolist()}
 
 
 def figures(tables: Int[Tensor, "3 k k"]) -> dict[str, Any]:
@@ -132,7 +139,12 @@ def figures(tables: Int[Tensor, "3 k k"]) -> dict[str, Any]:
 
 def summary(found: dict[str, Any], classes: Sequence[str]) -> str:
     """Return an evaluation in a line; of a binary task the foreground's IoU too."""
-    names = {"miou": "mIoU", "teacher_miou": "teacher mIoU", "agreement": "agreement"}
+    names = {
+        "target_iou": "target IoU",
+        "miou": "mIoU",
+        "teacher_miou": "teacher mIoU",
+        "agreement": "agreement",
+    }
     known = [f"{label} {found[name]:.4f}" for name, label in names.items() if name in found]
     if len(classes) == 2:
         known += [

@@ -18,9 +18,10 @@ from stillroom.errors import UserError
 from stillroom.jsonfile import digest, read_json
 from stillroom.metrics import predict
 from stillroom.pictures.dataset import open_pictures
-from stillroom.pictures.draw import colour_mask, grid
-from stillroom.pictures.loader import image_tensor, mask_array
-from stillroom.pictures.rows import whole_picture
+from stillroom.pictures.draw import colour_mask, cut_out, grid
+from stillroom.pictures.loader import box_tensor, image_tensor, mask_array
+from stillroom.pictures.rows import picture_of, rows_of
+from stillroom.pictures.views import Views
 from stillroom.using.student import Trained
 
 METRICS = {"miou": "mIoU", "agreement": "agreement"}  # the second where there are no labels
@@ -183,22 +184,21 @@ def differing(values: Sequence[Any], name: str = "") -> dict[str, list[Any]]:
 def draw_comparison(
     students: Mapping[str, Trained], shards: Path, path: Path, rows: int = 6
 ) -> None:
-    """Write a grid of validation pictures at the first student's size: picture, truth, each
-    student's mask.
+    """Write a grid of validation pictures, or regions of them, at the first student's size:
+    picture, truth, each student's mask.
     """
-    pictures, size = open_pictures(shards), next(iter(students.values())).size
-    shard = pictures.open(pictures.shard_ids("val")[0])
-    step = max(1, len(shard) // rows)
+    pictures, first = open_pictures(shards), next(iter(students.values()))
+    shard, regions = pictures.open(pictures.shard_ids("val")[0]), first.regions
+    places = rows_of(shard, Views(), regions=regions is not None)
+    palette = first.about["palette"] or pictures.palette
     tiles = []
-    for i in range(0, len(shard), step)[:rows]:
-        picture = whole_picture(shard.read(i), size)
-        image = image_tensor(picture.image)[None]
-        found = [predict(s.network(image))[0].numpy() for s in students.values()]
-        tiles.append(
-            [
-                picture.image,
-                colour_mask(mask_array(picture).astype(np.int64), pictures.palette),
-                *(colour_mask(mask, pictures.palette) for mask in found),
-            ]
-        )
+    for row in places[:: max(1, len(places) // rows)][:rows]:
+        picture = picture_of(shard.read(shard.index(row.key)), row, first.size, regions)
+        image, boxes = image_tensor(picture.image)[None], box_tensor([picture])
+        masks = [mask_array(picture).astype(np.int64)]
+        masks += [predict(s.network(image, boxes))[0].numpy() for s in students.values()]
+        shown = picture.image
+        if picture.box is not None and regions is not None:
+            shown = cut_out(shown, picture.box, regions)
+        tiles.append([shown, *(colour_mask(mask, palette) for mask in masks)])
     grid(tiles, ["picture", "truth", *students]).save(path)

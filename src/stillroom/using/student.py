@@ -15,6 +15,7 @@ from stillroom.networks.build import Network
 from stillroom.networks.finished_run import DESCRIPTION, WEIGHTS, RunDescription, load_run
 from stillroom.pictures.decode import MAX_SIDE_PX
 
+_Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 _Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE_PX)]
 
 
@@ -31,6 +32,8 @@ class StudentDescription(RunDescription):
     """What `student.json` holds, as far as using a student takes it."""
 
     classes: list[str]
+    palette: list[tuple[_Byte, _Byte, _Byte]]
+    regions: NotRequired[tuple[_Side, _Side] | None]  # cells (y, x) of a region's mask
     geometry: _Geometry
     pictures: _Pictures
     batch: Annotated[int, msgspec.Meta(ge=1, le=4096)]  # pictures of a forward pass
@@ -49,6 +52,11 @@ class Trained:
     def size(self) -> tuple[int, int]:
         """Height and width, pixels, that it was trained at."""
         return self.about["geometry"]["height"], self.about["geometry"]["width"]
+
+    @property
+    def regions(self) -> tuple[int, int] | None:
+        """Cells (y, x) of a region's mask, where it looks at boxes."""
+        return self.about.get("regions")
 
     @property
     def num_parameters(self) -> int:
@@ -77,10 +85,11 @@ def milliseconds(trained: Trained, repeats: int = 30) -> float:
     """Return the median time of one picture (batch 1, fp32, CPU, torch's threads), after three
     rounds of warming up.
     """
-    image, network = torch.rand(1, 3, *trained.size), trained.network.cpu()
-    times = []
+    (height, width), network = trained.size, trained.network.cpu()
+    image, times = torch.rand(1, 3, height, width), []
+    boxes = torch.tensor([[0.0, 0.0, width, height]])
     for _ in range(repeats + 3):
         began = time.perf_counter()
-        network(image)
+        network(image, boxes)
         times.append(time.perf_counter() - began)
     return 1000 * sorted(times[3:])[repeats // 2]
