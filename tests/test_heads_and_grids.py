@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from stillroom.pictures.class_pixels import class_pixels
 from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import Recipe
 from stillroom.training.loop import train
-from stillroom.training.setup import prepare
+from stillroom.training.setup import prepare, with_class_counts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FILE = Path(__file__).parent / "using" / "own_heads.py"
@@ -94,7 +95,11 @@ def test_a_run_with_balanced_weights_resumes(recipe):
 
 def test_regions_have_no_masks_to_count(recipe):
     with pytest.raises(UserError, match=r"regions(.|\n)*--terms\.N\.class-weights"):
-        prepare(replace(recipe, data=replace(recipe.data, regions=(8, 6))))
+        with_class_counts(
+            replace(recipe, data=replace(recipe.data, regions=(8, 6))),
+            open_pictures(Path(recipe.data.shards)),
+            nullcontext(),
+        )
 
 
 def test_labels_of_another_number_of_classes_are_refused(recipe):

@@ -20,6 +20,7 @@ from stillroom.losses import (
     FeatureCosine,
     FeatureMSE,
     Focal,
+    HeadAgreement,
     LogitCosine,
     LogitMSE,
     SoftKL,
@@ -229,6 +230,35 @@ def test_mean_and_gradient_are_those_of_the_formula(term, k, grid, reference):
     assert mean.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert (ours.grad - exact.grad).abs().max() < 1e-5 * max(1.0, exact.grad.abs().max())
     assert exact.grad.any()
+
+
+def test_dice_of_chosen_channels_counts_them_whether_they_are_in_the_mask_or_not():
+    value, batch = batch_of(4)
+    batch.mask[batch.mask == 1] = 2
+    found = []
+    for picture in labelled(value, batch):
+        p = sum((v.exp() / v.exp().sum())[1] for v, _ in picture)
+        found += [1 - 1e-5 / (p + 1e-5)] if picture else []
+    term = Dice(only=(1,))
+    mean = term.total({"logits": value.float()}, batch, 0.0) / term.count(batch)
+    assert mean.item() == pytest.approx((sum(found) / len(found)).item(), rel=1e-5)
+
+
+def test_agreement_is_the_squared_difference_of_probabilities_added_up():
+    logits, batch = batch_of(3)
+    head = torch.randn(3, 2, 8, 12, dtype=torch.float64)
+    batch.mask[batch.mask == 3] = 0
+    squares = []
+    for own, other in zip(labelled(head, batch), labelled(logits, batch), strict=True):
+        for (h, _), (v, _) in zip(own, other, strict=True):
+            p, q = h.exp() / h.exp().sum(), v.exp() / v.exp().sum()
+            squares.append((p[1] - q[1] - q[2]) ** 2)
+    term = HeadAgreement(output="bg_fg", relabel=(0, 1, 1))
+    leaves = {"bg_fg": head.float().requires_grad_(), "logits": logits.float().requires_grad_()}
+    mean = term.total(leaves, batch, 0.0) / term.count(batch)
+    mean.backward()
+    assert mean.item() == pytest.approx((sum(squares) / len(squares)).item(), rel=1e-5)
+    assert all(leaf.grad.any() for leaf in leaves.values())
 
 
 def test_the_labels_class_weighs_a_pixel_where_there_is_one():

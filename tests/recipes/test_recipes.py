@@ -18,18 +18,22 @@ from stillroom.recipe_check import check, check_targets
 from stillroom.recipes import RECIPES
 from stillroom.students.distiller import Distiller, build_distiller
 from stillroom.teachers.pooling import pooled
+from stillroom.training.class_weights import RunningWeights
 from stillroom.types import IGNORE, Batch, TargetSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE, PICTURES = 64, 2
+CELLS = (8, 8)  # that a region network samples; its labels have twice as many
 # (channels, stride) of the tensors of ONNX files, which are not here
 ONNX = {"person": (1, 1), "yolo": (1024, 8), "detector": (128, 8)}
 
 
 def without_downloads(student: Any) -> Any:
-    """A student with random weights."""
-    named = {field.name for field in fields(student)}
-    return replace(student, weights=None) if "weights" in named else student
+    """A student with random weights; of a region network one whose heads are small."""
+    own = {field.name for field in fields(student)}
+    if "cells" in own:
+        student = replace(student, unet=None, cells=CELLS, channels=16, base=4)
+    return replace(student, weights=None) if "weights" in own else student
 
 
 def said(recipe: Recipe) -> dict[str, Tensor]:
@@ -52,10 +56,12 @@ def said_by_file(name: str) -> Tensor:
 def said_by_network(teacher: Any) -> dict[str, Tensor]:
     config = teacher
     if type(teacher).__name__ == "RunTeacher":  # runs/NAME is a run of the recipe NAME
-        config = RECIPES[Path(teacher.path).name]().student
+        config = without_downloads(RECIPES[Path(teacher.path).name]().student)
     network = build_network(config.architecture()).eval()
     taps = tuple(tap[1] for tap in teacher.taps)
-    logits, features = network.forward_taps(torch.empty(PICTURES, 3, SIZE, SIZE), taps)
+    logits, features = network.forward_taps(
+        torch.empty(PICTURES, 3, SIZE, SIZE), taps, boxes=torch.zeros(PICTURES, 4)
+    )
     outputs = {tap[0]: features[tap[1]] for tap in teacher.taps} | {teacher.target: logits}
     strides = {tap[0]: tap[2] for tap in teacher.taps if len(tap) == 3}
     return pooled(outputs, strides, (SIZE, SIZE))
@@ -74,17 +80,22 @@ def specs_of(shapes: dict[str, Tensor], recipe: Recipe) -> dict[str, TargetSpec]
     }
 
 
-def batch_of(shapes: dict[str, Tensor], classes: int) -> Batch:
+def batch_of(shapes: dict[str, Tensor], recipe: Recipe) -> Batch:
     draw = torch.Generator().manual_seed(4)
-    mask = torch.randint(0, max(2, classes), (PICTURES, SIZE, SIZE), generator=draw)
-    mask[:, :8] = IGNORE
-    return Batch(
+    grid, classes = recipe.data.regions or (SIZE, SIZE), recipe.student.classes
+    mask = torch.randint(0, max(2, classes), (PICTURES, *grid), generator=draw)
+    mask[:, : grid[0] // 8] = IGNORE
+    batch = Batch(
         keys=tuple("ab"),
         image=torch.rand(PICTURES, 3, SIZE, SIZE, generator=draw),
         mask=mask,
-        inside=torch.ones(PICTURES, SIZE, SIZE, dtype=torch.bool),
+        inside=torch.ones_like(mask, dtype=torch.bool),
         targets={n: torch.randn(v.shape, generator=draw) for n, v in shapes.items()},
+        boxes=torch.tensor([[4.0, 8.0, 60.0, 62.0]] * PICTURES),
     )
+    running = RunningWeights(recipe.terms, torch.device("cpu"))
+    running.follow(running.pixels([batch]), [batch])
+    return batch
 
 
 def counted(term: Term, classes: int) -> Term:
@@ -101,12 +112,15 @@ def built(request) -> tuple[Recipe, Distiller, Batch]:
     student = without_downloads(recipe.student)
     terms = tuple(counted(term, student.classes) for term in recipe.terms)
     recipe = replace(recipe, student=student, terms=terms)
+    if recipe.data.regions is not None:
+        regions = (2 * CELLS[0], 2 * CELLS[1])
+        recipe = replace(recipe, data=replace(recipe.data, regions=regions))
     shapes = said(recipe)
     torch.manual_seed(1)
     specs = specs_of(shapes, recipe)
     check_targets(recipe, specs)
-    distiller = build_distiller(student, terms, specs, (SIZE, SIZE))
-    return recipe, distiller, batch_of(shapes, student.classes)
+    distiller = build_distiller(student, terms, specs, (SIZE, SIZE), recipe.data.regions)
+    return recipe, distiller, batch_of(shapes, recipe)
 
 
 def test_it_is_named_as_it_is_registered_and_nothing_is_known_to_be_wrong(built):
@@ -118,7 +132,7 @@ def test_it_is_named_as_it_is_registered_and_nothing_is_known_to_be_wrong(built)
 
 def test_every_term_has_a_gradient_in_the_student_and_every_projection_trains(built):
     recipe, distiller, batch = built
-    outputs = distiller(batch.image)
+    outputs = distiller(batch.image, batch.boxes)
     parameters = [p for p in distiller.student.parameters() if p.requires_grad]
     for term in recipe.terms:
         total, count = term.total(outputs, batch, 0.5), term.count(batch)
@@ -136,7 +150,8 @@ def test_what_it_freezes_is_a_part_of_the_student_that_was_trained_before(built)
     recipe, distiller, _ = built
     modules = dict(distiller.student.named_modules())
     assert all(part in modules for part in recipe.freeze)
-    assert not recipe.freeze or RECIPES[recipe.name]().student.weights is not None
+    student = RECIPES[recipe.name]().student
+    assert not recipe.freeze or student.weights is not None or student.unet is not None
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("street-")])

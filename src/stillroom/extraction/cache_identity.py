@@ -57,9 +57,12 @@ def probe(
     rows = (row for shard in pictures.shards for row in recipe.rows_of(pictures.open(shard.id)))
     some = tuple(islice(rows, num_views(recipe.views, pictures.shards[0].split)))
     grey = torch.full((1, 3, *size), 0.5, device=device)
+    boxes = None
+    if recipe.data.regions is not None:  # all of the picture
+        boxes = torch.tensor([[0.0, 0.0, size[1], size[0]]], device=device)
     answers: dict[str, Tensor] = {}
     for built in teachers:
-        answers |= built(grey, rows=some[-1:])
+        answers |= built(grey, rows=some[-1:], boxes=boxes)
     specs = []
     for name, kind in recipe.target_kinds().items():
         shape = tuple(answers[name].shape[1:])

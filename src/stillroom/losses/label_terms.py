@@ -157,8 +157,8 @@ class RunningCrossEntropy(OnLabels):
         """
         boost = vector(self.boost, pixels.device)
         found = (boost * pixels.sum() / (len(boost) * pixels)).clamp(*self.limits)
-        before = torch.where(before.isnan(), found, before)
-        return torch.where(pixels > 0, self.decay * before + (1 - self.decay) * found, before)
+        after = self.decay * before + (1 - self.decay) * found
+        return torch.where(pixels > 0, torch.where(before.isnan(), found, after), before)
 
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over labelled pixels, weighted by `batch.class_weights`."""

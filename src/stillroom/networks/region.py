@@ -244,6 +244,6 @@ def _join(channels: int) -> nn.Sequential:
 
 def _beside(
     up: Float[Tensor, "b c _ _"], skip: Float[Tensor, "b c y x"]
-) -> Float[Tensor, "b 2c y x"]:
+) -> Float[Tensor, "b _ y x"]:
     up = functional.interpolate(up, skip.shape[2:], mode="bilinear", align_corners=False)
     return torch.cat([up, skip], 1)

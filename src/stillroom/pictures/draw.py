@@ -39,8 +39,10 @@ def blend(
     return (image * (1 - weight) + colour * weight).round().astype(np.uint8)
 
 
-def cut_out(image: Rgb, box: Sequence[float], size: tuple[int, int]) -> Rgb:
-    """Return what a box x0, y0, x1, y1 (pixels) shows, at `size` (h, w)."""
+def cut_out(
+    image: Rgb, box: Sequence[float], size: tuple[int, int]
+) -> UInt8[np.ndarray, "y x 3"]:
+    """Return what a box x0, y0, x1, y1 (pixels) shows, at `size` (y, x)."""
     x0, y0, x1, y1 = box
     corners = (x0, y0, x1, y1)
     found = Image.fromarray(image).resize(
