@@ -2,6 +2,7 @@
 with it, several seeds, equal numbers of steps.
 
     python benchmarks/five_systems.py S0 --shards shards/street --steps 2000 --out OUT
+    python benchmarks/five_systems.py rare --shards shards/street --label-share .05 --out OUT
     python benchmarks/five_systems.py S2 --shards shards/people --unlabelled shards/frames --out OUT
     python benchmarks/five_systems.py S4 --shards shards/groups --out OUT   (people_groups.py)
     python benchmarks/five_systems.py S3 --shards shards/people --out OUT --teachers TEACHERS
@@ -25,7 +26,7 @@ from typing import Any
 from bench.commands import call, train_once
 from bench.machine import RESULTS, save
 
-from stillroom.cli import run_command
+from stillroom.cli import named_recipe, run_command
 from stillroom.errors import UserError
 from stillroom.jsonfile import read_json, write_json
 from stillroom.pictures.dataset import open_pictures
@@ -49,6 +50,9 @@ _S0 = "--student.classes {classes} --optimizer.lr 1e-3 --optimizer.lr-limits 1e-
 _S1 = f"--student.classes {{classes}} {_RANDOM} {_FAST}"
 _S4 = f"--student.cells 16 12 --student.channels 48 --student.base 12 --data.regions 32 24 {_FAST}"
 _S4 += f" {_RANDOM}"
+_ENCODER = "--student.weights {encoder}"
+_RARE = f"{_ENCODER} --student.classes {{classes}}"
+_OWN = str(Path(__file__).with_name("rare_classes.py"))
 SYSTEMS = {
     "S0": System(
         teacher=(
@@ -93,6 +97,16 @@ SYSTEMS = {
             "logits and heads": ("b3-b0-hierarchical", _S4),
         },
     ),
+    "rare": System(  # which distance brings a teacher's rare classes to its student
+        teacher=("street-teacher", f"{_ENCODER} --student.classes {{classes}}"),
+        students={
+            "without": ("street-few-plain", _RARE),
+            "pixels": (f"{_OWN}:pixels", _RARE),
+            "balanced pixels": (f"{_OWN}:pixels", f"{_RARE} --terms.2.class-weights balanced"),
+            "channels": (f"{_OWN}:channels", _RARE),
+            "pixels and channels": (f"{_OWN}:both", _RARE),
+        },
+    ),
 }
 
 SCORES = {"target_iou": "target IoU", "miou": "mIoU", "agreement": "agreement"}
@@ -132,6 +146,7 @@ def _arguments() -> argparse.Namespace:
     add("--label-share", type=float, default=1.0, help="of the masks, that students see")
     add("--views", type=int, default=2, help="kept of each picture, where the recipe draws some")
     add("--teachers", default="", help="flags of the teachers' files, in one word (S3)")
+    add("--encoder", default="None", help="rare: a timm file of mobilenetv2_035")
     add("--device", default="cpu")
     add("--results", type=Path, default=RESULTS, help="folder of the figures")
     return parser.parse_args()
@@ -139,7 +154,7 @@ def _arguments() -> argparse.Namespace:
 
 def _is_there(system: System) -> bool:
     named = [*system.students.values(), *([] if system.teacher is None else [system.teacher])]
-    return all(recipe in RECIPES for recipe, _ in named)
+    return all(recipe in RECIPES or ":" in recipe for recipe, _ in named)
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -189,11 +204,12 @@ def _cache(arguments: argparse.Namespace, recipe: str, flags: str) -> None:
 
 def _flags(arguments: argparse.Namespace, label: str, recipe: str, flags: str) -> list[object]:
     system = SYSTEMS[arguments.system]
-    default = RECIPES[recipe]()
+    default = named_recipe(recipe)
     if default.teachers:
         flags += f" {system.points}" if system.teacher is not None else f" {arguments.teachers}"
     classes = len(open_pictures(arguments.shards).classes)
-    flags = flags.format(run=arguments.out / "runs" / "teacher-0", classes=classes)
+    run = arguments.out / "runs" / "teacher-0"
+    flags = flags.format(run=run, classes=classes, encoder=arguments.encoder)
     words: list[object] = [*flags.split(), "--data.shards", _shards(arguments, label)]
     words += ["--run.cache", arguments.out / "cache", "--run.device", arguments.device]
     words += ["--batch", arguments.batch, "--micro-batch", arguments.batch]

@@ -39,9 +39,7 @@ def blend(
     return (image * (1 - weight) + colour * weight).round().astype(np.uint8)
 
 
-def cut_out(
-    image: Rgb, box: Sequence[float], size: tuple[int, int]
-) -> UInt8[np.ndarray, "y x 3"]:
+def cut_out(image: Rgb, box: Sequence[float], size: tuple[int, int]) -> UInt8[np.ndarray, "y x 3"]:
     """Return what a box x0, y0, x1, y1 (pixels) shows, at `size` (y, x)."""
     x0, y0, x1, y1 = box
     corners = (x0, y0, x1, y1)
