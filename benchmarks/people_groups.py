@@ -83,7 +83,7 @@ def group(
 
 def annotation(image: int, mask: np.ndarray) -> dict[str, Any]:
     runs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    segmentation = {"size": list(runs["size"]), "counts": runs["counts"].decode()}
+    segmentation = {"size": list(runs["size"]), "counts": bytes(runs["counts"]).decode()}
     return {"image_id": image, "category_id": 1, "iscrowd": 0, "segmentation": segmentation}
 
 
