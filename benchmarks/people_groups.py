@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
+
+from stillroom.pictures.run_lengths import run_lengths
 
 SIDE = 384  # pixels, both ways
 
@@ -82,8 +83,7 @@ def group(
 
 
 def annotation(image: int, mask: np.ndarray) -> dict[str, Any]:
-    runs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    segmentation = {"size": list(runs["size"]), "counts": bytes(runs["counts"]).decode()}
+    segmentation = {"size": list(mask.shape), "counts": run_lengths(mask)}
     return {"image_id": image, "category_id": 1, "iscrowd": 0, "segmentation": segmentation}
 
 

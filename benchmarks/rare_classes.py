@@ -1,4 +1,4 @@
-"""Recipes of `five_systems.py rare`: what the street teacher said, by pixels, by channels, by both."""
+"""Recipes of `five_systems.py rare`: the street teacher's answers by pixels, by channels, both."""
 
 from dataclasses import replace
 
