@@ -5,9 +5,8 @@ Runs of one recipe are those whose recipe.json differs in the seed alone. A run 
 teacher is a teacher, one that read a cache was trained with a teacher, any other without.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -21,6 +20,7 @@ from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.draw import colour_mask, grid
 from stillroom.pictures.loader import image_tensor, mask_array
 from stillroom.pictures.rows import whole_picture
+from stillroom.using.curves import points, read_lines
 from stillroom.using.student import Trained
 
 METRICS = {"miou": "mIoU", "agreement": "agreement"}  # the second where there are no labels
@@ -60,9 +60,14 @@ class RunFigures:
     teacher_miou: float | None
     has_cache: bool
     parameters: int
-    ms: float | None  # a picture, as tools/evaluate.py measured it
+    evaluation: dict[str, Any]  # evaluation.json, as tools/evaluate.py wrote it; empty without
     training_s: float  # of all steps and the evaluations between them, whatever the resumes
-    curve: tuple[tuple[int, float], ...]  # step, score
+    curve: tuple[tuple[float, float], ...]  # step, score
+
+    @property
+    def ms(self) -> float | None:
+        """Milliseconds of a picture."""
+        return self.evaluation.get("ms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,12 @@ class Row:
     scores: tuple[float, ...]
     recipe: dict[str, Any] | None = None
     runs: tuple[RunFigures, ...] = ()
+    teacher: dict[str, Any] = field(default_factory=dict)  # as evaluate --teacher measured it
+
+    @property
+    def label(self) -> str:
+        """Its role and name."""
+        return f"{self.role}: {self.name}"
 
 
 def read_run(run: Path) -> RunFigures:
@@ -98,7 +109,7 @@ def read_run(run: Path) -> RunFigures:
         teacher_miou=score["teacher_miou"],
         has_cache=receipt["cache"] is not None,
         parameters=receipt["parameters"],
-        ms=read_json(timed).get("ms") if timed.is_file() else None,
+        evaluation=read_json(timed) if timed.is_file() else {},
         training_s=training_s,
         curve=curve,
     )
@@ -106,18 +117,17 @@ def read_run(run: Path) -> RunFigures:
 
 def _read_metrics(
     run: Path, metric: str | None, batch: int
-) -> tuple[float, tuple[tuple[int, float], ...]]:
+) -> tuple[float, tuple[tuple[float, float], ...]]:
     """Return seconds of training, from the rates (a receipt knows the last resume only), and the
     score's curve.
     """
-    seconds, before, curve = 0.0, 0, []
-    for line in map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
-        if line["kind"] == "train" and line["rows_per_s"]:
-            seconds += (line["step"] - before) * batch / line["rows_per_s"]
-            before = line["step"]
-        elif line["kind"] == "val" and metric and line.get(metric) is not None:
-            curve.append((line["step"], line[metric]))
-    return seconds, tuple(curve)
+    lines = read_lines(run)
+    seconds, before = 0.0, 0.0
+    for step, rate in points(lines, "train", "rows_per_s"):
+        if rate:
+            seconds += (step - before) * batch / rate
+            before = step
+    return seconds, tuple(points(lines, "val", metric)) if metric else ()
 
 
 def compare(folders: Sequence[Path]) -> list[Row]:
@@ -134,7 +144,10 @@ def compare(folders: Sequence[Path]) -> list[Row]:
         taught = group[0].teacher_miou
         if taught is not None and not _teacher_runs(group[0].recipe) & {f.name for f in folders}:
             name = f"teacher of {rows[-1].name}"
-            rows.append(Row(role="teacher", name=name, metric="miou", scores=(taught,)))
+            known = (one for run in group for one in run.evaluation.get("teachers", ()))
+            measured = next((one for one in known if one["miou"] is not None), {})
+            row = Row(role="teacher", name=name, metric="miou", scores=(taught,), teacher=measured)
+            rows.append(row)
     return sorted(rows, key=lambda row: ROLES.index(row.role))
 
 

@@ -1,5 +1,5 @@
-"""Evaluation of a student alone, from the run's files: data-set mIoU, IoU per class, confusion
-matrix, size and time.
+"""Evaluation of a student alone, from the run's files: data-set mIoU, figures per class, confusion
+matrix, calibration, agreement with the teacher, size and time.
 """
 
 import csv
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from stillroom.errors import UserError
 from stillroom.jsonfile import write_json
-from stillroom.metrics import confusion, iou, miou, num_classes, predict
+from stillroom.metrics import confusion, iou, miou, num_classes, precision, predict, recall
 from stillroom.pictures.dataset import Picture, PictureSet, open_pictures
 from stillroom.pictures.loader import image_tensor, inside_array, mask_array, read_ahead
 from stillroom.pictures.rows import whole_picture
 from stillroom.types import IGNORE
-from stillroom.using.student import Trained, milliseconds
+from stillroom.using.measures import Measures, by_class
+from stillroom.using.student import Trained, flops, milliseconds
 
 
 def open_data(trained: Trained, shards: Path | None) -> PictureSet:
@@ -43,10 +44,16 @@ def open_data(trained: Trained, shards: Path | None) -> PictureSet:
 
 @torch.inference_mode()
 def confusion_of(
-    trained: Trained, pictures: PictureSet, split: str, device: str = "cpu", workers: int = 2
+    trained: Trained,
+    pictures: PictureSet,
+    split: str,
+    device: str = "cpu",
+    workers: int = 2,
+    measures: Measures | None = None,
 ) -> Int[Tensor, "k k"]:
     """Return the confusion matrix (truth by prediction, pixels, void left out) of a whole split at
-    the size that the student was trained at.
+    the size that the student was trained at; of pictures without classes it is empty. `measures`
+    is shown every batch.
 
     Raises UserError where the split has no labelled picture, or another number of classes than the
     student.
@@ -71,35 +78,54 @@ def confusion_of(
                 wanted=f"{num_classes(logits.shape[1])} classes",
             )
         table += confusion(predict(logits), mask, k)
-    if not table.sum():
+        if measures is not None:
+            measures.add(batch, logits, mask)
+    if k and not table.sum():
         raise UserError(f"split {split!r} of {pictures.path} has no labelled picture")
     return table
 
 
 def evaluate(
-    trained: Trained, pictures: PictureSet, split: str = "val", device: str = "cpu"
+    trained: Trained,
+    pictures: PictureSet,
+    split: str = "val",
+    device: str = "cpu",
+    measures: Measures | None = None,
 ) -> dict[str, Any]:
     """Evaluate, and write `evaluation.json` into the run's folder, and, where the pictures have
-    labels, `confusion.csv` and `confusion.png`.
+    labels, `confusion.csv` and `confusion.png`. `measures`, if given, has each picture's score
+    afterwards.
     """
+    measures = Measures() if measures is None else measures
     found = {"split": split, "pictures": pictures.digest}
+    table = confusion_of(trained, pictures, split, device, measures=measures)
     if pictures.classes:
-        table = confusion_of(trained, pictures, split, device)
-        found |= _scores(table, list(pictures.classes))
+        found |= scores(table, list(pictures.classes))
         _write_confusion(table, list(pictures.classes), trained.run)
+    found |= measures.figures(pictures.classes)
     found |= {
         "weights_sha256": trained.about["weights_sha256"],
+        "weights_bytes": trained.weights_bytes,
         "parameters": trained.num_parameters,
+        "flops": flops(trained),
         "ms": milliseconds(trained),
     }
-    write_json(trained.run / "evaluation.json", found)
+    write_evaluation(trained.run, found)
     return found
 
 
-def _scores(table: Int[Tensor, "k k"], classes: list[str]) -> dict[str, Any]:
+def write_evaluation(run: Path, found: dict[str, Any]) -> None:
+    """Write `evaluation.json` into a run's folder."""
+    write_json(run / "evaluation.json", found)
+
+
+def scores(table: Int[Tensor, "k k"], classes: list[str]) -> dict[str, Any]:
+    """Return what a confusion matrix says, each class by its name; None for what is undefined."""
     return {
         "miou": float(miou(table)),
-        "iou": {name: _number(value) for name, value in zip(classes, iou(table), strict=True)},
+        "iou": by_class(classes, iou(table)),
+        "precision": by_class(classes, precision(table)),
+        "recall": by_class(classes, recall(table)),
         "pixel_accuracy": float(table.diagonal().sum() / table.sum()),
         "confusion": table.tolist(),
     }
@@ -150,7 +176,3 @@ def _batches(
 
 def _labels(picture: Picture) -> np.ndarray:
     return np.where(inside_array(picture), mask_array(picture), IGNORE)
-
-
-def _number(value: Tensor) -> float | None:
-    return None if bool(torch.isnan(value)) else float(value)

@@ -9,8 +9,10 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from stillroom.errors import UserError
+from stillroom.metrics import num_classes
 from stillroom.networks.build import Network
 from stillroom.networks.finished_run import DESCRIPTION, WEIGHTS, RunDescription, load_run
 from stillroom.pictures.decode import MAX_SIDE_PX
@@ -55,6 +57,16 @@ class Trained:
         """Numbers that were trained."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
+    @property
+    def num_classes(self) -> int:
+        """Classes that its logits tell apart."""
+        return num_classes(self.about["network"]["classes"])
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the weights' file."""
+        return (self.run / WEIGHTS).stat().st_size
+
 
 def load_student(run: Path, code: str | None = None) -> Trained:
     """Load the student of a finished run (or of its `best/`); `code` as in `load_run`.
@@ -70,6 +82,16 @@ def load_student(run: Path, code: str | None = None) -> Trained:
         )
     network, about = load_run(run, StudentDescription, code)
     return Trained(run=run, network=network.eval(), about=about)
+
+
+@torch.no_grad()  # in inference mode convolutions are not counted
+def flops(trained: Trained) -> int:
+    """Return the floating point operations of one picture, a multiplication and an addition being
+    two: those of convolutions and matrix products, as torch counts them.
+    """
+    with FlopCounterMode(display=False) as counter:
+        trained.network.cpu()(torch.zeros(1, 3, *trained.size))
+    return counter.get_total_flops()
 
 
 @torch.inference_mode()

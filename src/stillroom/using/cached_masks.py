@@ -1,0 +1,68 @@
+"""What a run's teacher made of each picture, as masks, from the cache that the run read; no teacher
+runs.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from stillroom.cache.find import find_caches
+from stillroom.cache.folder import Cache
+from stillroom.jsonfile import read_json
+from stillroom.metrics import num_classes, predict
+from stillroom.pictures.dataset import PictureSet
+from stillroom.types import ShardId
+from stillroom.using.student import Trained
+
+_OPEN_SHARDS = 8
+
+
+class CachedMasks:
+    """Masks of one target of logits, for the pictures of a split as they stand (view 0)."""
+
+    def __init__(self, cache: Cache, target: str, split: str) -> None:
+        self.cache, self.target = cache, target
+        self._parts = [p.name for p in cache.parts if p.name.partition(".")[0] == target]
+        self._open = lru_cache(_OPEN_SHARDS)(cache.reader)
+        self._places: dict[str, tuple[ShardId, int]] = {}
+        for shard in cache.shard_ids(split):
+            for i, row in enumerate(self._open(shard).rows):
+                if row.view.number == 0:
+                    self._places[row.key] = shard, i
+
+    def mask(self, key: str) -> Int[Tensor, "h w"]:
+        """Return the teacher's classes of a picture; raises DamageError."""
+        shard, i = self._places[key]
+        read = self._open(shard).read(i, self._parts)
+        parts = {name: torch.from_numpy(value)[None] for name, value in read.items()}
+        return predict(self.cache.decode(parts)[self.target])[0]
+
+
+def find_masks(
+    trained: Trained, pictures: PictureSet, split: str, root: Path
+) -> tuple[CachedMasks | None, str]:
+    """Return the masks of a run's teacher, or None and why there are none.
+
+    `root` is the folder of caches, or the cache itself.
+    """
+    receipt = trained.run / "receipt.json"
+    read = read_json(receipt).get("cache") if receipt.is_file() else None
+    if read is None:
+        return None, "this run read no cache"
+    caches = [c for c in find_caches(root) if c.fingerprint == read["fingerprint"]]
+    if not caches:
+        return None, f"the cache {read['name']} is not in {root} (--cache FOLDER)"
+    cache = caches[0]
+    if cache.identity["pictures"]["digest"] != pictures.digest:
+        return None, f"the cache {read['name']} is one of other pictures"
+    missing = set(cache.missing()) & set(cache.shard_ids(split))
+    if missing or cache.identity["views"]["regions"]:
+        return None, f"the cache {read['name']} does not hold every whole picture of {split!r}"
+    for name, spec in cache.specs.items():
+        is_map = spec.kind == "logits" and spec.shape[1:] == trained.size
+        if is_map and num_classes(spec.shape[0]) == trained.num_classes:
+            return CachedMasks(cache, name, split), ""
+    return None, f"the cache {read['name']} holds no map of the classes at the picture's size"
