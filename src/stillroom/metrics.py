@@ -112,7 +112,7 @@ def calibration(
     sure, right = sure[valid].double(), (predict(logits) == mask)[valid].double()
     place = (sure * bins).ceil().long().clamp(1, bins) - 1
     weights = (torch.ones_like(sure), sure, right)
-    return torch.stack([torch.bincount(place, weight, bins) for weight in weights])
+    return torch.stack([torch.bincount(place, weight, bins).double() for weight in weights])
 
 
 def calibration_error(table: Float[Tensor, "3 bins"]) -> float:

@@ -6,16 +6,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-NOTHING = ["--no-sandbox", "--headless=new", "--disable-gpu", "--remote-debugging-pipe"]
+_FLAGS = ["--no-sandbox", "--headless=new", "--disable-gpu", "--remote-debugging-pipe"]
 
 
 class Browser:
-    """One page; `complaints` has errors and warnings of its console, `requests` what it fetched."""
+    """One page; `complaints` has what its console says, `requests` what it fetched."""
 
     def __init__(self, chromium: str, folder: Path) -> None:
         down, up = os.pipe(), os.pipe()
         command = f'exec "$0" "$@" 3<&{down[0]} 4>&{up[1]}'
-        words = [chromium, *NOTHING, f"--user-data-dir={folder}", "about:blank"]
+        words = [chromium, *_FLAGS, f"--user-data-dir={folder}", "about:blank"]
         self._process = subprocess.Popen(
             ["bash", "-c", command, *words],
             pass_fds=(down[0], up[1]),
@@ -82,9 +82,7 @@ class Browser:
             data += byte
         message = json.loads(data)
         method, params = message.get("method"), message.get("params", {})
-        if method == "Runtime.exceptionThrown" or method == "Log.entryAdded":
-            self.complaints.append(json.dumps(params))
-        elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning"):
+        if method in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"):
             self.complaints.append(json.dumps(params))
         elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"][:60])

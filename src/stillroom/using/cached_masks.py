@@ -14,24 +14,28 @@ from stillroom.cache.folder import Cache
 from stillroom.jsonfile import read_json
 from stillroom.metrics import num_classes, predict
 from stillroom.pictures.dataset import PictureSet
-from stillroom.types import ShardId
+from stillroom.types import ShardId, View
 from stillroom.using.student import Trained
 
 _OPEN_SHARDS = 8
 
 
 class CachedMasks:
-    """Masks of one target of logits, for the pictures of a split as they stand (view 0)."""
+    """Masks of one target of logits, of those pictures of a split that were looked at whole, all
+    being of `size` (h, w); `keys` are theirs.
+    """
 
-    def __init__(self, cache: Cache, target: str, split: str) -> None:
+    def __init__(self, cache: Cache, target: str, split: str, size: tuple[int, int]) -> None:
         self.cache, self.target = cache, target
         self._parts = [p.name for p in cache.parts if p.name.partition(".")[0] == target]
         self._open = lru_cache(_OPEN_SHARDS)(cache.reader)
         self._places: dict[str, tuple[ShardId, int]] = {}
+        whole = View(x0=0, y0=0, x1=size[1], y1=size[0])
         for shard in cache.shard_ids(split):
             for i, row in enumerate(self._open(shard).rows):
-                if row.view.number == 0:
+                if row.region is None and row.view == whole:
                     self._places[row.key] = shard, i
+        self.keys = self._places.keys()
 
     def mask(self, key: str) -> Int[Tensor, "h w"]:
         """Return the teacher's classes of a picture; raises DamageError."""
@@ -58,11 +62,13 @@ def find_masks(
     cache = caches[0]
     if cache.identity["pictures"]["digest"] != pictures.digest:
         return None, f"the cache {read['name']} is one of other pictures"
-    missing = set(cache.missing()) & set(cache.shard_ids(split))
-    if missing or cache.identity["views"]["regions"]:
-        return None, f"the cache {read['name']} does not hold every whole picture of {split!r}"
+    lacking = f"the cache {read['name']} does not hold every whole picture of {split!r}"
+    if set(cache.missing()) & set(cache.shard_ids(split)):
+        return None, lacking
     for name, spec in cache.specs.items():
         is_map = spec.kind == "logits" and spec.shape[1:] == trained.size
         if is_map and num_classes(spec.shape[0]) == trained.num_classes:
-            return CachedMasks(cache, name, split), ""
+            assert pictures.geometry is not None
+            masks = CachedMasks(cache, name, split, pictures.geometry)
+            return (masks, "") if len(masks.keys) == pictures.num_rows(split) else (None, lacking)
     return None, f"the cache {read['name']} holds no map of the classes at the picture's size"

@@ -7,8 +7,9 @@ from html import escape
 
 from stillroom.using.page import details, lines
 
-Point = tuple[float, float]
-_WIDTH, _HEIGHT = 420, 230  # of the drawing; it is scaled to its column
+Number = int | float
+Point = tuple[Number, Number]
+_WIDTH, _HEIGHT = 420, 236  # of the drawing; it is scaled to its column
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 408, 8, 204
 _MOST_POINTS = 400
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
@@ -23,24 +24,24 @@ class Series:
     points: Sequence[Point]
     marks: bool = False
     colour: int | None = None  # its own in the order of the chart where None
-    dashed: bool = False
+    dash: int = 0  # number of a pattern
 
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    low: float
-    high: float
+    low: Number
+    high: Number
     is_log: bool = False
 
-    def share(self, value: float) -> float:
+    def share(self, value: Number) -> Number:
         low, high, value = (self._at(v) for v in (self.low, self.high, value))
         return (value - low) / (high - low)
 
-    def _at(self, value: float) -> float:
+    def _at(self, value: Number) -> Number:
         return math.log10(value) if self.is_log else value
 
-    def ticks(self) -> list[float]:
-        if not self.is_log:
+    def ticks(self) -> list[Number]:
+        if not self.is_log or self.high < 8 * self.low:
             step = _round_step((self.high - self.low) / 4)
             first = math.ceil(self.low / step - 1e-9)
             return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
@@ -62,7 +63,7 @@ def chart(
         return ""
     xs, ys = zip(*(point for _, one in kept for point in one.points), strict=True)
     across, up = _axis(xs, False), _axis(ys, log)
-    styles = [_style(i if one.colour is None else one.colour, one.dashed) for i, one in kept]
+    styles = [_style(i if one.colour is None else one.colour, one.dash) for i, one in kept]
     drawn = "".join(_drawn(one, s, across, up) for (_, one), s in zip(kept, styles, strict=True))
     words = [_in_words(one, x) for _, one in kept]
     names = "".join(
@@ -80,7 +81,7 @@ def chart(
     )
 
 
-def number(value: float) -> str:
+def number(value: Number) -> str:
     """Return a figure in four digits."""
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
@@ -92,7 +93,7 @@ def _thinned(one: Series, log: bool) -> Series:
     return replace(one, points=points[::step] + last)
 
 
-def _axis(values: Sequence[float], log: bool) -> _Axis:
+def _axis(values: Sequence[Number], log: bool) -> _Axis:
     low, high = min(values), max(values)
     if log:
         return _Axis(low / 1.1, high * 1.1, True)
@@ -100,13 +101,13 @@ def _axis(values: Sequence[float], log: bool) -> _Axis:
     return _Axis(low - room, high + room)
 
 
-def _round_step(step: float) -> float:
+def _round_step(step: Number) -> Number:
     power = 10.0 ** math.floor(math.log10(step))
     return next(m * power for m in (1, 2, 5, 10) if m * power >= step * 0.999)
 
 
-def _style(number: int, dashed: bool) -> str:
-    dashes = _DASHES[1] if dashed else _DASHES[number // _COLOURS % len(_DASHES)]
+def _style(number: int, dash: int) -> str:
+    dashes = _DASHES[(dash + number // _COLOURS) % len(_DASHES)]
     dashing = f' stroke-dasharray="{dashes}"' if dashes else ""
     return f'class="s{number % _COLOURS}"{dashing}'
 
@@ -134,11 +135,11 @@ def _drawn(one: Series, style: str, across: _Axis, up: _Axis) -> str:
     return f'<path {style} d="{d}"><title>{escape(one.name)}</title></path>'
 
 
-def _x(axis: _Axis, value: float) -> float:
+def _x(axis: _Axis, value: Number) -> Number:
     return _LEFT + (_RIGHT - _LEFT) * axis.share(value)
 
 
-def _y(axis: _Axis, value: float) -> float:
+def _y(axis: _Axis, value: Number) -> Number:
     return _BOTTOM - (_BOTTOM - _TOP) * axis.share(value)
 
 

@@ -20,6 +20,7 @@ from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.draw import colour_mask, grid
 from stillroom.pictures.loader import image_tensor, mask_array
 from stillroom.pictures.rows import whole_picture
+from stillroom.using.charts import Point
 from stillroom.using.curves import points, read_lines
 from stillroom.using.student import Trained
 
@@ -62,7 +63,7 @@ class RunFigures:
     parameters: int
     evaluation: dict[str, Any]  # evaluation.json, as tools/evaluate.py wrote it; empty without
     training_s: float  # of all steps and the evaluations between them, whatever the resumes
-    curve: tuple[tuple[float, float], ...]  # step, score
+    curve: tuple[Point, ...]  # step, score
 
     @property
     def ms(self) -> float | None:
@@ -115,9 +116,7 @@ def read_run(run: Path) -> RunFigures:
     )
 
 
-def _read_metrics(
-    run: Path, metric: str | None, batch: int
-) -> tuple[float, tuple[tuple[float, float], ...]]:
+def _read_metrics(run: Path, metric: str | None, batch: int) -> tuple[float, tuple[Point, ...]]:
     """Return seconds of training, from the rates (a receipt knows the last resume only), and the
     score's curve.
     """

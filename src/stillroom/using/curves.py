@@ -1,6 +1,7 @@
-"""What metrics.jsonl holds over the steps, as charts: of one run, and of several beside each other."""
+"""What metrics.jsonl holds over the steps, as charts: of one run, or of several in each chart."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,18 +60,21 @@ def run_charts(run: Path, classes: Sequence[str]) -> str:
 
 
 def comparison_charts(runs: Sequence[tuple[str, int, Path]]) -> str:
-    """Return a chart of each figure with a line for each run: (recipe, its number, folder)."""
+    """Return a chart of each figure with a line for each run: (recipe, its number, folder). Runs of
+    a recipe have its colour.
+    """
     read = [(name, number, folder.name, read_lines(folder)) for name, number, folder in runs]
-    parts = []
-    names = dict.fromkeys(n for *_, lines in read for n in _names(lines))
-    for kind in ("val", "train"):
+    found = dict.fromkeys(name for *_, lines in read for name in _names(lines))
+    names, parts = [n for n in {**_SCORES, **found} if n in found], []
+    for kind, title in (("val", "validation"), ("train", "training")):
         for name in names:
-            series = [
-                Series(name=f"{recipe}: {run}", points=points(lines, kind, name), colour=number)
-                for recipe, number, run, lines in read
-            ]
-            title = f"{'validation' if kind == 'val' else 'training'}: {_title(name)}"
-            parts.append(chart(title, series, log=name == "loss" or name.startswith("term_")))
+            series, seen = [], Counter()
+            for recipe, number, run, lines in read:
+                line, label = points(lines, kind, name), f"{recipe}: {run}"
+                series.append(Series(name=label, points=line, colour=number, dash=seen[number]))
+                seen[number] += 1
+            is_loss = name == "loss" or name.startswith("term_")
+            parts.append(chart(f"{title}: {_title(name)}", series, log=is_loss))
     return f'<div class="charts">{"".join(parts)}</div>' if any(parts) else ""
 
 

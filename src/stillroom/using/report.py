@@ -157,7 +157,7 @@ def _calibration(found: dict[str, Any]) -> str:
     ends = [(curve[0][0],) * 2, (curve[-1][0],) * 2] if curve else []
     drawn = chart(
         "accuracy over probability",
-        [Series(name="student", points=curve), Series(name="ideal", points=ends, dashed=True)],
+        [Series(name="student", points=curve), Series(name="ideal", points=ends, dash=1)],
         x="mean probability of the predicted class",
         note="below the ideal line the student is surer than it is right",
     )

@@ -60,7 +60,7 @@ class Trained:
     @property
     def num_classes(self) -> int:
         """Classes that its logits tell apart."""
-        return num_classes(self.about["network"]["classes"])
+        return num_classes(self.about["network"].get("classes", 1))  # a BinaryUNet has one channel
 
     @property
     def weights_bytes(self) -> int:
