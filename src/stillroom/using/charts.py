@@ -72,7 +72,7 @@ def chart(
         for (_, one), style in zip(kept, styles, strict=True)
     )
     caption = f"<figcaption>{escape(note)}</figcaption>" if note else ""
-    label = escape(f"{title}: {len(kept)} lines over {x}; the same in words below")
+    label = escape(f"{title} over {x}; the same in words below")
     return (
         f"<figure><h3>{escape(title)}</h3>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">'

@@ -1,5 +1,6 @@
 """report.html of a run: its evaluation, pictures, curves, cache and settings in one page."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def _class_table(found: dict[str, Any]) -> str:
         [
             name,
             f"{sum(pixels) / total:.2%}",
-            *("absent" if (v := found[c][name]) is None else f"{v:.4f}" for c in columns),
+            *("-" if (v := found[c][name]) is None else f"{v:.4f}" for c in columns),
         ]
         for name, pixels in zip(found["iou"], found["confusion"], strict=True)
     ]
@@ -140,9 +141,8 @@ def _confusion(found: dict[str, Any], classes: Sequence[str]) -> str:
         for share, truth, name in sorted(mistakes, reverse=True)[:10]
     ]
     body = table(["truth \\ prediction", *classes], [[t, *map(_two, s)] for t, s in rows])
-    for _, shares in rows:  # in the order of the cells
-        for share in shares:
-            body = body.replace("<td>", f'<td style="--share:{share:.2f}">', 1)
+    cells = (share for _, shares in rows for share in shares)
+    body = re.sub("<td>", lambda _: f'<td style="--share:{next(cells):.2f}">', body)
     note = paragraph("shares of the true class's pixels")
     return note + body.replace('class=""', 'class="confusion"') + lines(words)
 
@@ -170,7 +170,7 @@ def _own_size(found: dict[str, Any]) -> str:
         return ""
     figures = [("mIoU", own["miou"], found.get("miou"))]
     figures += [(name, own["iou"][name], found["iou"][name]) for name in own["iou"]]
-    rows = [[name, *("absent" if v is None else f"{v:.4f}" for v in vs)] for name, *vs in figures]
+    rows = [[name, *("-" if v is None else f"{v:.4f}" for v in vs)] for name, *vs in figures]
     about = (
         f"{own['num_pictures']} of {own['num_wanted']} pictures of the split, in {own['source']}"
     )
