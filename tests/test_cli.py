@@ -21,7 +21,7 @@ TINY = """
 --codec.shapes --codec.inner
 --student.width --student.depth --student.classes --student.mean --student.std --student.begin
 --terms.0.weight --terms.0.output --terms.0.relabel --terms.0.align --terms.0.class-weights
---terms.1.weight --terms.1.output --terms.1.relabel --terms.1.align --terms.1.smooth
+--terms.1.weight --terms.1.output --terms.1.relabel --terms.1.align --terms.1.smooth --terms.1.only
 --terms.2.target --terms.2.weight --terms.2.align --terms.2.output
 --terms.2.class-weights --terms.2.class-of
 --terms.2.temperature.start --terms.2.temperature.end --terms.2.temperature.kind

@@ -2,9 +2,29 @@
 
 import pytest
 import torch
-from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
+from torch.nn.functional import max_pool2d, pad
+from torchmetrics.classification import (
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+    MulticlassJaccardIndex,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
 
-from stillroom.metrics import confusion, iou, miou, num_classes, predict
+from stillroom.metrics import (
+    boundary,
+    boundary_counts,
+    boundary_width,
+    calibration,
+    calibration_error,
+    confusion,
+    iou,
+    miou,
+    num_classes,
+    precision,
+    predict,
+    recall,
+)
 
 
 def _labels(classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,3 +101,56 @@ def test_several_channels_predict_the_largest():
     logits = torch.tensor([[[[0.0]], [[2.0]], [[1.0]]]])
     assert predict(logits).tolist() == [[[1]]]
     assert num_classes(3) == 3
+
+
+def test_precision_and_recall_are_those_of_torchmetrics():
+    prediction, mask = _labels(4, 3)
+    counts, about = confusion(prediction, mask, 4), {"average": "none", "ignore_index": 255}
+    wanted = MulticlassPrecision(4, **about)(prediction, mask)
+    assert torch.allclose(precision(counts).float(), wanted, atol=1e-6)
+    wanted = MulticlassRecall(4, **about)(prediction, mask)
+    assert torch.allclose(recall(counts).float(), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [1, 3, 9])
+def test_a_boundary_is_what_repeated_erosion_takes_away(width):
+    masks = torch.rand(3, 14, 17, generator=torch.Generator().manual_seed(4)) < 0.97
+    masks[1, 2:12, 3:15] = True
+    eroded = masks.float()
+    for _ in range(width):  # 3 x 3, nothing but background outside the picture
+        eroded = -max_pool2d(pad(-eroded, (1,) * 4), 3, stride=1)
+    assert torch.equal(boundary(masks, width), masks & ~eroded.bool())
+
+
+def test_boundaries_of_a_square_that_is_one_pixel_off_are_counted_by_hand():
+    mask, prediction = torch.zeros(2, 12, 12).long()
+    mask[4:8, 4:8], prediction[4:8, 5:9] = 1, 1
+    assert boundary_width(12, 12) == 1
+    counts = boundary_counts(prediction, mask, 2)
+    assert counts[:, 1].tolist() == [6, 18]  # rings of 12: 2 * 3 of the top and bottom rows meet
+
+
+def test_a_boundary_that_is_right_wherever_labels_are_is_perfect():
+    mask = torch.zeros(20, 20).long()
+    mask[5:15, 5:15] = 1
+    mask[4:16, 14:17] = 255
+    prediction = torch.where(mask == 255, 1, mask)
+    shared, either = boundary_counts(prediction, mask, 3)
+    assert torch.equal(shared, either) and shared[:2].min() > 0 and shared[2] == 0
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+def test_calibration_error_is_that_of_torchmetrics(classes):
+    generator = torch.Generator().manual_seed(5)
+    logits = 2 * torch.randn(2, classes, 16, 20, generator=generator)
+    _, mask = _labels(max(2, classes), 6)
+    two = torch.cat([torch.zeros_like(logits), logits], 1) if classes == 1 else logits
+    wanted = MulticlassCalibrationError(max(2, classes), 15, ignore_index=255)(two, mask[:2])
+    parts = sum(calibration(logits[i : i + 1], mask[i : i + 1], 15) for i in range(2))
+    assert calibration_error(parts) == pytest.approx(wanted.item(), abs=1e-6)
+    assert parts[0].sum() == (mask[:2] != 255).sum()
+
+
+def test_certainty_itself_is_in_the_last_bin():
+    table = calibration(torch.full((1, 1, 2, 2), 100.0), torch.ones(1, 2, 2).long(), 10)
+    assert table[:, 9].tolist() == [4, 4, 4] and calibration_error(table) == 0

@@ -1,8 +1,11 @@
 """Data-set metrics from confusion counts, which add up over batches and ranks."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from stillroom.types import IGNORE
 
@@ -74,3 +77,75 @@ def iou(confusion: Int[Tensor, "k k"]) -> Float[Tensor, "k"]:
 def miou(confusion: Int[Tensor, "k k"]) -> Float[Tensor, ""]:
     """Return the mean over the classes that are in truth or prediction; nan for none at all."""
     return iou(confusion).nanmean()
+
+
+def precision(confusion: Int[Tensor, "k k"]) -> Float[Tensor, "k"]:
+    """Return the share of each class's predictions that are right, float64; nan where none is."""
+    return confusion.diagonal().double() / confusion.sum(0)
+
+
+def recall(confusion: Int[Tensor, "k k"]) -> Float[Tensor, "k"]:
+    """Return the share of each class's pixels that are found, float64; nan where it has none."""
+    return confusion.diagonal().double() / confusion.sum(1)
+
+
+def boundary_width(height: int, width: int) -> int:
+    """Return how wide a boundary is, pixels: 2 % of the picture's diagonal, as Cheng et al. 2021
+    (Boundary IoU, section 5) take it.
+    """
+    return max(1, round(0.02 * math.hypot(height, width)))
+
+
+def boundary(masks: Bool[Tensor, "n h w"], width: int) -> Bool[Tensor, "n h w"]:
+    """Return the pixels of masks that are within `width` pixels (chessboard) of what is not mask,
+    the outside of the picture included.
+    """
+    near = functional.pad((~masks).int(), (width,) * 4, value=1)
+    for axis in (1, 2):
+        sums = functional.pad(near.cumsum(axis), (1, 0) if axis == 2 else (0, 0, 1, 0))
+        length = sums.shape[axis] - 2 * width - 1
+        ahead = sums.narrow(axis, 2 * width + 1, length)
+        near = (ahead > sums.narrow(axis, 0, length)).int()
+    return masks & near.bool()
+
+
+def boundary_counts(
+    prediction: Int[Tensor, "h w"], mask: Int[Tensor, "h w"], classes: int
+) -> Int[Tensor, "2 {classes}"]:
+    """Return, per class, how many pixels the boundaries of one picture share, and how many are of
+    either. Both masks are cut at void, so that what no one knows bounds both alike.
+    """
+    counts = torch.zeros(2, classes, dtype=torch.int64)
+    known = torch.where(mask == IGNORE, IGNORE, prediction)
+    present = torch.cat([known.unique(), mask.unique()]).unique()
+    present = present[present != IGNORE].long()
+    planes = torch.stack([known == present[:, None, None], mask == present[:, None, None]])
+    width = boundary_width(*mask.shape)
+    ours, truth = boundary(planes.flatten(0, 1), width).view(planes.shape)
+    counts[0, present] = (ours & truth).sum((1, 2))
+    counts[1, present] = (ours | truth).sum((1, 2))
+    return counts
+
+
+def calibration(
+    logits: Float[Tensor, "b k h w"], mask: Int[Tensor, "b h w"], bins: int
+) -> Float[Tensor, "3 {bins}"]:
+    """Return, per bin of the predicted class's probability, pixels, the sum of the probabilities,
+    and how many are right; float64. Bin i holds (i / bins, (i + 1) / bins].
+    """
+    valid = mask != IGNORE
+    if logits.shape[1] == 1:
+        sure = logits[:, 0].float().abs().sigmoid()
+    else:
+        sure = logits.float().softmax(1).amax(1)
+    sure, right = sure[valid].double(), (predict(logits) == mask)[valid].double()
+    place = (sure * bins).ceil().long().clamp(1, bins) - 1
+    weights = (torch.ones_like(sure), sure, right)
+    return torch.stack([torch.bincount(place, weight, bins).double() for weight in weights])
+
+
+def calibration_error(table: Float[Tensor, "3 bins"]) -> float:
+    """Return the expected calibration error of such counts (Guo et al. 2017, section 2): the mean
+    over pixels of how far a bin's accuracy is from its mean probability.
+    """
+    return float((table[1] - table[2]).abs().sum() / table[0].sum())

@@ -46,6 +46,11 @@ class Row:
     region: int | None = None  # None, or the number of the box
     view: View
 
+    @property
+    def name(self) -> str:
+        """The picture's key, and which box of it this is."""
+        return self.key if self.region is None else f"{self.key}, box {self.region}"
+
     def hash(self, *purpose: object) -> int:
         """Return 64 bits for one purpose: the seed of whatever is drawn for this row."""
         return keyed_hash(*purpose, self.key, self.region, self.view.number)

@@ -73,7 +73,7 @@ def test_commands_have_the_common_flags_the_seed_and_the_place_of_the_teachers_r
     assert jobs["train with-seed4"].words() == [*words, "--seed", "4"]
     words = ["train_student.py", "f.py:teacher", *flags, "--run.name", "teacher"]
     assert jobs["train teacher"].words() == words
-    assert jobs["evaluate teacher"].words() == ["tools/evaluate.py", f"{out / 'teacher'}"]
+    assert jobs["evaluate teacher"].words()[:2] == ["tools/evaluate.py", f"{out / 'teacher'}"]
 
 
 @pytest.mark.parametrize("flag", [["--teachers.0.path", "x"], ["--teachers.0.path=x"]])

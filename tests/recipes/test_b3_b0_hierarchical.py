@@ -155,7 +155,7 @@ def test_the_commands_on_real_people(shared, commands, tmp_path):
         table = np.array(found["confusion"])
         assert table.shape == (3, 3) and np.sum(found["target_or_rest"]) == table.sum()
         assert np.sum(found["target_or_other"]) == table[1:].sum()
-        hits = table[1, 1] / table[:, 1].sum()
-        assert found["target_precision"] == pytest.approx(hits)
+        f1 = 2 * table[1, 1] / (table[:, 1].sum() + table[1].sum())
+        assert found["target_f1"] == pytest.approx(f1)
     lines = commands.lines_of(tmp_path / "runs" / "b3-b0-hierarchical", "train")
     assert lines[-1]["loss"] < lines[0]["loss"]

@@ -51,6 +51,13 @@ def test_what_comes_after_the_tensor_is_not_run(tmp_path, make_onnx):
     assert built(pictures(2, 64, 96))["person"].shape == (2, 8, 32, 48)
 
 
+def test_it_counts_the_weights_that_are_needed_for_its_tensors(tmp_path, make_onnx):
+    path = make_onnx.save_segmenter(tmp_path / "a.onnx", classes=4)
+    assert teacher(path).build("cpu").num_parameters == 8 * 27 + 4 * 8 + 4 * 4 * 4
+    built = teacher(path, tensor="feature", kind="features").build("cpu")
+    assert built.num_parameters == 8 * 27
+
+
 @pytest.mark.parametrize(
     ("tail", "fixed"),
     [

@@ -19,6 +19,7 @@ from stillroom.training.step import (
     local_counts,
     loss_factors,
     seed_forward,
+    temperatures,
     term_totals,
 )
 from stillroom.types import Batch
@@ -158,3 +159,9 @@ def test_what_is_dropped_depends_on_seed_step_and_micro_batch_only():
 
 def test_terms_of_one_kind_are_numbered_in_the_log():
     assert labels((Dice(), CrossEntropy(), Dice())) == ("dice_0", "ce", "dice_1")
+
+
+def test_the_log_has_the_temperature_of_every_term_that_has_one():
+    terms = (*DISTILLED[:2], SoftKL(target="said"))
+    assert temperatures(terms, 0.25) == {"temperature_kl_0": 2.5, "temperature_kl_1": 1.0}
+    assert temperatures(LABEL_TERMS, 0.5) == {}

@@ -25,7 +25,10 @@ def write_run(folder: Path, recipe: dict, score: dict, *, classes=2, cache=None,
     write_json(folder / "receipt.json", {"cache": cache and {"name": cache}, "parameters": 1000})
     write_json(folder / "recipe.json", {"recipe": {"teachers": [], "batch": 8, **recipe}})
     if ms is not None:
-        write_json(folder / "evaluation.json", {"ms": ms})
+        write_json(
+            folder / "evaluation.json",
+            {"ms": ms, "flops": 2_000_000_000, "weights_bytes": 4_000_000},
+        )
     name = "miou" if given["miou"] is not None else "agreement"
     lines = [
         {"kind": "train", "step": 2, "rows_per_s": 4.0},
@@ -78,6 +81,8 @@ def test_rows_are_teacher_without_with_and_hold_mean_and_spread(runs):
             "foreground_iou": 0.4,
             "foreground_iou_spread": 0.02**0.5,
             "parameters": 1000,
+            "flops": 2e9,
+            "weights_bytes": 4e6,
             "ms": 3.0,
             "training_s": 7.0,
         }

@@ -142,7 +142,7 @@ class _Planner:
             return done if seed is None else is_finished(run, recipe.epochs)
 
         self._add(f"train {run.name}", needs, is_done, lambda: [*words, *_how_to_begin(run)])
-        evaluation = ["tools/evaluate.py", f"{run}"]
+        evaluation = ["tools/evaluate.py", f"{run}", "--cache", recipe.run.cache]
         if (code := getattr(recipe.student, "factory", None)) is not None:
             evaluation += ["--code", code]
         if recipe.run.device != "cpu" and torch.cuda.is_available():

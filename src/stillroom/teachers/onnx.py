@@ -24,7 +24,7 @@ from stillroom.teachers.onnx_graph import (
     with_input,
 )
 from stillroom.teachers.onnx_session import RUN_ERRORS, OnnxSession
-from stillroom.teachers.onnx_weights import graph_damage
+from stillroom.teachers.onnx_weights import graph_damage, num_parameters
 from stillroom.teachers.pooling import pooled
 from stillroom.teachers.probabilities import logits_of
 from stillroom.types import Row
@@ -49,7 +49,7 @@ class BuiltOnnxTeacher:
         self._tensors = {target: choose_tensor(model, name) for target, name in names.items()}
         model = cut(model, tuple(dict.fromkeys(self._tensors.values())))
         embed(model, path.parent)
-        self.damage = graph_damage(model)
+        self.damage, self.num_parameters = graph_damage(model), num_parameters(model)
         model, self.batch, fixed = _freed(model, config)
         self.input_size = config.size or fixed
         if fixed is not None and config.size not in (None, fixed):

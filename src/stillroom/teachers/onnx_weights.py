@@ -1,5 +1,6 @@
 """The weights of an ONNX graph as the search for damage wants them."""
 
+import math
 from collections.abc import Iterable
 
 import onnx
@@ -15,6 +16,12 @@ _LAYERS = {"Conv", "ConvTranspose", "BatchNormalization", "Gemm", "MatMul"}
 def graph_damage(model: onnx.ModelProto) -> tuple[str, ...]:
     """Return what is wrong with the weights of a graph without external data; empty = nothing."""
     return (*_training(model), *damage_of(_weights(model)))
+
+
+def num_parameters(model: onnx.ModelProto) -> int:
+    """Return how many numbers the graph's constants of floats hold."""
+    weights = (tensor for tensor in model.graph.initializer if tensor.data_type in _FLOATS)
+    return sum(math.prod(tensor.dims) for tensor in weights)
 
 
 def _training(model: onnx.ModelProto) -> Iterable[str]:

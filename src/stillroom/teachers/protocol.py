@@ -65,6 +65,16 @@ class Reports(Protocol):
 
 
 @runtime_checkable
+class Counts(Protocol):
+    """What a built teacher has besides where it knows its size."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that were trained."""
+        ...
+
+
+@runtime_checkable
 class TeacherConfig(Protocol):
     """A teacher as plain values, in a recipe; importing it loads nothing heavy."""
 

@@ -59,6 +59,11 @@ class BuiltTorchTeacher:
         self._network = module.to(self.device).eval().requires_grad_(False)
         self._run, self._strides = run, strides(taps)
 
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that were trained."""
+        return sum(parameter.numel() for parameter in self._network.parameters())
+
     @torch.inference_mode()
     def __call__(
         self,

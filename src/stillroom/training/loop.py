@@ -16,6 +16,7 @@ import torch
 from stillroom.device_memory import is_out_of_memory
 from stillroom.errors import FailureError, Stopped, first_line
 from stillroom.jsonfile import write_bytes, write_json
+from stillroom.losses import epoch_progress
 from stillroom.os_errors import explain_os_errors
 from stillroom.recipe import Recipe
 from stillroom.signals import stop_on_signals
@@ -48,6 +49,7 @@ from stillroom.training.step import (
     forward_and_backward,
     loss_factors,
     step_counts,
+    temperatures,
 )
 from stillroom.training.stream import HostBatch, to_batch
 from stillroom.training.validate import evaluate
@@ -126,6 +128,7 @@ def _run_steps(
         told_to_stop = False
         if due or step % recipe.run.log_every == 0:
             figures = meter.figures(step, weights) | {"lr": rate}
+            figures |= temperatures(recipe.terms, epoch_progress(epoch, recipe.epochs))
             if log is not None:
                 log.write("train", step, epoch, figures)
                 context.print(step_line(context, step, figures))

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.hashing import keyed_hash
-from stillroom.losses import Term, epoch_progress
+from stillroom.losses import Temperature, Term, epoch_progress
 from stillroom.training.batchnorm import RunningBuffers
 from stillroom.training.context import TrainContext
 from stillroom.training.parameters import drop_frozen_gradients
@@ -28,6 +28,18 @@ def labels(terms: Sequence[Term]) -> tuple[str, ...]:
         name if names.count(name) == 1 else f"{name}_{names[:i].count(name)}"
         for i, name in enumerate(names)
     )
+
+
+def temperatures(terms: Sequence[Term], progress: float) -> dict[str, float]:
+    """Return the temperature of each term that has one, by the name that the log has for it."""
+    scheduled = {
+        n: getattr(t, "temperature", None) for n, t in zip(labels(terms), terms, strict=True)
+    }
+    return {
+        f"temperature_{name}": temperature.at(progress)
+        for name, temperature in scheduled.items()
+        if isinstance(temperature, Temperature)
+    }
 
 
 def local_counts(

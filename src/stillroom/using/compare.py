@@ -5,9 +5,8 @@ Runs of one recipe are those whose recipe.json differs in the seed alone. A run 
 teacher is a teacher, one that read a cache was trained with a teacher, any other without.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,10 +17,11 @@ from stillroom.errors import UserError
 from stillroom.jsonfile import digest, read_json
 from stillroom.metrics import predict
 from stillroom.pictures.dataset import open_pictures
-from stillroom.pictures.draw import colour_mask, cut_out, grid
+from stillroom.pictures.draw import colour_mask, grid
 from stillroom.pictures.loader import box_tensor, image_tensor, mask_array
-from stillroom.pictures.rows import picture_of, rows_of
-from stillroom.pictures.views import Views
+from stillroom.using.charts import Point
+from stillroom.using.curves import points, read_lines
+from stillroom.using.rows import palette_for, places, read, tile
 from stillroom.using.student import Trained
 
 METRICS = {"miou": "mIoU", "agreement": "agreement"}  # the second where there are no labels
@@ -61,9 +61,14 @@ class RunFigures:
     teacher_miou: float | None
     has_cache: bool
     parameters: int
-    ms: float | None  # a picture, as tools/evaluate.py measured it
+    evaluation: dict[str, Any]  # evaluation.json, as tools/evaluate.py wrote it; empty without
     training_s: float  # of all steps and the evaluations between them, whatever the resumes
-    curve: tuple[tuple[int, float], ...]  # step, score
+    curve: tuple[Point, ...]  # step, score
+
+    @property
+    def ms(self) -> float | None:
+        """Milliseconds of a picture."""
+        return self.evaluation.get("ms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +81,12 @@ class Row:
     scores: tuple[float, ...]
     recipe: dict[str, Any] | None = None
     runs: tuple[RunFigures, ...] = ()
+    teacher: dict[str, Any] = field(default_factory=dict)  # as evaluate --teacher measured it
+
+    @property
+    def label(self) -> str:
+        """Its role and name."""
+        return f"{self.role}: {self.name}"
 
 
 def read_run(run: Path) -> RunFigures:
@@ -99,26 +110,23 @@ def read_run(run: Path) -> RunFigures:
         teacher_miou=score["teacher_miou"],
         has_cache=receipt["cache"] is not None,
         parameters=receipt["parameters"],
-        ms=read_json(timed).get("ms") if timed.is_file() else None,
+        evaluation=read_json(timed) if timed.is_file() else {},
         training_s=training_s,
         curve=curve,
     )
 
 
-def _read_metrics(
-    run: Path, metric: str | None, batch: int
-) -> tuple[float, tuple[tuple[int, float], ...]]:
+def _read_metrics(run: Path, metric: str | None, batch: int) -> tuple[float, tuple[Point, ...]]:
     """Return seconds of training, from the rates (a receipt knows the last resume only), and the
     score's curve.
     """
-    seconds, before, curve = 0.0, 0, []
-    for line in map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
-        if line["kind"] == "train" and line["rows_per_s"]:
-            seconds += (line["step"] - before) * batch / line["rows_per_s"]
-            before = line["step"]
-        elif line["kind"] == "val" and metric and line.get(metric) is not None:
-            curve.append((line["step"], line[metric]))
-    return seconds, tuple(curve)
+    lines = read_lines(run)
+    seconds, before = 0.0, 0.0
+    for step, rate in points(lines, "train", "rows_per_s"):
+        if rate:
+            seconds += (step - before) * batch / rate
+            before = step
+    return seconds, tuple(points(lines, "val", metric)) if metric else ()
 
 
 def compare(folders: Sequence[Path]) -> list[Row]:
@@ -135,7 +143,10 @@ def compare(folders: Sequence[Path]) -> list[Row]:
         taught = group[0].teacher_miou
         if taught is not None and not _teacher_runs(group[0].recipe) & {f.name for f in folders}:
             name = f"teacher of {rows[-1].name}"
-            rows.append(Row(role="teacher", name=name, metric="miou", scores=(taught,)))
+            known = (one for run in group for one in run.evaluation.get("teachers", ()))
+            measured = next((one for one in known if one["miou"] is not None), {})
+            row = Row(role="teacher", name=name, metric="miou", scores=(taught,), teacher=measured)
+            rows.append(row)
     return sorted(rows, key=lambda row: ROLES.index(row.role))
 
 
@@ -188,17 +199,12 @@ def draw_comparison(
     picture, truth, each student's mask.
     """
     pictures, first = open_pictures(shards), next(iter(students.values()))
-    shard, regions = pictures.open(pictures.shard_ids("val")[0]), first.regions
-    places = rows_of(shard, Views(), regions=regions is not None)
-    palette = first.about["palette"] or pictures.palette
+    known, palette = places(first, pictures, "val"), palette_for(first, pictures)
     tiles = []
-    for row in places[:: max(1, len(places) // rows)][:rows]:
-        picture = picture_of(shard.read(shard.index(row.key)), row, first.size, regions)
+    for place in known[:: max(1, len(known) // rows)][:rows]:
+        picture = read(first, pictures, place)
         image, boxes = image_tensor(picture.image)[None], box_tensor([picture])
         masks = [mask_array(picture).astype(np.int64)]
         masks += [predict(s.network(image, boxes))[0].numpy() for s in students.values()]
-        shown = picture.image
-        if picture.box is not None and regions is not None:
-            shown = cut_out(shown, picture.box, regions)
-        tiles.append([shown, *(colour_mask(mask, palette) for mask in masks)])
+        tiles.append([tile(first, picture), *(colour_mask(mask, palette) for mask in masks)])
     grid(tiles, ["picture", "truth", *students]).save(path)

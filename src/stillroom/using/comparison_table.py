@@ -11,7 +11,10 @@ from stillroom.jsonfile import write_bytes, write_json
 from stillroom.using.compare import METRICS, Row, differing
 
 _LONGEST = 40  # characters of a recipe's value in the text
-_HEAD = ("", "recipe", "runs", "score", "foreground IoU", "parameters", "ms", "training s")
+_HEAD = (
+    *("", "recipe", "runs", "score", "foreground IoU", "parameters"),
+    *("ms", "GFLOPs", "MB", "training s"),
+)
 
 
 def write_comparison(rows: Sequence[Row], out: Path) -> str:
@@ -48,8 +51,11 @@ def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "score_spread": _spread(row.scores),
             "foreground_iou": _mean(foreground),
             "foreground_iou_spread": _spread(foreground),
-            "parameters": row.runs[0].parameters if row.runs else None,
-            "ms": _median([run.ms for run in row.runs if run.ms is not None]),
+            "parameters": row.runs[0].parameters if row.runs else row.teacher.get("parameters"),
+            "flops": _evaluated(row, "flops"),
+            "weights_bytes": _evaluated(row, "weights_bytes"),
+            "ms": _median([run.ms for run in row.runs if run.ms is not None])
+            or row.teacher.get("ms"),
             "training_s": _median([run.training_s for run in row.runs]),
             "of_runs": {
                 str(run.run): {"score": run.score, "ms": run.ms, "training_s": run.training_s}
@@ -58,6 +64,11 @@ def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
         }
         found.append(figure)
     return found
+
+
+def _evaluated(row: Row, name: str) -> int | None:
+    """Return what runs of one recipe have alike, from the first that was evaluated."""
+    return next((run.evaluation[name] for run in row.runs if name in run.evaluation), None)
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -100,6 +111,16 @@ def short(value: Any) -> str:
 
 def table_text(rows: Sequence[Row]) -> str:
     """Return the table for people; below it what differs, in the order of the rows."""
+    text = in_columns(cells(rows), 2)
+    if fields := differences(rows):
+        values = [(n, *(_cut(short(v)) for v in values)) for n, values in fields.items()]
+        values.insert(0, ("what differs", *(row.name for row in rows)))
+        text += ["", *in_columns(values, len(values[0]))]
+    return "\n".join(text)
+
+
+def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Return the table's lines, its head first; what no row knows has no column."""
     lines: list[tuple[str, ...]] = [_HEAD]
     for f in figures(rows):
         score = _with_spread(f["score"], f["score_spread"])
@@ -112,17 +133,14 @@ def table_text(rows: Sequence[Row]) -> str:
                 _with_spread(f["foreground_iou"], f["foreground_iou_spread"]),
                 "-" if f["parameters"] is None else f"{f['parameters']:,}",
                 "-" if f["ms"] is None else f"{f['ms']:.2f}",
+                "-" if f["flops"] is None else f"{f['flops'] / 1e9:.3g}",
+                "-" if f["weights_bytes"] is None else f"{f['weights_bytes'] / 1e6:.1f}",
                 "-" if f["training_s"] is None else f"{f['training_s']:.0f}",
             )
         )
-    if all(line[4] == "-" for line in lines[1:]):
-        lines = [line[:4] + line[5:] for line in lines]
-    text = in_columns(lines, 2)
-    if fields := differences(rows):
-        values = [(n, *(_cut(short(v)) for v in values)) for n, values in fields.items()]
-        values.insert(0, ("what differs", *(row.name for row in rows)))
-        text += ["", *in_columns(values, len(values[0]))]
-    return "\n".join(text)
+    columns = zip(*lines, strict=True)
+    known = [column for column in columns if set(column[1:]) != {"-"}]
+    return [*zip(*known, strict=True)]
 
 
 def _with_spread(value: float | None, spread: float | None) -> str:

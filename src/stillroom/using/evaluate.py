@@ -1,27 +1,20 @@
-"""Evaluation of a student alone, from the run's files: data-set mIoU, IoU per class, confusion
-matrix, size and time.
+"""Evaluation of a student alone, from the run's files: data-set mIoU, figures per class, confusion
+matrix, calibration, agreement with the teacher, size and time.
 """
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from stillroom.errors import UserError
 from stillroom.jsonfile import write_json
-from stillroom.metrics import (
-    confusion,
-    iou,
-    miou,
-    num_classes,
-    predict,
-    region_figures,
-    region_sums,
-)
+from stillroom.metrics import confusion, iou, miou, num_classes, precision, predict, recall
 from stillroom.pictures.dataset import Picture, PictureSet, open_pictures
 from stillroom.pictures.loader import (
     box_tensor,
@@ -30,11 +23,10 @@ from stillroom.pictures.loader import (
     mask_array,
     read_ahead,
 )
-from stillroom.pictures.regions import REGION_CLASSES
-from stillroom.pictures.rows import picture_of, rows_of
-from stillroom.pictures.views import Views
 from stillroom.types import IGNORE
-from stillroom.using.student import Trained, milliseconds
+from stillroom.using.measures import Measures, by_class
+from stillroom.using.rows import class_names, places, read
+from stillroom.using.student import Trained, flops, milliseconds
 
 
 def open_data(trained: Trained, shards: Path | None) -> PictureSet:
@@ -60,10 +52,16 @@ def open_data(trained: Trained, shards: Path | None) -> PictureSet:
 
 @torch.inference_mode()
 def confusion_of(
-    trained: Trained, pictures: PictureSet, split: str, device: str = "cpu", workers: int = 2
-) -> tuple[Int[Tensor, "k k"], Float[Tensor, "4"]]:
+    trained: Trained,
+    pictures: PictureSet,
+    split: str,
+    device: str = "cpu",
+    workers: int = 2,
+    measures: Measures | None = None,
+) -> Int[Tensor, "k k"]:
     """Return the confusion matrix (truth by prediction, pixels, void left out) of a whole split at
-    the size that the student was trained at, and of regions the sums of `region_sums`.
+    the size that the student was trained at; of pictures without classes it is empty. `measures`
+    is shown every batch.
 
     Raises UserError where the split has no labelled picture, or another number of classes than the
     student.
@@ -77,8 +75,7 @@ def confusion_of(
     classes = class_names(trained, pictures)
     k = len(classes)
     table = torch.zeros(k, k, dtype=torch.int64)
-    regions = torch.zeros(4, dtype=torch.float64)
-    for batch in _batches(trained, pictures, split, workers):
+    for names, batch in _batches(trained, pictures, split, workers):
         image = torch.stack([image_tensor(picture.image) for picture in batch]).to(device)
         mask = torch.from_numpy(np.stack([_labels(picture) for picture in batch])).long()
         boxes = box_tensor(batch)
@@ -90,68 +87,74 @@ def confusion_of(
                 wanted=f"{num_classes(logits.shape[1])} classes",
             )
         table += confusion(predict(logits), mask, k)
-        if boxes is not None:
-            regions += region_sums(predict(logits), mask, mask != IGNORE)
-    if not table.sum():
+        if measures is not None:
+            measures.add(names, batch, logits, mask)
+    if k and not table.sum():
         raise UserError(f"split {split!r} of {pictures.path} has no labelled picture")
-    return table, regions
-
-
-def class_names(trained: Trained, pictures: PictureSet) -> list[str]:
-    """Return the names of the classes that labels tell apart; none where there are no labels."""
-    is_region = trained.regions is not None and pictures.classes
-    return list(REGION_CLASSES if is_region else pictures.classes)
+    return table
 
 
 def evaluate(
-    trained: Trained, pictures: PictureSet, split: str = "val", device: str = "cpu"
+    trained: Trained,
+    pictures: PictureSet,
+    split: str = "val",
+    device: str = "cpu",
+    measures: Measures | None = None,
 ) -> dict[str, Any]:
     """Evaluate, and write `evaluation.json` into the run's folder, and, where the pictures have
-    labels, `confusion.csv` and `confusion.png`.
+    labels, `confusion.csv` and `confusion.png`. `measures`, if given, has each picture's score
+    afterwards.
     """
+    measures = Measures() if measures is None else measures
     found = {"split": split, "pictures": pictures.digest}
+    table = confusion_of(trained, pictures, split, device, measures=measures)
     if classes := class_names(trained, pictures):
-        table, regions = confusion_of(trained, pictures, split, device)
-        found |= region_figures(regions) | _scores(table, classes)
+        found |= scores(table, classes)
         if trained.regions is not None:
             found |= _target_scores(table)
         _write_confusion(table, classes, trained.run)
+    found |= measures.figures(classes)
     found |= {
         "weights_sha256": trained.about["weights_sha256"],
+        "weights_bytes": trained.weights_bytes,
         "parameters": trained.num_parameters,
+        "flops": flops(trained),
         "ms": milliseconds(trained),
     }
-    write_json(trained.run / "evaluation.json", found)
+    write_evaluation(trained.run, found)
     return found
 
 
-def _scores(table: Int[Tensor, "k k"], classes: list[str]) -> dict[str, Any]:
+def write_evaluation(run: Path, found: dict[str, Any]) -> None:
+    """Write `evaluation.json` into a run's folder."""
+    write_json(run / "evaluation.json", found)
+
+
+def scores(table: Int[Tensor, "k k"], classes: list[str]) -> dict[str, Any]:
+    """Return what a confusion matrix says, each class by its name; None for what is undefined."""
     return {
         "miou": float(miou(table)),
-        "iou": {name: _number(value) for name, value in zip(classes, iou(table), strict=True)},
+        "iou": by_class(classes, iou(table)),
+        "precision": by_class(classes, precision(table)),
+        "recall": by_class(classes, recall(table)),
         "pixel_accuracy": float(table.diagonal().sum() / table.sum()),
         "confusion": table.tolist(),
     }
 
 
 def _target_scores(table: Int[Tensor, "3 3"]) -> dict[str, Any]:
-    """Return precision, recall and F1 of the target, and, where there is foreground in the truth,
-    how often target and other are told apart, with the 2 x 2 tables (truth by prediction, the
-    target first) that they come from.
+    """Return the F1 of the target, how often it and others are told apart where the truth has
+    either, and the 2 x 2 tables (truth by prediction, the target first) that both come from.
     """
-    order = [1, 0, 2]
-    rest = table[order][:, order].double()
-    rest = torch.stack([rest[:1].sum(0), rest[1:].sum(0)])
-    rest = torch.stack([rest[:, 0], rest[:, 1:].sum(1)], 1)
-    apart = torch.stack([table[1:, 1], table[1:, [0, 2]].sum(1)], 1).double()
-    hits, missed, wrong = rest[0, 0], rest[0, 1], rest[1, 0]
+    hits, column, row = (int(x) for x in (table[1, 1], table[:, 1].sum(), table[1].sum()))
+    away = int(table.sum()) - column - row + hits
+    others = int(table[2].sum()) - int(table[2, 1])
+    apart = [[hits, row - hits], [int(table[2, 1]), others]]
     return {
-        "target_precision": _number(hits / (hits + wrong)),
-        "target_recall": _number(hits / (hits + missed)),
-        "target_f1": _number(2 * hits / (2 * hits + missed + wrong)),
-        "separation_accuracy": _number(apart.diagonal().sum() / apart.sum()),
-        "target_or_rest": rest.long().tolist(),
-        "target_or_other": apart.long().tolist(),
+        "target_f1": 2 * hits / max(1, column + row),
+        "separation_accuracy": (hits + others) / max(1, sum(map(sum, apart))),
+        "target_or_rest": [[hits, row - hits], [column - hits, away]],
+        "target_or_other": apart,
     }
 
 
@@ -183,28 +186,19 @@ def draw_confusion(table: Int[Tensor, "k k"], classes: list[str], path: Path) ->
     figure.savefig(path, dpi=110)
 
 
-def _batches(trained: Trained, pictures: PictureSet, split: str, workers: int):
-    """Yield lists of rows' pictures in order, across shards, as validation does."""
-    num_pictures, regions = trained.about["batch"], trained.regions
-    places = [
-        (shard, row)
-        for shard in pictures.shard_ids(split)
-        for row in rows_of(pictures.open(shard), Views(), regions=regions is not None)
-    ]
+def _batches(
+    trained: Trained, pictures: PictureSet, split: str, workers: int
+) -> Iterator[tuple[list[str], list[Picture]]]:
+    """Yield names and pictures of rows in order, across shards, as validation does."""
+    num_pictures, known = trained.about["batch"], places(trained, pictures, split)
 
-    def read(start: int) -> list[Picture]:
-        found = []
-        for shard, row in places[start : start + num_pictures]:
-            picture = pictures.open(shard).read(pictures.open(shard).index(row.key))
-            found.append(picture_of(picture, row, trained.size, regions))
-        return found
+    def read_some(start: int) -> tuple[list[str], list[Picture]]:
+        some = known[start : start + num_pictures]
+        return [row.name for _, row in some], [read(trained, pictures, place) for place in some]
 
-    return read_ahead(range(0, len(places), num_pictures), read, workers, depth=workers + 1)
+    starts = range(0, len(known), num_pictures)
+    return read_ahead(starts, read_some, workers, depth=workers + 1)
 
 
 def _labels(picture: Picture) -> np.ndarray:
     return np.where(inside_array(picture), mask_array(picture), IGNORE)
-
-
-def _number(value: Tensor) -> float | None:
-    return None if bool(torch.isnan(value)) else float(value)

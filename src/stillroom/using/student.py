@@ -9,13 +9,14 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from stillroom.errors import UserError
+from stillroom.metrics import num_classes
 from stillroom.networks.build import Network
 from stillroom.networks.finished_run import DESCRIPTION, WEIGHTS, RunDescription, load_run
 from stillroom.pictures.decode import MAX_SIDE_PX
 
-_Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 _Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE_PX)]
 
 
@@ -32,7 +33,6 @@ class StudentDescription(RunDescription):
     """What `student.json` holds, as far as using a student takes it."""
 
     classes: list[str]
-    palette: list[tuple[_Byte, _Byte, _Byte]]
     regions: NotRequired[tuple[_Side, _Side] | None]  # cells (y, x) of a region's mask
     geometry: _Geometry
     pictures: _Pictures
@@ -63,6 +63,16 @@ class Trained:
         """Numbers that were trained."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
+    @property
+    def num_classes(self) -> int:
+        """Classes that its logits tell apart."""
+        return num_classes(self.about["network"].get("classes", 1))  # a BinaryUNet has one channel
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the weights' file."""
+        return (self.run / WEIGHTS).stat().st_size
+
 
 def load_student(run: Path, code: str | None = None) -> Trained:
     """Load the student of a finished run (or of its `best/`); `code` as in `load_run`.
@@ -80,16 +90,30 @@ def load_student(run: Path, code: str | None = None) -> Trained:
     return Trained(run=run, network=network.eval(), about=about)
 
 
+@torch.no_grad()  # in inference mode convolutions are not counted
+def flops(trained: Trained) -> int:
+    """Return the floating point operations of one picture, a multiplication and an addition being
+    two: those of convolutions and matrix products, as torch counts them.
+    """
+    with FlopCounterMode(display=False) as counter:
+        trained.network.cpu()(torch.zeros(1, 3, *trained.size), _whole_box(trained))
+    return counter.get_total_flops()
+
+
 @torch.inference_mode()
 def milliseconds(trained: Trained, repeats: int = 30) -> float:
     """Return the median time of one picture (batch 1, fp32, CPU, torch's threads), after three
     rounds of warming up.
     """
-    (height, width), network = trained.size, trained.network.cpu()
-    image, times = torch.rand(1, 3, height, width), []
-    boxes = torch.tensor([[0.0, 0.0, width, height]])
+    network, boxes = trained.network.cpu(), _whole_box(trained)
+    image, times = torch.rand(1, 3, *trained.size), []
     for _ in range(repeats + 3):
         began = time.perf_counter()
         network(image, boxes)
         times.append(time.perf_counter() - began)
     return 1000 * sorted(times[3:])[repeats // 2]
+
+
+def _whole_box(trained: Trained) -> torch.Tensor:
+    height, width = trained.size
+    return torch.tensor([[0.0, 0.0, width, height]])

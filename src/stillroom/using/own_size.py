@@ -1,0 +1,99 @@
+"""Evaluation at the pictures' own sizes: the source's files, with the student's logits brought to
+each picture's size before they become classes.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from stillroom.errors import UserError
+from stillroom.metrics import confusion, predict
+from stillroom.pictures.dataset import Picture, PictureSet
+from stillroom.pictures.decode import decode_stored
+from stillroom.pictures.keys import key_of
+from stillroom.pictures.labels import Labels
+from stillroom.pictures.loader import image_tensor, mask_array, read_ahead
+from stillroom.pictures.prepare import Geometry, prepare
+from stillroom.pictures.rows import whole_picture
+from stillroom.pictures.sources import Item, parse_source
+from stillroom.using.evaluate import scores
+from stillroom.using.measures import Measures
+from stillroom.using.student import Trained
+
+
+@torch.inference_mode()
+def evaluate_at_own_size(
+    trained: Trained, pictures: PictureSet, source: str, labels: Labels, split: str, device: str
+) -> dict[str, Any]:
+    """Return the figures of the pictures of a split as their source has them; the shards say which
+    those are.
+
+    Raises UserError where the source has none of them or they have no labels, BadPicture for a
+    file that cannot be read.
+    """
+    if trained.regions is not None:
+        raise UserError(
+            "a student of boxes has no answer of a picture's own size", fix="no --source"
+        )
+    wanted = {key for shard in pictures.shard_ids(split) for key in pictures.open(shard).keys}
+    items = [pair for pair in _items(source) if pair[0] in wanted]
+    if not items or not pictures.classes:
+        raise UserError(
+            f"{source} has no labelled picture of split {split!r} of {pictures.path}",
+            fix="name the source that the shards were made of, and the same --split",
+        )
+    network, measures = trained.network.to(device), Measures()
+    k = len(pictures.classes)
+    table = torch.zeros(k, k, dtype=torch.int64)
+    # the next one is decoded meanwhile
+    for picture in read_ahead(items, lambda pair: _decoded(*pair, labels), 1, 1):
+        logits = _logits(network, picture, trained, pictures, device)
+        mask = torch.from_numpy(mask_array(picture)).long()[None]
+        table += confusion(predict(logits), mask, k)
+        measures.add([picture.key], [picture], logits, mask)
+    found = scores(table, list(pictures.classes)) | measures.figures(pictures.classes)
+    del found["picture_miou"], found["confusion"], found["calibration"]
+    return {**found, "source": source, "num_pictures": len(items), "num_wanted": len(wanted)}
+
+
+def _items(source: str) -> Iterator[tuple[str, Item]]:
+    parsed = parse_source(source)
+    for split in parsed.splits:
+        for item in parsed.items(split):
+            yield key_of(item.name), item
+
+
+def _decoded(key: str, item: Item, labels: Labels) -> Picture:
+    ready = prepare(key, item, labels, None, "png")
+    size = (ready.height, ready.width)
+    mask = None if ready.mask is None else decode_stored(ready.mask, size, ("L",))
+    image = decode_stored(ready.picture, size, ("RGB",))
+    return Picture(key=key, image=image, mask=mask, inside=ready.inside)
+
+
+def _logits(
+    network: torch.nn.Module,
+    picture: Picture,
+    trained: Trained,
+    pictures: PictureSet,
+    device: str,
+) -> Tensor:
+    """Return (1, k, h, w) at the picture's size: it is fitted as the shards' pictures were."""
+    assert pictures.geometry is not None and pictures.fit is not None
+    height, width = picture.image.shape[:2]
+    geometry = Geometry(height=pictures.geometry[0], width=pictures.geometry[1], fit=pictures.fit)
+    placed = Picture(
+        key=picture.key,
+        image=np.array(geometry.place(Image.fromarray(picture.image))),
+        mask=None,
+        inside=geometry.inside(height, width),
+    )
+    seen = whole_picture(placed, trained.size)
+    x0, y0, x1, y1 = seen.inside
+    logits = network(image_tensor(seen.image)[None].to(device))[:, :, y0:y1, x0:x1]
+    return functional.interpolate(logits.float(), (height, width), mode="bilinear").cpu()
