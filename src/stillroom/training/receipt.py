@@ -75,7 +75,7 @@ def about_student(context: TrainContext, step: int, found: dict[str, Any]) -> di
         "network": recipe.student.architecture(),
         "classes": list(pictures.classes),
         "palette": [list(colour) for colour in pictures.palette],
-        "geometry": {"height": height, "width": width},
+        "geometry": {"height": height, "width": width, "fit": pictures.fit},
         "pictures": {"path": str(Path(recipe.data.shards)), "digest": pictures.digest},
         "batch": recipe.micro_batch,
         "step": step,
