@@ -30,7 +30,7 @@ from stillroom.jsonfile import (
     read_json_and_digest,
 )
 from stillroom.pictures.decode import MAX_FILE_BYTES, MAX_PIXELS, decode_stored
-from stillroom.pictures.prepare import Geometry, PictureFormat
+from stillroom.pictures.prepare import Fit, Geometry, PictureFormat
 from stillroom.types import IGNORE, Key, ShardId, ShardNumber, Split
 
 FORMAT = "stillroom pictures 1"
@@ -218,7 +218,7 @@ class PictureSet:
         size = None if geometry is None else (geometry.height, geometry.width)
         self.path, self.classes, self.palette = path, body.classes, body.palette
         self.geometry: tuple[int, int] | None = size
-        self.fit = None if geometry is None else geometry.fit
+        self.fit: Fit | None = None if geometry is None else geometry.fit
         self.shards, self.digest = body.shards, body.digest
         infos = {info.id: info for info in self.shards}
         self._opened = functools.lru_cache(_MAX_OPEN_SHARDS)(

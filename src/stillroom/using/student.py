@@ -78,11 +78,26 @@ class Trained:
         """Numbers that were trained."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
+    def to(self, device: str) -> "Trained":
+        """Move the network; UserError for a device that it does not run on."""
+        if device != "cpu" and (self.run.suffix == ".onnx" or not torch.cuda.is_available()):
+            raise UserError(f"{self.run} does not run on {device} here", wanted="--device cpu")
+        self.network.to(device)
+        return self
+
     @torch.inference_mode()
     def small_logits(
         self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]
     ) -> list[Float[Tensor, "k _ _"]]:
-        """Return each picture's logits at the network's resolution, without padding."""
+        """Return each picture's logits at the network's resolution, without padding.
+
+        UserError for a network that looks at boxes of a picture: give it boxes yourself.
+        """
+        if getattr(self.network, "needs_boxes", False):
+            raise UserError(
+                "this student looks at boxes of a picture, and none are given",
+                fix="call student.network(image, boxes): (b 3 h w) in [0, 1], (b 4) in pixels",
+            )
         geometry = self.geometry
         placed = [np.array(geometry.place(Image.fromarray(image))) for image in images]
         device = self.network.normalise.mean.device
