@@ -22,7 +22,7 @@ def main(
     fps: bool = False,
     batch: int = 1,
     threads: int | None = None,
-    device: str = "cpu",
+    device: Literal["cpu", "cuda"] = "cpu",
     code: str | None = None,
 ) -> None:
     """Write each picture as PNG and each video as MP4 into a folder, names kept, with counts.csv.
@@ -43,11 +43,14 @@ def main(
     """
     import torch
 
+    from stillroom.errors import UserError
     from stillroom.using.inputs import find_inputs
     from stillroom.using.latency import latency_text
     from stillroom.using.predict import Options, first_picture, predict
     from stillroom.using.student import load_student
 
+    if min(batch, threads or 1) < 1:
+        raise UserError("--batch and --threads are 1 or more", found=f"{batch}, {threads}")
     jobs = find_inputs(inputs, out)
     torch.set_num_threads(threads or torch.get_num_threads())
     trained = load_student(student, code).to(device)

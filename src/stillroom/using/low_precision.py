@@ -14,6 +14,9 @@ def to_fp16(path: Path, out: Path) -> None:
 
     model = onnx.load(path)
     half = convert_float_to_float16(model, keep_io_types=True)
+    nodes = {node.name: node for node in half.graph.node}  # a shared weight is cast once a use
+    del half.graph.node[:]
+    half.graph.node.extend(nodes.values())
     onnx.save(_like(model, half), out)
 
 

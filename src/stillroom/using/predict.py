@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,6 +21,7 @@ from stillroom.using.own_size import mask_at, tiled
 from stillroom.using.student import Trained
 
 Item = TypeVar("Item")
+AnyRgb = UInt8[np.ndarray, "_ _ 3"]  # of a size of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +95,7 @@ def first_picture(inputs: Sequence[Input]) -> Rgb:
 
 
 def _predict(
-    trained: Trained, some: Sequence[tuple[Input, Rgb]], counts: Counts, options: Options
+    trained: Trained, some: Sequence[tuple[Input, AnyRgb]], counts: Counts, options: Options
 ) -> None:
     palette = names_and_palette(trained)[1]
     found = _logits(trained, [image for _, image in some], options.tiles)
@@ -107,7 +108,9 @@ def _predict(
         counts.add(job.name, mask)
 
 
-def _logits(trained: Trained, images: list[Rgb], tiles: bool) -> list[Float[Tensor, "k _ _"]]:
+def _logits(
+    trained: Trained, images: Sequence[AnyRgb], tiles: bool
+) -> list[Float[Tensor, "k _ _"]]:
     if tiles:
         say = lambda tile: trained.small_logits([tile])[0]  # noqa: E731
         return [tiled(image, trained.size, say) for image in images]
