@@ -19,7 +19,7 @@ def used_run(make_tiny, tmp_path_factory) -> Path:
     """`runs/shapes` beside `shards`; nobody writes into it."""
     folder = tmp_path_factory.mktemp("used")
     make_tiny.make_pictures(folder, train=8, val=4)
-    config = UNetStudent(width=4, depth=2, classes=4)
+    config = UNetStudent(width=4, depth=1, classes=4)
     torch.manual_seed(3)
     network = say_every_class(config.build())
     about = {

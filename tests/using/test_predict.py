@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from stillroom.errors import UserError
+from stillroom.using.answers import Counts
 from stillroom.using.inputs import Input, find_inputs
 from stillroom.using.latency import latency_text
 from stillroom.using.own_size import probabilities_at
@@ -198,6 +199,26 @@ def test_what_is_no_video_is_refused_and_leaves_none(used_run, tmp_path):
     camera = Input(source=Path("/dev/video999"), name="video999", target=out / "video999.mp4")
     with pytest.raises(UserError, match="cannot be read as a video"):
         predict(load_student(used_run), [camera], out, Options())
+
+
+def test_ctrl_c_ends_what_a_camera_films_and_keeps_it(used_run, tmp_path, monkeypatch):
+    write_video(tmp_path / "clip.mp4", Fraction(10), [smooth(i) for i in range(9)])
+    opened, add = av.open, Counts.add
+
+    def film(path: str, *mode: str, format: str | None) -> object:
+        return opened(path, *mode) if mode else opened(str(tmp_path / "clip.mp4"))
+
+    def interrupted(counts: Counts, name: str, mask: np.ndarray, frame: int, s: float) -> None:
+        add(counts, name, mask, frame, s)
+        if frame == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(av, "open", film)
+    monkeypatch.setattr(Counts, "add", interrupted)
+    camera = Input(source=Path("/dev/video0"), name="video0", target=tmp_path / "video0.mp4")
+    predict(load_student(used_run), [camera], tmp_path, Options())
+    with opened(str(tmp_path / "video0.mp4")) as file:
+        assert len(list(file.decode(video=0))) == 4
 
 
 def test_times_say_how_they_were_taken(used_run, exported, folder):

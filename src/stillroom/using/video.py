@@ -34,7 +34,11 @@ def predict_video(
     job.target.parent.mkdir(parents=True, exist_ok=True)
     aside = job.target.with_name(f".{job.target.name}")
     try:
-        with _open(job) as source, _Writer(str(aside), source.streams.video[0]) as writer:
+        with (
+            _open(job) as source,
+            _Writer(str(aside), source.streams.video[0]) as writer,
+            contextlib.suppress(*[KeyboardInterrupt] * job.is_camera),
+        ):
             for frames in batches(_frames(source, job), batch):
                 images = [_upright(frame) for frame in frames]
                 found = trained.small_logits(images)
@@ -67,12 +71,11 @@ def _open(job: Input) -> Any:
 
 
 def _frames(source: Any, job: Input) -> Iterator[Any]:
-    """Yield decoded frames with time left on the terminal; Ctrl-C ends a camera's well."""
+    """Yield decoded frames, with time left on a terminal."""
     stream = source.streams.video[0]
-    with contextlib.suppress(*[KeyboardInterrupt] * job.is_camera):
-        yield from tqdm(
-            source.decode(stream), job.name, stream.frames or None, unit="frame", disable=None
-        )
+    yield from tqdm(
+        source.decode(stream), job.name, stream.frames or None, unit="frame", disable=None
+    )
 
 
 def _upright(frame: Any) -> Rgb:
