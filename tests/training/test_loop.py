@@ -56,7 +56,9 @@ def test_a_run_without_validation_keeps_its_last_student(make_tiny, tiny_recipe,
     recipe = own_pictures(make_tiny, tmp_path, tiny_recipe, train=8, val=0)
     run = loop.train(recipe)
     assert read_json(run / "student.json")["step"] == 2
-    assert load_student(run).about["score"]["miou"] is None
+    trained = load_student(run)
+    assert trained.about["score"]["miou"] is None
+    assert trained.about["geometry"]["fit"] == "letterbox"
     assert "the last student, no score (no validation split)" in capsys.readouterr().out
 
 

@@ -271,7 +271,7 @@ def test_a_student_without_labels_is_compared_with_its_teacher(run, tiny_world):
     picture = replace(shard.read(0), mask=None)
     with torch.no_grad():
         logits = trained.network(torch.from_numpy(picture.image).permute(2, 0, 1)[None] / 255)
-    measures.add([picture], logits, torch.full((1, 32, 48), 255))
+    measures.add([picture.key], [picture], logits, torch.full((1, 32, 48), 255))
     found = measures.figures([])
     x0, y0, x1, y1 = picture.inside
     agrees = (logits.argmax(1)[0] == masks.mask(picture.key))[y0:y1, x0:x1]

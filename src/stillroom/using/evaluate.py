@@ -34,6 +34,8 @@ def open_data(trained: Trained, shards: Path | None) -> PictureSet:
 
     A student that was trained without labels knows no names: any pictures may score it.
     """
+    if trained.run.is_file():
+        raise UserError(f"{trained.run} is an export", wanted="the run that it is of, runs/NAME")
     pictures = open_pictures(Path(trained.about["pictures"]["path"]) if shards is None else shards)
     own = trained.about["classes"]
     if trained.regions is None and own and list(pictures.classes) != own:

@@ -5,11 +5,7 @@ each picture's size before they become classes.
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
-from torch.nn import functional
 
 from stillroom.errors import UserError
 from stillroom.metrics import confusion, predict
@@ -17,9 +13,8 @@ from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.pictures.decode import decode_stored
 from stillroom.pictures.keys import key_of
 from stillroom.pictures.labels import Labels
-from stillroom.pictures.loader import image_tensor, mask_array, read_ahead
-from stillroom.pictures.prepare import Geometry, prepare
-from stillroom.pictures.rows import whole_picture
+from stillroom.pictures.loader import mask_array, read_ahead
+from stillroom.pictures.prepare import prepare
 from stillroom.pictures.sources import Item, parse_source
 from stillroom.using.evaluate import scores
 from stillroom.using.measures import Measures
@@ -47,12 +42,13 @@ def evaluate_at_own_size(
             f"{source} has no labelled picture of split {split!r} of {pictures.path}",
             fix="name the source that the shards were made of, and the same --split",
         )
-    network, measures = trained.network.to(device), Measures()
+    measures = Measures()
+    trained.to(device)
     k = len(pictures.classes)
     table = torch.zeros(k, k, dtype=torch.int64)
     # the next one is decoded meanwhile
     for picture in read_ahead(items, lambda pair: _decoded(*pair, labels), 1, 1):
-        logits = _logits(network, picture, trained, pictures, device)
+        logits = trained.logits(picture.image)[None]
         mask = torch.from_numpy(mask_array(picture)).long()[None]
         table += confusion(predict(logits), mask, k)
         measures.add([picture.key], [picture], logits, mask)
@@ -74,26 +70,3 @@ def _decoded(key: str, item: Item, labels: Labels) -> Picture:
     mask = None if ready.mask is None else decode_stored(ready.mask, size, ("L",))
     image = decode_stored(ready.picture, size, ("RGB",))
     return Picture(key=key, image=image, mask=mask, inside=ready.inside)
-
-
-def _logits(
-    network: torch.nn.Module,
-    picture: Picture,
-    trained: Trained,
-    pictures: PictureSet,
-    device: str,
-) -> Tensor:
-    """Return (1, k, h, w) at the picture's size: it is fitted as the shards' pictures were."""
-    assert pictures.geometry is not None and pictures.fit is not None
-    height, width = picture.image.shape[:2]
-    geometry = Geometry(height=pictures.geometry[0], width=pictures.geometry[1], fit=pictures.fit)
-    placed = Picture(
-        key=picture.key,
-        image=np.array(geometry.place(Image.fromarray(picture.image))),
-        mask=None,
-        inside=geometry.inside(height, width),
-    )
-    seen = whole_picture(placed, trained.size)
-    x0, y0, x1, y1 = seen.inside
-    logits = network(image_tensor(seen.image)[None].to(device))[:, :, y0:y1, x0:x1]
-    return functional.interpolate(logits.float(), (height, width), mode="bilinear").cpu()

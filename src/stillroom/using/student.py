@@ -1,21 +1,32 @@
-"""A finished run's student: its network with its weights, checked, and what student.json says of
-it.
+"""A finished run's student, or its ONNX export, ready for use: pictures in, logits or a mask out.
+
+student = stillroom.load_student("runs/NAME")
+mask = student.mask(picture)  # RGB (h w 3), uint8 or float in [0, 1]; class indices (h w)
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
+import numpy as np
 import torch
+from jaxtyping import Float, Shaped, UInt8
+from PIL import Image
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from stillroom.errors import UserError
 from stillroom.metrics import num_classes
 from stillroom.networks.build import Network
 from stillroom.networks.finished_run import DESCRIPTION, WEIGHTS, RunDescription, load_run
+from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.decode import MAX_SIDE_PX
+from stillroom.pictures.loader import image_tensor
+from stillroom.pictures.prepare import Fit, Geometry
+from stillroom.using.resampling import logits_at, mask_at
 
 _Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE_PX)]
 
@@ -23,6 +34,7 @@ _Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE_PX)]
 class _Geometry(TypedDict):
     height: _Side
     width: _Side
+    fit: NotRequired[Fit]
 
 
 class _Pictures(TypedDict):
@@ -34,15 +46,18 @@ class StudentDescription(RunDescription):
 
     classes: list[str]
     regions: NotRequired[tuple[_Side, _Side] | None]  # cells (y, x) of a region's mask
+    palette: NotRequired[list[tuple[int, int, int]]]
     geometry: _Geometry
     pictures: _Pictures
     batch: Annotated[int, msgspec.Meta(ge=1, le=4096)]  # pictures of a forward pass
+    recipe: NotRequired[str]
+    step: NotRequired[int]
     score: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """A student ready for use, in evaluation mode on the CPU."""
+    """A student ready for use, in evaluation mode on the CPU; `run` is its folder or ONNX file."""
 
     run: Path
     network: Network
@@ -59,6 +74,14 @@ class Trained:
         return self.about.get("regions")
 
     @property
+    def geometry(self) -> Geometry:
+        """How a picture is brought to that size; what older runs do not say, their shards do."""
+        fit: Fit | None = self.about["geometry"].get("fit")
+        if fit is None:
+            fit = open_pictures(self.about["pictures"]["path"]).fit or "stretch"
+        return Geometry(height=self.size[0], width=self.size[1], fit=fit)
+
+    @property
     def num_parameters(self) -> int:
         """Numbers that were trained."""
         return sum(parameter.numel() for parameter in self.network.parameters())
@@ -73,21 +96,84 @@ class Trained:
         """Size of the weights' file."""
         return (self.run / WEIGHTS).stat().st_size
 
+    def to(self, device: str) -> "Trained":
+        """Move the network; UserError for a device that it does not run on."""
+        if device != "cpu" and (self.run.suffix == ".onnx" or not torch.cuda.is_available()):
+            raise UserError(f"{self.run} does not run on {device} here", wanted="--device cpu")
+        self.network.to(device)
+        return self
 
-def load_student(run: Path, code: str | None = None) -> Trained:
-    """Load the student of a finished run (or of its `best/`); `code` as in `load_run`.
+    @torch.inference_mode()
+    def small_logits(
+        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]
+    ) -> list[Float[Tensor, "k _ _"]]:
+        """Return each picture's logits at the network's resolution, without padding.
 
-    Raises UserError where the run is not finished, DamageError where the weights are not those of
+        UserError for a network that looks at boxes of a picture: give it boxes yourself.
+        """
+        if self.network.needs_boxes:
+            raise UserError(
+                "this student looks at boxes of a picture, and none are given",
+                fix="call student.network(image, boxes): (b 3 h w) in [0, 1], (b 4) in pixels",
+            )
+        geometry = self.geometry
+        placed = [np.array(geometry.place(Image.fromarray(image))) for image in images]
+        device = self.network.normalise.mean.device
+        logits = self.network(torch.stack([image_tensor(image) for image in placed]).to(device))
+        boxes = [geometry.inside(*image.shape[:2]) for image in images]
+        return [
+            one[:, y0:y1, x0:x1].float().cpu()
+            for one, (x0, y0, x1, y1) in zip(logits, boxes, strict=True)
+        ]
+
+    def logits(self, image: Shaped[np.ndarray, "h w 3"]) -> Float[Tensor, "k h w"]:
+        """Return a picture's logits at its own size (k = 1 for a binary task).
+
+        The picture is RGB, uint8, or float in [0, 1] (which is rounded to 8 bits). Raises
+        UserError for anything else.
+        """
+        image = _eight_bit(image)
+        return logits_at(self.small_logits([image])[0], image.shape[:2])
+
+    def mask(self, image: Shaped[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
+        """Return a picture's class indices at its own size; pictures as above."""
+        image = _eight_bit(image)
+        return mask_at(self.small_logits([image])[0], image.shape[:2])
+
+
+def _eight_bit(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype.kind != "f" or not (image.min() >= 0 and image.max() <= 1):
+        raise UserError(
+            "this is no picture",
+            found=f"{image.dtype}, {image.min():.4g} to {image.max():.4g}",
+            wanted="RGB (h w 3), uint8, or float in [0, 1]",
+        )
+    return (image * 255).round().astype(np.uint8)
+
+
+def load_student(path: Path | str, code: str | None = None) -> Trained:
+    """Load the student of a finished run (or of its `best/`), or an export of one (`.onnx`).
+
+    `code` names the function that builds a network of your own, path/to/file.py:function. Raises
+    UserError where the run is not finished, DamageError where the weights are not those of
     student.json.
     """
-    if not ((run / WEIGHTS).is_file() and (run / DESCRIPTION).is_file()):
+    path = Path(path)
+    if path.suffix == ".onnx":
+        from stillroom.using.onnx_network import open_onnx
+
+        network, about = open_onnx(path, StudentDescription)
+        return Trained(run=path, network=network, about=about)
+    if not ((path / WEIGHTS).is_file() and (path / DESCRIPTION).is_file()):
         raise UserError(
-            f"{run} is not a finished run",
+            f"{path} is not a finished run",
             found=f"no {WEIGHTS} with {DESCRIPTION}",
-            fix=f"finish it with --run.resume, or use {run / 'best'}",
+            fix=f"finish it with --run.resume, or use {path / 'best'}",
         )
-    network, about = load_run(run, StudentDescription, code)
-    return Trained(run=run, network=network.eval(), about=about)
+    network, about = load_run(path, StudentDescription, code)
+    return Trained(run=path, network=network.eval(), about=about)
 
 
 @torch.no_grad()  # in inference mode convolutions are not counted
