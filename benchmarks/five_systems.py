@@ -49,8 +49,9 @@ _FAST = "--optimizer.lr 1e-3"
 _S0 = "--student.classes {classes} --optimizer.lr 1e-3 --optimizer.lr-limits 1e-3 1e-3"
 _S1 = f"--student.classes {{classes}} {_RANDOM} {_FAST}"
 _S4 = f"--student.cells 16 12 --student.channels 48 --student.base 12 --data.regions 32 24 {_FAST}"
-_S4 += f" {_RANDOM}"
+_S4 += " --student.encoder tu-mobilenetv2_035 --student.mean .5 .5 .5 --student.std .5 .5 .5"
 _ENCODER = "--student.weights {encoder}"
+_S4_STUDENT = f"{_S4} {_ENCODER}"
 _RARE = f"{_ENCODER} --student.classes {{classes}}"
 _OWN = str(Path(__file__).with_name("rare_classes.py"))
 SYSTEMS = {
@@ -90,11 +91,14 @@ SYSTEMS = {
         },
     ),
     "S4": System(
-        teacher=("b3-b0-hierarchical-teacher", f"--student.unet None --freeze {_S4}"),
+        teacher=("b3-b0-hierarchical-teacher", f"--student.unet {{unet}} {_S4}"),
         students={
-            "without": ("b3-b0-hierarchical-plain", _S4),
-            "logits": ("b3-b0-hierarchical", f"{_S4} --terms.6.weight 0 --terms.7.weight 0"),
-            "logits and heads": ("b3-b0-hierarchical", _S4),
+            "without": ("b3-b0-hierarchical-plain", _S4_STUDENT),
+            "logits": (
+                "b3-b0-hierarchical",
+                f"{_S4_STUDENT} --terms.6.weight 0 --terms.7.weight 0",
+            ),
+            "logits and heads": ("b3-b0-hierarchical", _S4_STUDENT),
         },
     ),
     "rare": System(  # which distance brings a teacher's rare classes to its student
@@ -146,7 +150,8 @@ def _arguments() -> argparse.Namespace:
     add("--label-share", type=float, default=1.0, help="of the masks, that students see")
     add("--views", type=int, default=2, help="kept of each picture, where the recipe draws some")
     add("--teachers", default="", help="flags of the teachers' files, in one word (S3)")
-    add("--encoder", default="None", help="rare: a timm file of mobilenetv2_035")
+    add("--encoder", default="None", help="rare, S4: a timm file of mobilenetv2_035")
+    add("--unet", default="None", help="S4: weights of people-teacher, in the teacher and frozen")
     add("--device", default="cpu")
     add("--results", type=Path, default=RESULTS, help="folder of the figures")
     return parser.parse_args()
@@ -209,7 +214,7 @@ def _flags(arguments: argparse.Namespace, label: str, recipe: str, flags: str) -
         flags += f" {system.points}" if system.teacher is not None else f" {arguments.teachers}"
     classes = len(open_pictures(arguments.shards).classes)
     run = arguments.out / "runs" / "teacher-0"
-    flags = flags.format(run=run, classes=classes, encoder=arguments.encoder)
+    flags = flags.format(run=run, classes=classes, encoder=arguments.encoder, unet=arguments.unet)
     words: list[object] = [*flags.split(), "--data.shards", _shards(arguments, label)]
     words += ["--run.cache", arguments.out / "cache", "--run.device", arguments.device]
     words += ["--batch", arguments.batch, "--micro-batch", arguments.batch]
