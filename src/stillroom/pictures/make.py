@@ -12,7 +12,12 @@ from tqdm import tqdm
 from stillroom.errors import UserError
 from stillroom.pictures.decode import BadPicture
 from stillroom.pictures.keys import key_of, share_of
-from stillroom.pictures.labels import Labels, decide_labels, parse_mask_values
+from stillroom.pictures.labels import (
+    Labels,
+    decide_labels,
+    parse_mask_colours,
+    parse_mask_values,
+)
 from stillroom.pictures.loader import num_decoders, read_ahead
 from stillroom.pictures.pack import pack, refuse_existing
 from stillroom.pictures.prepare import Fit, Geometry, PictureFormat, Prepared, prepare
@@ -37,6 +42,7 @@ def make_shards(
     categories: tuple[str, ...] = (),
     classes: str | None = None,
     mask_values: tuple[str, ...] = (),
+    mask_colours: tuple[str, ...] = (),
     skip_bad: bool = False,
 ) -> None:
     """Pack pictures and masks into WebDataset shards, the input of everything else.
@@ -58,6 +64,7 @@ def make_shards(
         classes: number of classes, or a file with one name a line; default: the source's own, or
             found in the masks
         mask_values: how mask values become classes, e.g. 0:0 255:1 for black and white masks
+        mask_colours: how the colours of RGB masks become classes, e.g. 0,0,0:0 128,0,0:1
         skip_bad: leave out bad pictures and list them, instead of stopping at the first
     """
     refuse_existing(out)
@@ -68,7 +75,7 @@ def make_shards(
     chosen = _Validation(val, val_list, val_share, val_seed)
     names, splits = _splits(source, categories, chosen, bad)
     items = [item for rows in splits.values() for _, item in rows]
-    labels = decide_labels(classes, names, parse_mask_values(mask_values), items)
+    labels = labels_of(classes, names, mask_values, mask_colours, items)
     ready = functools.partial(_prepared, labels=labels, geometry=geometry, picture_format=format)
     with tqdm(total=len(items), unit="picture", disable=None, desc=out.name) as bar:
         shards = pack(
@@ -82,6 +89,20 @@ def make_shards(
     bad.report()
     rows, total_bytes = sum(info.rows for info in shards), sum(info.size for info in shards)
     print(f"{out}: {rows} pictures in {len(shards)} shards, {total_bytes / 1e6:.1f} MB")
+
+
+def labels_of(
+    classes: str | None,
+    names: tuple[str, ...],
+    mask_values: tuple[str, ...],
+    mask_colours: tuple[str, ...],
+    items: Iterable[Item],
+) -> Labels:
+    """Return what the masks mean by the flags, or by the masks themselves; raises UserError."""
+    if mask_values and mask_colours:
+        raise UserError("--mask-values and --mask-colours exclude each other", fix="leave one out")
+    mapping = parse_mask_values(mask_values) or parse_mask_colours(mask_colours)
+    return decide_labels(classes, names, mapping, items, by_colour=bool(mask_colours))
 
 
 def _prepared(
