@@ -71,9 +71,9 @@ def make_shards(
     if shard_rows < 1:
         raise UserError("--shard-rows is out of range", found=shard_rows, wanted="1 or more")
     geometry = _geometry(size, fit)
-    bad = _BadPictures(skip_bad)
-    chosen = _Validation(val, val_list, val_share, val_seed)
-    names, splits = _splits(source, categories, chosen, bad)
+    bad = BadPictures(skip_bad)
+    chosen = Validation(val, val_list, val_share, val_seed)
+    names, splits = splits_of(source, categories, chosen, bad)
     items = [item for rows in splits.values() for _, item in rows]
     labels = labels_of(classes, names, mask_values, mask_colours, items)
     ready = functools.partial(_prepared, labels=labels, geometry=geometry, picture_format=format)
@@ -122,7 +122,7 @@ def _geometry(size: tuple[int, int] | None, fit: Fit) -> Geometry | None:
     return None
 
 
-class _BadPictures:
+class BadPictures:
     """What is left out: kept and reported with `--skip-bad`, otherwise the first is raised."""
 
     def __init__(self, skip: bool) -> None:
@@ -153,7 +153,7 @@ class _BadPictures:
 
 
 @dataclass(frozen=True, slots=True)
-class _Validation:
+class Validation:
     """How the validation split is chosen: another source, a list of names, or a share by hash."""
 
     source: str | None
@@ -193,8 +193,8 @@ class _Validation:
         return {key for key, item in rows if item.name in listed}
 
 
-def _splits(
-    text: str, categories: tuple[str, ...], chosen: _Validation, bad: _BadPictures
+def splits_of(
+    text: str, categories: tuple[str, ...], chosen: Validation, bad: BadPictures
 ) -> tuple[tuple[str, ...], dict[str, list[_Keyed]]]:
     """Return the class names that the sources know, and each split's pictures ordered by key."""
     source = parse_source(text, categories)
@@ -221,7 +221,7 @@ def _splits(
     return names, splits
 
 
-def _keyed(items: Iterable[Item], seen: dict[str, Item], bad: _BadPictures) -> list[_Keyed]:
+def _keyed(items: Iterable[Item], seen: dict[str, Item], bad: BadPictures) -> list[_Keyed]:
     """Return (key, item) ordered by key; a key that was seen before is bad."""
     rows = []
     for item in items:
