@@ -6,6 +6,7 @@ the rest from its own offset; the first writer of a shard wins.
 """
 
 import platform
+import signal
 import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
@@ -68,8 +69,15 @@ class _Job:
         read = read_batches(self.pictures, places, size, self.recipe.micro_batch, run.workers)
         with closing(read) as batches:
             for batch in batches:
-                raise_if_stopped(self.stop, under_way)
+                self.check_stop(under_way)
                 yield batch, run_teachers(self.teachers, batch, self.process.device)
+
+    def check_stop(self, under_way: str) -> None:
+        """Raise Stopped once a signal has asked for it; it says what there is of the cache."""
+        if self.stop.is_set():
+            every = len(self.cache.shard_ids())
+            kept = f"{every - len(self.cache.missing())} of {every} shards are kept"
+            raise_if_stopped(self.stop, f"{under_way}; {kept} in {self.cache.path}")
 
     def batches(self, shard: ShardId) -> Generator[EncodedBatch, None, None]:
         """Yield what is kept of a shard's rows, in order; batches never straddle shards."""
@@ -77,7 +85,7 @@ class _Job:
         under_way = f"{shard} was not finished and is left out"
         with closing(self.outputs(((shard, row) for row in rows), under_way)) as outputs:
             for some, targets in outputs:
-                raise_if_stopped(self.stop, under_way)
+                self.check_stop(under_way)
                 yield encode(self.cache, some, targets)
 
 
@@ -89,7 +97,7 @@ def cache_teacher(recipe: Recipe, process: ProcessContext) -> Cache:
     stop; the published shards stay.
     """
     with (
-        stop_on_signals() as stop,
+        stop_on_signals(signal.SIGINT) as stop,
         explain_os_errors("stage 1 cannot go on", Path(recipe.run.cache)),
     ):
         try:
@@ -203,7 +211,7 @@ def _make_shards(job: _Job, missing: tuple[ShardId, ...]) -> None:
             if cache.is_published(shard):
                 bar.update(cache.shard_rows(shard))
                 continue
-            raise_if_stopped(job.stop, f"{shard} was not begun")
+            job.check_stop(f"{shard} was not begun")
             with explain_os_errors(f"shard {shard} could not be made", cache.path):
                 _make_shard(job, shard, bar)
             row_mb = cache.shard_bytes(shard) / cache.shard_rows(shard) / 1e6

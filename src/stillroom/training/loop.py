@@ -4,6 +4,7 @@ Order, learning rate, temperature and randomness are functions of the step and o
 far, so these are all that a resume needs besides tensors.
 """
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def train(recipe: Recipe) -> Path:
     with explain_os_errors("training cannot go on", Path(recipe.run.out), "--run.out", again):
         context = prepare(recipe)
         began = time.perf_counter()
-        with claim_run(context), stop_on_signals() as stop:
+        with claim_run(context), stop_on_signals(signal.SIGINT) as stop:
             step, evaluations, is_over = _restore(context)
             context.print(describe(context))
             full = ""
@@ -140,7 +141,11 @@ def _run_steps(
             break
         if told_to_stop:
             (context.folder / "requeue").touch()
-            raise Stopped("told to stop", found=f"saved at step {step} of {context.steps}")
+            raise Stopped(
+                "told to stop",
+                found=f"saved at step {step} of {context.steps}, in {context.folder}",
+                fix="the same command with --run.resume goes on from there",
+            )
     return step
 
 
