@@ -48,8 +48,8 @@ def make_shards(
     """Pack pictures and masks into WebDataset shards, the input of everything else.
 
     Args:
-        source: voc:PATH, voc2012:PATH (fetched there), folders:IMAGES,MASKS, unlabelled:PATH or
-            coco:IMAGES,ANNOTATIONS
+        source: voc:PATH, voc2012:PATH (fetched there), folders:IMAGES,MASKS, unlabelled:PATH,
+            coco:IMAGES,JSON
         out: new folder, e.g. shards/people
         size: height and width in pixels that every picture is brought to; training needs one size
         fit: stretch to that size, or letterbox within grey padding that nothing counts
@@ -58,11 +58,10 @@ def make_shards(
         val: another source for the validation split
         val_list: file with the names of the pictures of the validation split, one a line
         val_share: share of the pictures for the validation split, by hash of the key; default 0.1
-            where the source has no val list and --val is not given; 0 for no validation split
+            where nothing else says which; 0 for no validation split
         val_seed: draws another such share
         categories: those of a COCO source that become classes 1 and up; default: all
-        classes: number of classes, or a file with one name a line; default: the source's own, or
-            found in the masks
+        classes: number of classes, or a file with one name a line; default: as source or masks say
         mask_values: how mask values become classes, e.g. 0:0 255:1 for black and white masks
         mask_colours: how the colours of RGB masks become classes, e.g. 0,0,0:0 128,0,0:1
         skip_bad: leave out bad pictures and list them, instead of stopping at the first
@@ -70,8 +69,7 @@ def make_shards(
     refuse_existing(out)
     if shard_rows < 1:
         raise UserError("--shard-rows is out of range", found=shard_rows, wanted="1 or more")
-    geometry = _geometry(size, fit)
-    bad = BadPictures(skip_bad)
+    geometry, bad = _geometry(size, fit), BadPictures(skip_bad)
     chosen = Validation(val, val_list, val_share, val_seed)
     names, splits = splits_of(source, categories, chosen, bad)
     items = [item for rows in splits.values() for _, item in rows]
@@ -87,8 +85,8 @@ def make_shards(
             shard_rows=shard_rows,
         )
     bad.report()
-    rows, total_bytes = sum(info.rows for info in shards), sum(info.size for info in shards)
-    print(f"{out}: {rows} pictures in {len(shards)} shards, {total_bytes / 1e6:.1f} MB")
+    rows, size_mb = sum(info.rows for info in shards), sum(info.size for info in shards) / 1e6
+    print(f"{out}: {rows} pictures in {len(shards)} shards, {size_mb:.1f} MB")
 
 
 def labels_of(

@@ -38,9 +38,10 @@ from stillroom.training.evaluations import (
 )
 from stillroom.training.log import Log
 from stillroom.training.memory import out_of_memory
-from stillroom.training.meter import TermMeter, step_line
+from stillroom.training.meter import TermMeter
 from stillroom.training.optimizer import learning_rate, set_rate
 from stillroom.training.parameters import set_mode
+from stillroom.training.progress import Progress
 from stillroom.training.receipt import about_more_epochs, describe, receipt
 from stillroom.training.run_folder import claim_run, is_finished
 from stillroom.training.setup import prepare
@@ -74,9 +75,10 @@ def train(recipe: Recipe) -> Path:
                 with (
                     Log(context.folder, step) if context.is_first else nullcontext() as log,
                     closing(context.stream(range(step, context.steps))) as stream,
+                    Progress(context, step) as progress,
                 ):
                     if not is_over:
-                        step = _run_steps(context, stream, log, stop, step, evaluations)
+                        step = _run_steps(context, stream, log, progress, stop, step, evaluations)
             except Stopped:
                 context.leave()
                 raise
@@ -95,6 +97,7 @@ def _run_steps(
     context: TrainContext,
     stream: Iterator[HostBatch],
     log: Log | None,
+    progress: Progress,
     stop: threading.Event,
     step: int,
     evaluations: list[Evaluation],
@@ -122,6 +125,7 @@ def _run_steps(
         set_rate(optimizer, rate)
         norm = apply_gradient(context, step)
         step += 1
+        progress.step()
 
         meter.add(totals, counts, norm)
         due = step % (context.epoch_steps * recipe.run.evaluate_every) == 0 or step == context.steps
@@ -130,9 +134,10 @@ def _run_steps(
             figures = meter.figures(step, weights) | {"lr": rate}
             if log is not None:
                 log.write("train", step, epoch, figures)
-                context.print(step_line(context, step, figures))
+                progress.show(step, figures)
             told_to_stop = context.any(stop.is_set()) and step < context.steps
         if due or told_to_stop:
+            progress.clear()
             _require_finite(context, step)
             if due:
                 evaluations.append(evaluate(context, log, step, epoch, evaluations))
@@ -159,7 +164,7 @@ def _restore(context: TrainContext) -> tuple[int, list[Evaluation], bool]:
     found: tuple[Path, dict[str, Any]] | None = None
     if context.is_first:
         clear_leftovers(context.folder)
-        found = newest_checkpoint(context.folder, context.print)
+        found = newest_checkpoint(context.folder, print)
     # The other ranks do not look for themselves: a listing of theirs may be older.
     chosen = torch.tensor(found[1]["step"] if found else 0, device=context.accelerator.device)
     step = int(context.reduce(chosen))

@@ -50,7 +50,7 @@ def _evaluate(
         if score is None or score > best:
             about = about_student(context, step, found)
             save_best(context.folder, context.distiller.student, about)
-        print(f"epoch {epoch + 1}: {summary(found, context.pictures.classes)}", flush=True)
+        context.print(f"epoch {epoch + 1}: {summary(found, context.pictures.classes)}")
     context.accelerator.wait_for_everyone()
     return evaluation
 

@@ -18,7 +18,7 @@ from stillroom.errors import UserError
 from stillroom.jsonfile import digest, read_json
 from stillroom.metrics import predict
 from stillroom.pictures.dataset import open_pictures
-from stillroom.pictures.draw import colour_mask, grid
+from stillroom.pictures.draw import colour_mask, grid, legend_of
 from stillroom.pictures.loader import image_tensor, mask_array
 from stillroom.pictures.rows import whole_picture
 from stillroom.using.student import Trained
@@ -201,4 +201,5 @@ def draw_comparison(
                 *(colour_mask(mask, pictures.palette) for mask in found),
             ]
         )
-    grid(tiles, ["picture", "truth", *students]).save(path)
+    legend = legend_of(pictures.classes, pictures.palette)
+    grid(tiles, ["picture", "truth", *students], legend).save(path)
