@@ -34,6 +34,7 @@ from stillroom.extraction.encode import (
     read_batches,
     run_teachers,
 )
+from stillroom.extraction.estimate import Estimate
 from stillroom.extraction.gate import InParts, gate_pictures, judge
 from stillroom.extraction.out_of_memory import too_large
 from stillroom.extraction.preflight import require_space
@@ -150,6 +151,10 @@ def _fill(job: _Job) -> None:
     """Fit the codecs, see whether what is missing fits on the disk, and make it."""
     recipe, cache, missing = job.recipe, job.cache, job.cache.missing()
     fit_codecs(cache, recipe, job.pictures, job.outputs)
+    job.process.print(
+        f"{sum(map(cache.shard_rows, missing))} rows to make in {len(missing)} shards,"
+        f" {sum(part.num_bytes for part in cache.parts) / 1e6:.3g} MB a row before compression"
+    )
     _warn_of_size(recipe, cache, job.process)
     if recipe.run.preflight:
         require_space(cache, missing, lambda: next(job.batches(missing[0])).parts)
@@ -204,32 +209,39 @@ def _make_shards(job: _Job, missing: tuple[ShardId, ...]) -> None:
     rest = [s for s in every[offset:] + every[:offset] if s in missing and s not in own]
     rows = sum(cache.shard_rows(shard) for shard in every)
     done = rows - sum(cache.shard_rows(shard) for shard in missing)
-    with tqdm(
-        total=rows, initial=done, unit="row", disable=not process.is_first, desc=cache.path.name
-    ) as bar:
+    hidden = job.recipe.run.quiet or not process.is_first
+    estimate = Estimate(rows - done, process.world, lambda text: _say(bar, process, text))
+    with tqdm(total=rows, initial=done, unit="row", disable=hidden, desc=cache.path.name) as bar:
         for shard in own + rest:
             if cache.is_published(shard):
                 bar.update(cache.shard_rows(shard))
                 continue
             job.check_stop(f"{shard} was not begun")
             with explain_os_errors(f"shard {shard} could not be made", cache.path):
-                _make_shard(job, shard, bar)
+                _make_shard(job, shard, bar, estimate)
             row_mb = cache.shard_bytes(shard) / cache.shard_rows(shard) / 1e6
             published = f"{len(every) - len(cache.missing())}/{len(every)} shards"
             bar.set_postfix_str(f"{published}, {row_mb:.3g} MB/row")
 
 
-def _make_shard(job: _Job, shard: ShardId, bar: Any) -> None:
+def _say(bar: Any, process: ProcessContext, text: str) -> None:
+    bar.clear()
+    process.print(text)
+
+
+def _make_shard(job: _Job, shard: ShardId, bar: Any, estimate: Estimate) -> None:
     began = time.perf_counter()
     writer, left = job.cache.writer(shard), job.cache.shard_rows(shard)
     error = ShardError()
 
     def append(batch: EncodedBatch) -> int:
+        before = writer.num_bytes
         for i, row in enumerate(batch.rows):
             statistics = {name: column[i] for name, column in batch.statistics.items()}
             parts = {name: part[i] for name, part in batch.parts.items()}
             writer.append(row, parts, statistics, batch.pixels[i])
         error.add(batch)
+        estimate.add(len(batch.rows), writer.num_bytes - before)
         return len(batch.rows)
 
     # One thread compresses and appends, so that the teacher does not wait for the disk.
