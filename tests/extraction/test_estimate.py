@@ -12,7 +12,7 @@ def test_size_and_time_are_those_of_the_rows_that_are_left(monkeypatch):
         estimate.add(4, 2_000_000)
     # 12 rows in 6 s by each of two: 4 a second, half an hour; 8 MB of 16 rows: .5 MB a row
     assert said == [
-        "by the first 16 rows: 0.5 MB and 0.25 s a row, so 3600 MB and about 30.0 min for 7200 rows"
+        "by the first 16 rows: 0.5 MB and 0.25 s a row, so 3600 MB and about 30 min for 7200 rows"
     ]
 
 

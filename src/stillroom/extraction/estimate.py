@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 
+_UNITS = (("h", 3600), ("min", 60), ("s", 1))
 _BATCHES = 4  # that are measured; the first is left out of the time, since it warms up
 
 
@@ -27,11 +28,11 @@ class Estimate:
             self._say(self._text((self._rows - self._first) * self._world / seconds))
 
     def _text(self, rows_per_s: float) -> str:
-        row_bytes = self._bytes / self._rows
-        hours = self._left / rows_per_s / 3600
-        time_left = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+        row_mb = self._bytes / self._rows / 1e6
+        seconds = self._left / rows_per_s
+        unit, length = next(u for u in _UNITS if seconds >= u[1] or u[1] == 1)
         return (
-            f"by the first {self._rows} rows: {row_bytes / 1e6:.3g} MB and {1 / rows_per_s:.3g} s a"
-            f" row, so {row_bytes * self._left / 1e6:.4g} MB and about {time_left} for"
-            f" {self._left} rows"
+            f"by the first {self._rows} rows: {row_mb:.3g} MB and {1 / rows_per_s:.3g} s"
+            f" a row, so {row_mb * self._left:.4g} MB and about {seconds / length:.3g} {unit}"
+            f" for {self._left} rows"
         )
