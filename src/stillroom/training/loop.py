@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from stillroom.training.evaluations import (
     ends_early,
     num_without_improvement,
 )
-from stillroom.training.log import Log
+from stillroom.training.log import Log, start_trackers
 from stillroom.training.memory import out_of_memory
 from stillroom.training.meter import TermMeter
 from stillroom.training.optimizer import learning_rate, set_rate
@@ -73,7 +73,7 @@ def train(recipe: Recipe) -> Path:
             full = ""
             try:
                 with (
-                    Log(context.folder, step) if context.is_first else nullcontext() as log,
+                    _open_log(context, step) as log,
                     closing(context.stream(range(step, context.steps))) as stream,
                     Progress(context, step) as progress,
                 ):
@@ -91,6 +91,12 @@ def train(recipe: Recipe) -> Path:
             _finish(context, step, evaluations, time.perf_counter() - began)
             context.leave()
     return context.folder
+
+
+def _open_log(context: TrainContext, step: int) -> AbstractContextManager[Log | None]:
+    if not context.is_first:
+        return nullcontext()
+    return Log(context.folder, step, start_trackers(context))
 
 
 def _run_steps(
