@@ -57,7 +57,7 @@ def step_line(steps: int, step: int, figures: dict[str, Any], left: str) -> str:
     counted. `left` is the time left.
     """
     terms = [
-        f"{name.removeprefix('term_')} {value:.4g}"
+        f"{name.removeprefix('term_')} {value:.3g}"
         for name, value in figures.items()
         if name.startswith("term_") and value is not None
     ]
