@@ -34,7 +34,7 @@ TINY = """
 --optimizer.nominal-batch --optimizer.lr-limits
 --schedule.warmup --schedule.final
 --run.out --run.name --run.cache --run.recorded-teachers --run.resume --run.overwrite
---run.device --run.workers --run.log-every --run.evaluate-every --run.keep
+--run.device --run.workers --run.quiet --run.tracker --run.log-every --run.evaluate-every --run.keep
 --run.shard-limit-gb --run.preflight --run.additional-epochs
 """
 

@@ -99,7 +99,16 @@ ALLOWED = {
         "extraction",
         "training",
     },
-    "using": BASE | {"pictures", "cache", "students", "metrics", "recipe", "networks"},
+    "using": BASE
+    | {
+        "pictures",
+        "cache",
+        "students",
+        "metrics",
+        "recipe",
+        "networks",
+        "losses.class_weights",
+    },
     "experiments": BASE | {"pictures", "students", "recipe", "teachers.configs", "training"},
     "recipes": BASE
     | {

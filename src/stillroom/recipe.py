@@ -79,6 +79,8 @@ class Run:
     overwrite: bool = False  # delete the run of that name first
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = CUDA where there is one
     workers: int = 2  # threads that decode pictures and read targets
+    quiet: bool = False  # nothing but warnings, errors and the last line on the terminal
+    tracker: str | None = None  # a tracker of Accelerate's that gets the figures too, such as wandb
     log_every: int = 10  # steps between two lines of the log
     evaluate_every: int = 1  # epochs between two evaluations
     keep: int = 2  # checkpoints kept

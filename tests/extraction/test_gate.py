@@ -137,6 +137,15 @@ def test_a_teacher_below_the_floor_is_refused_with_both_numbers(samples):
     (reason,) = verdict.reasons
     assert "is below --gate-floor 0.9" in reason and "wrong or random weights" in reason
     assert f"{verdict.figures['miou']:.3f}" in reason
+    tried = ("BGR in [0, 1]", "RGB in 0..255", "RGB in [-1, 1]", "RGB with ImageNet mean and std")
+    assert all(f"{name} {verdict.figures['miou']:.3f}" in reason for name in tried)
+    assert "tried were the declared preprocessing (channels=RGB, scale=1, mean=(0" in reason
+
+
+def test_what_was_not_tried_is_not_spoken_of(samples):
+    built = Saying(lambda image: image[:, [2]] - 0.5, None)  # a file, say
+    (reason,) = judged(built, samples, floor=0.9).reasons
+    assert "no other preprocessing was tried" in reason and "ImageNet" not in reason
 
 
 def test_a_teacher_no_better_than_one_class_everywhere_is_refused_at_any_floor_above_0(samples):

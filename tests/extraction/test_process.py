@@ -160,7 +160,8 @@ def test_interrupted_it_ends_its_children_first(two_gpus, tmp_path, monkeypatch)
     assert all(child.returncode == 75 for child in waited)
 
 
-def test_told_to_stop_it_tells_its_children(two_gpus, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_tells_its_children(two_gpus, tmp_path, number):
     two_gpus.write_text(
         "import os, pathlib, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
@@ -181,5 +182,5 @@ def test_told_to_stop_it_tells_its_children(two_gpus, tmp_path):
         while not all((tmp_path / rank).exists() for rank in "01"):
             assert time.monotonic() < until
             time.sleep(0.05)
-        parent.send_signal(signal.SIGTERM)
+        parent.send_signal(number)
         assert parent.wait(60) == 75

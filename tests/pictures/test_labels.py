@@ -8,7 +8,14 @@ from PIL import Image
 
 from stillroom.errors import UserError
 from stillroom.pictures.decode import BadPicture
-from stillroom.pictures.labels import Labels, decide_labels, palette_of, parse_mask_values, shown
+from stillroom.pictures.labels import (
+    Labels,
+    decide_labels,
+    palette_of,
+    parse_mask_colours,
+    parse_mask_values,
+    shown,
+)
 from stillroom.pictures.sources import Item
 
 MASK = Path("m.png")
@@ -95,3 +102,32 @@ def test_the_palette_is_that_of_pascal_voc() -> None:
 
 def test_long_lists_are_cut() -> None:
     assert shown(range(14)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 2 more"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colours_become_the_classes_that_were_named_whatever_the_kind_of_file(tmp_path, mode):
+    colours = np.array([[[0, 0, 0], [128, 0, 0], [224, 224, 192]]], np.uint8)
+    image = Image.fromarray(colours)
+    image = image.quantize(4, dither=Image.Dither.NONE) if mode == "P" else image.convert(mode)
+    image.save(tmp_path / "m.png")
+    pairs = parse_mask_colours(("0,0,0:0", "128,0,0:1", "224,224,192:255"))
+    labels = decide_labels(None, (), pairs, [], by_colour=True)
+    assert labels.names == ("class_0", "class_1")
+    assert labels.read(tmp_path / "m.png").tolist() == [[0, 1, 255]]
+
+
+def test_a_colour_without_a_class_is_refused_by_its_name(tmp_path: Path) -> None:
+    colours = np.array([[[0, 0, 0], [255, 0, 1]]], np.uint8)
+    Image.fromarray(colours).save(tmp_path / "m.png")
+    labels = Labels(names=("a", "b"), mapping=((0, 0), (255, 1)), by_colour=True)
+    with pytest.raises(BadPicture, match="colours outside the classes") as error:
+        labels.read(tmp_path / "m.png")
+    assert error.value.found == "255,0,1" and error.value.wanted == "0,0,0, 0,0,255"
+
+
+@pytest.mark.parametrize("text", ["0,0:1", "0,0,256:1", "0,0,0:256", "0,0,0", "a,b,c:1"])
+def test_what_is_no_colour_and_class_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--mask-colours not understood"):
+        parse_mask_colours((text,))
+    with pytest.raises(UserError, match="each colour once"):
+        parse_mask_colours(("0,0,0:0", "0,0,0:1"))

@@ -14,6 +14,7 @@ from stillroom.teachers.onnx_graph import (
     follows_the_size,
     picture_input,
     tensor_shapes,
+    tensors,
     with_input,
 )
 
@@ -29,19 +30,32 @@ def input_model(*shapes, kind=FLOAT):
     return helper.make_model(graph)
 
 
-def test_an_unknown_name_lists_near_names_and_every_map_with_its_shape(tmp_path, make_onnx):
+def test_an_unknown_name_lists_a_few_near_names_with_shapes_and_where_all_are_listed(
+    tmp_path, make_onnx
+):
     path = make_onnx.save_segmenter(tmp_path / "a.onnx", batch=1, size=(32, 32), classes=2)
     with pytest.raises(UserError) as caught:
-        choose_tensor(load_graph(path), "featur")
-    assert "near names: feature" in caught.value.wanted
-    lines = [line.split() for line in caught.value.fix.splitlines()[1:]]
-    assert lines == [
-        ["stem", "1x8x16x16"],
-        ["feature", "1x8x16x16"],
-        ["small", "1x2x16x16"],
-        ["logits", "1x2x32x32"],
-        ["output", "1x2x32x32"],
+        choose_tensor(load_graph(path), "featur", path)
+    assert caught.value.wanted.startswith("near names: feature (1x8x16x16), ")
+    assert f"tools/inspect_onnx.py {path} --near featur" in caught.value.fix
+    assert len(str(caught.value).splitlines()) == 4
+
+
+def test_every_map_is_listed_with_shape_stride_and_maker_or_the_nearest_names_first(
+    tmp_path, make_onnx
+):
+    path = make_onnx.save_segmenter(tmp_path / "a.onnx", batch=1, size=(32, 32), classes=2)
+    found = tensors(load_graph(path), (32, 32))
+    assert [(t.name, t.text, t.stride) for t in found] == [
+        ("stem", "1x8x16x16", (2, 2)),
+        ("feature", "1x8x16x16", (2, 2)),
+        ("small", "1x2x16x16", (2, 2)),
+        ("logits", "1x2x32x32", (1, 1)),
+        ("output", "1x2x32x32", (1, 1)),
     ]
+    assert found[0].made_by == "Conv"
+    near = tensors(load_graph(path), (64, 64), near="LOGIT")
+    assert near[0].name == "logits" and near[0].text == "1x2x64x64"
 
 
 def test_a_tensor_without_four_dimensions_is_refused_even_as_the_only_output():

@@ -2,13 +2,17 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from stillroom.errors import UserError
 from stillroom.training.log import Log, draw_curves, read_metrics
+from stillroom.training.loop import train
 
 
 def write(run: Path, first: int, last: int) -> None:
@@ -88,3 +92,25 @@ def test_the_curves_are_those_of_loss_terms_and_scores(tmp_path, monkeypatch):
     steps = range(1, 9)
     assert drawn[0] == {"loss": [(n, 1 / n) for n in steps], "ce": [(n, 2 / n) for n in steps]}
     assert drawn[1] == {"student mIoU": [(4, 0.4), (8, 0.8)]}
+
+
+def test_a_tracker_gets_every_number_and_the_settings(tiny_recipe, undrawn):
+    run = replace(tiny_recipe.run, tracker="tensorboard", log_every=1)
+    folder = train(replace(tiny_recipe, epochs=1, run=run))
+    found = EventAccumulator(str(folder / tiny_recipe.name)).Reload()
+    for line in read_metrics(folder):
+        for name in ("loss", "lr", "miou"):
+            if name in line:
+                events = found.Scalars(f"{line['kind']}/{name}")
+                values = {event.step: event.value for event in events}
+                assert values[line["step"]] == pytest.approx(line[name])
+    (settings,) = (folder / tiny_recipe.name).rglob("hparams.yml")
+    assert f"batch: {tiny_recipe.batch}" in settings.read_text()
+
+
+def test_a_tracker_that_is_not_there_is_refused_before_any_work(tiny_recipe):
+    for name, fix in (("wandb", "pip install wandb"), ("wanda", "one of aim, ")):
+        run = replace(tiny_recipe.run, tracker=name)
+        with pytest.raises(UserError, match=f"no tracker {name}") as error:
+            train(replace(tiny_recipe, run=run))
+        assert fix in str(error.value) and not (Path(run.out) / "tiny").exists()

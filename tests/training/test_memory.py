@@ -19,7 +19,7 @@ def hold_at_most(monkeypatch, rows: int) -> list[int]:
     """Let the network run out of memory above so many rows; return what it was given."""
     forward, seen = Distiller.forward, []
 
-    def limited(distiller: Distiller, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    def limited(distiller: Distiller, image: torch.Tensor, boxes=None) -> dict[str, torch.Tensor]:
         seen.append(len(image))
         if len(image) > rows and distiller.training:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -71,7 +71,7 @@ def test_memory_that_runs_out_in_a_backward_pass_under_ddp_is_answered_too(
         context = prepare(recipe)
         return replace(context, model=DistributedDataParallel(context.distiller))
 
-    def limited(distiller: Distiller, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    def limited(distiller: Distiller, image: torch.Tensor, boxes=None) -> dict[str, torch.Tensor]:
         outputs = forward(distiller, image)
         if len(image) > 2 and outputs["logits"].requires_grad:
             outputs["logits"].register_hook(full)

@@ -17,7 +17,10 @@ def test_four_pictures_spread_over_the_split_are_shown_with_truth_teacher_and_st
     draw_grid(context, context.validation, tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as grid:
         found = np.array(grid)
-    assert found.shape == (18 + 4 * 68 + 4, 4 * 100 + 4, 3)  # tiles of 64 x 96 and 4 between them
+    tiles = 18 + 4 * 68 + 4  # of 64 x 96 and 4 between them
+    assert found.shape == (tiles + 18, 4 * 100 + 4, 3)
+    legend = {tuple(colour) for colour in found[tiles:].reshape(-1, 3).tolist()}
+    assert {tuple(c) for c in context.pictures.palette} < legend  # each class has its swatch
     for place, row in enumerate((0, 2, 4, 6)):
         top = 18 + place * 68
         image = context.validation.read(row)[1]["image"]

@@ -19,7 +19,7 @@ TERMS = (CrossEntropy(), Dice(), LogitMSE(target="said"))
 class Said(nn.Module):
     """A student whose logits are written in the picture, so that a test knows them."""
 
-    def forward(self, image):
+    def forward(self, image, boxes=None):
         return {"logits": image * 10 - 5}
 
 

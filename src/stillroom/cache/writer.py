@@ -94,6 +94,11 @@ class ShardWriter:
         self._pixels.append(pixels)
         reach("row-appended")
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the rows so far, compressed."""
+        return sum(sum(spans.size) for spans in self._spans.values())
+
     def publish(self, provenance: dict[str, Any]) -> bool:
         """Make the shard durable, read it back, name it; False where another writer was first.
 

@@ -6,6 +6,7 @@ the rest from its own offset; the first writer of a shard wins.
 """
 
 import platform
+import signal
 import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
@@ -33,6 +34,7 @@ from stillroom.extraction.encode import (
     read_batches,
     run_teachers,
 )
+from stillroom.extraction.estimate import Estimate
 from stillroom.extraction.gate import InParts, gate_pictures, judge
 from stillroom.extraction.out_of_memory import too_large
 from stillroom.extraction.preflight import require_space
@@ -68,8 +70,15 @@ class _Job:
         read = read_batches(self.pictures, places, size, self.recipe.micro_batch, run.workers)
         with closing(read) as batches:
             for batch in batches:
-                raise_if_stopped(self.stop, under_way)
+                self.check_stop(under_way)
                 yield batch, run_teachers(self.teachers, batch, self.process.device)
+
+    def check_stop(self, under_way: str) -> None:
+        """Raise Stopped once a signal has asked for it; it says what there is of the cache."""
+        if self.stop.is_set():
+            every = len(self.cache.shard_ids())
+            kept = f"{every - len(self.cache.missing())} of {every} shards are kept"
+            raise_if_stopped(self.stop, f"{under_way}; {kept} in {self.cache.path}")
 
     def batches(self, shard: ShardId) -> Generator[EncodedBatch, None, None]:
         """Yield what is kept of a shard's rows, in order; batches never straddle shards."""
@@ -77,7 +86,7 @@ class _Job:
         under_way = f"{shard} was not finished and is left out"
         with closing(self.outputs(((shard, row) for row in rows), under_way)) as outputs:
             for some, targets in outputs:
-                raise_if_stopped(self.stop, under_way)
+                self.check_stop(under_way)
                 yield encode(self.cache, some, targets)
 
 
@@ -89,7 +98,7 @@ def cache_teacher(recipe: Recipe, process: ProcessContext) -> Cache:
     stop; the published shards stay.
     """
     with (
-        stop_on_signals() as stop,
+        stop_on_signals(signal.SIGINT) as stop,
         explain_os_errors("stage 1 cannot go on", Path(recipe.run.cache)),
     ):
         try:
@@ -142,6 +151,10 @@ def _fill(job: _Job) -> None:
     """Fit the codecs, see whether what is missing fits on the disk, and make it."""
     recipe, cache, missing = job.recipe, job.cache, job.cache.missing()
     fit_codecs(cache, recipe, job.pictures, job.outputs)
+    job.process.print(
+        f"{sum(map(cache.shard_rows, missing))} rows to make in {len(missing)} shards,"
+        f" {sum(part.num_bytes for part in cache.parts) / 1e6:.3g} MB a row before compression"
+    )
     _warn_of_size(recipe, cache, job.process)
     if recipe.run.preflight:
         require_space(cache, missing, lambda: next(job.batches(missing[0])).parts)
@@ -198,32 +211,39 @@ def _make_shards(job: _Job, missing: tuple[ShardId, ...]) -> None:
     rest = [s for s in every[offset:] + every[:offset] if s in missing and s not in own]
     rows = sum(cache.shard_rows(shard) for shard in every)
     done = rows - sum(cache.shard_rows(shard) for shard in missing)
-    with tqdm(
-        total=rows, initial=done, unit="row", disable=not process.is_first, desc=cache.path.name
-    ) as bar:
+    hidden = job.recipe.run.quiet or not process.is_first
+    estimate = Estimate(rows - done, process.world, lambda text: _say(bar, process, text))
+    with tqdm(total=rows, initial=done, unit="row", disable=hidden, desc=cache.path.name) as bar:
         for shard in own + rest:
             if cache.is_published(shard):
                 bar.update(cache.shard_rows(shard))
                 continue
-            raise_if_stopped(job.stop, f"{shard} was not begun")
+            job.check_stop(f"{shard} was not begun")
             with explain_os_errors(f"shard {shard} could not be made", cache.path):
-                _make_shard(job, shard, bar)
+                _make_shard(job, shard, bar, estimate)
             row_mb = cache.shard_bytes(shard) / cache.shard_rows(shard) / 1e6
             published = f"{len(every) - len(cache.missing())}/{len(every)} shards"
             bar.set_postfix_str(f"{published}, {row_mb:.3g} MB/row")
 
 
-def _make_shard(job: _Job, shard: ShardId, bar: Any) -> None:
+def _say(bar: Any, process: ProcessContext, text: str) -> None:
+    bar.clear()
+    process.print(text)
+
+
+def _make_shard(job: _Job, shard: ShardId, bar: Any, estimate: Estimate) -> None:
     began = time.perf_counter()
     writer, left = job.cache.writer(shard), job.cache.shard_rows(shard)
     error = ShardError()
 
     def append(batch: EncodedBatch) -> int:
+        before = writer.num_bytes
         for i, row in enumerate(batch.rows):
             statistics = {name: column[i] for name, column in batch.statistics.items()}
             parts = {name: part[i] for name, part in batch.parts.items()}
             writer.append(row, parts, statistics, batch.pixels[i])
         error.add(batch)
+        estimate.add(len(batch.rows), writer.num_bytes - before)
         return len(batch.rows)
 
     # One thread compresses and appends, so that the teacher does not wait for the disk.

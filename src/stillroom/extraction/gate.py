@@ -159,9 +159,15 @@ def _score(
     """
     declared = score(name, built, pictures, stop=stop)
     figures, misfed = {"miou": declared.miou, "pictures": len(declared)}, []
+    tried = "no other preprocessing was tried"
     if not is_faulty and built.preprocessing is not None:
         results, best = try_preprocessings(name, built, declared, pictures, stop)
         figures["best_other_miou"] = max(result.miou for result in results.values())
+        others = (f"{label} {result.miou:.3f}" for label, result in results.items())
+        tried = (
+            f"tried were the declared preprocessing ({describe(built.preprocessing)}"
+            f" {declared.miou:.3f}), {', '.join(others)}"
+        )
         if best is not None and results[best].miou >= floor:  # else the weights are to blame
             right = other_preprocessings(built.preprocessing, both=True)[best]
             misfed.append(
@@ -169,16 +175,21 @@ def _score(
                 f" {declared.miou:.3f}, and explains the labels of {results[best].wins} of"
                 f" {results[best].num_pictures} pictures better: declare {describe(right)}"
             )
-    return figures, misfed, _below(declared, floor)
+    return figures, misfed, _below(declared, floor, tried)
 
 
-def _below(declared: Scores, floor: float) -> list[str]:
+def _below(declared: Scores, floor: float, tried: str) -> list[str]:
     found = f"mIoU {declared.miou:.3f} on {len(declared)} pictures is"
-    cause = "wrong or random weights, wrong classes, or a teacher too weak"
+    cause = (
+        f"{tried}; what is left are a mean and deviation of its own (--teachers.N.mean, .std,"
+        " .scale, .channels, as its authors say), other classes or another order of them, wrong or"
+        " random weights, a teacher too weak (of an ONNX file, python tools/inspect_onnx.py FILE"
+        " --data SHARDS tries more)"
+    )
     shares = declared.counts.sum((0, 2)).double()
     constant = float(shares.max() / shares.sum() / (shares > 0).sum())
     if not declared.miou >= floor:
-        return [f"{found} below --gate-floor {floor}, whatever the preprocessing: {cause}"]
+        return [f"{found} below --gate-floor {floor}: {cause}"]
     if floor > 0 and declared.miou <= constant:  # 0 asks for no accuracy at all
         return [f"{found} no better than one class everywhere ({constant:.3f}): {cause}"]
     return []

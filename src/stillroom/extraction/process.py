@@ -78,8 +78,10 @@ def spread_over_gpus(wanted: str) -> int | None:
     if count < 2:
         return None
     children: list[subprocess.Popen] = []
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    before = [signal.signal(n, lambda n, _: _send(children, n)) for n in numbers]
+    # Ctrl-C reaches those in the same terminal by itself, and kill -INT only this process.
+    sent: dict[int, int] = {n: n for n in (signal.SIGTERM, signal.SIGUSR1)}
+    sent[signal.SIGINT] = signal.SIGTERM
+    before = [signal.signal(n, lambda n, _: _send(children, sent[n])) for n in sent]
     try:
         for rank in range(count):
             # The words as they were given: `run_command` has taken --debug from sys.argv.
@@ -94,7 +96,7 @@ def spread_over_gpus(wanted: str) -> int | None:
         )  # reaches none that has ended; on Ctrl-C those that have not
         for child in children:
             child.wait()
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in zip(sent, before, strict=True):
             signal.signal(number, handler)
 
 

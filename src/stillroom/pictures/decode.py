@@ -75,8 +75,7 @@ def can_keep_bytes(data: bytes, image: Image.Image, picture_format: str) -> bool
 
 def decode_labels(image: Image.Image, path: Path) -> Int[np.ndarray, "h w"]:
     """Return palette indices or grey levels as int32; raises BadPicture where there are none."""
-    if image.format == "JPEG":
-        raise BadPicture(f"{path} is a JPEG mask: its values are not what was drawn", wanted="PNG")
+    _refuse_jpeg(image, path)
     if image.mode in ("P", "L", "1", "I") or image.mode.startswith("I;16"):
         return np.array(image).astype(np.int32)
     if image.mode in ("LA", "PA"):
@@ -89,7 +88,24 @@ def decode_labels(image: Image.Image, path: Path) -> Int[np.ndarray, "h w"]:
         f"{path} is no mask of class numbers",
         found=f"a colour picture (mode {image.mode})",
         wanted="one channel: palette or grey, the value being the class",
+        fix="--mask-colours R,G,B:CLASS ... (python tools/check_data.py SOURCE finds the colours)",
     )
+
+
+def decode_colours(image: Image.Image, path: Path) -> Int[np.ndarray, "h w"]:
+    """Return each pixel's colour as red * 65536 + green * 256 + blue; raises BadPicture for a
+    JPEG, and where a pixel has more than eight bits a channel.
+    """
+    _refuse_jpeg(image, path)
+    if image.mode not in ("P", "PA", "L", "LA", "1", "RGB", "RGBA"):
+        raise BadPicture(f"{path} is no mask of colours", found=f"mode {image.mode}", wanted="RGB")
+    colours = np.array(image.convert("RGB")).astype(np.int32)
+    return colours @ np.array([65536, 256, 1], np.int32)
+
+
+def _refuse_jpeg(image: Image.Image, path: Path) -> None:
+    if image.format == "JPEG":
+        raise BadPicture(f"{path} is a JPEG mask: its values are not what was drawn", wanted="PNG")
 
 
 def encode_picture(image: Image.Image, picture_format: str) -> bytes:

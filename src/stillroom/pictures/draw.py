@@ -14,6 +14,7 @@ VOID_COLOUR, WRONG_COLOUR = (224, 224, 192), (255, 0, 80)
 _MARGIN_PX = 4
 _TITLE_PX = 18
 _SMALL_PX = 128
+_SWATCH_PX = 16
 
 
 def colour_mask(mask: Integer[np.ndarray, "h w"], palette: Sequence[Sequence[int]]) -> Rgb:
@@ -98,6 +99,14 @@ def grid(
         draw.rectangle(box, fill=tuple(colour), outline="black")
         draw.text((x + 17, end + y + 2), name, fill="black", font=font)
     return sheet
+
+
+def legend_of(
+    classes: Sequence[str], palette: Sequence[tuple[int, int, int]]
+) -> list[tuple[str, tuple[int, int, int]]]:
+    """Return the legend of masks in these colours, void included."""
+    names = classes or [f"class {number}" for number in range(len(palette))]
+    return [*zip(names, palette, strict=True), ("void", VOID_COLOUR)]
 
 
 def _legend_places(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from stillroom.errors import UserError
-from stillroom.pictures.decode import BadPicture, decode_labels, open_picture
+from stillroom.pictures.decode import BadPicture, decode_colours, decode_labels, open_picture
 from stillroom.pictures.sources import Item, read_class_names
 from stillroom.types import IGNORE
 
@@ -18,30 +18,68 @@ _MAX_SHOWN = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """The classes of a data set, and (value in the source, class) where values are mapped."""
+    """The classes of a data set, and (value in the source, class) where values are mapped; values
+    are colours, as `decode_colours` gives them, where `by_colour`.
+    """
 
     names: tuple[str, ...]
     mapping: tuple[tuple[int, int], ...] = ()
+    by_colour: bool = False
+
+    def read(self, path: Path) -> UInt8[np.ndarray, "h w"]:
+        """Return a mask file's class indices, 255 = ignore; raises BadPicture that lists what is no
+        class.
+        """
+        decode = decode_colours if self.by_colour else decode_labels
+        return self.translate(decode(open_picture(path)[1], path), path)
+
+    def known(self) -> dict[int, int]:
+        """Return the class of every value that has one."""
+        known = dict(self.mapping) or {number: number for number in range(len(self.names))}
+        return known if self.by_colour else {IGNORE: IGNORE} | known
 
     def translate(self, values: Int[np.ndarray, "h w"], path: Path) -> UInt8[np.ndarray, "h w"]:
-        """Return class indices, 255 = ignore; raises BadPicture that lists what is no class."""
-        num_classes = len(self.names)
-        known = dict(self.mapping) or {number: number for number in range(num_classes)}
-        known.setdefault(IGNORE, IGNORE)
-        table = np.full(65537, -1, np.int32)  # its last entry stands for all values beyond
-        table[list(known)] = list(known.values())
-        mask = table[values.clip(-1, 65536)]
-        if (mask < 0).any():
-            wanted = ", ".join(str(value) for value in sorted(known))
+        """Return the same of a mask's values; `path` is for the message only."""
+        known = self.known()
+        sources = np.array(sorted(known))
+        places = np.searchsorted(sources, values).clip(max=len(sources) - 1)
+        if (strange := sources[places] != values).any():
+            found = np.unique(values[strange]).tolist()
             raise BadPicture(
-                f"{path} has label values outside the classes",
-                found=shown(np.unique(values[mask < 0]).tolist()),
-                wanted=wanted
-                if self.mapping
-                else f"0 to {num_classes - 1}, or {IGNORE} for ignore",
-                fix="--classes N, or --mask-values FROM:TO ... for every value that occurs",
+                f"{path} has {'colours' if self.by_colour else 'label values'} outside the classes",
+                found=shown(map(colour_text, found) if self.by_colour else found),
+                wanted=self._wanted(),
+                fix="--classes N, or --mask-values FROM:TO ... (--mask-colours R,G,B:TO ...) for"
+                " every value that occurs; python tools/check_data.py SOURCE finds them",
             )
-        return mask.astype(np.uint8)
+        return np.array([known[int(value)] for value in sources], np.uint8)[places]
+
+    def _wanted(self) -> str:
+        if not self.mapping:
+            return f"0 to {len(self.names) - 1}, or {IGNORE} for ignore"
+        return ", ".join(map(colour_text if self.by_colour else str, sorted(self.known())))
+
+
+def colour_text(code: int) -> str:
+    """Return a colour as `R,G,B`, from the number that `decode_colours` makes of it."""
+    return f"{code >> 16},{code >> 8 & 255},{code & 255}"
+
+
+def parse_mask_colours(texts: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    """Return pairs of colour and class of `0,0,0:0 128,0,0:1`; raises UserError on anything
+    else.
+    """
+    found = [re.fullmatch(r"(\d{1,3}),(\d{1,3}),(\d{1,3}):(\d{1,3})", text) for text in texts]
+    numbers = [tuple(map(int, pair.groups())) for pair in found if pair]
+    is_legal = all(max(four) <= 255 for four in numbers)
+    pairs = tuple((r << 16 | g << 8 | b, label) for r, g, b, label in numbers)
+    if not is_legal or len(dict(pairs)) != len(texts):
+        raise UserError(
+            "--mask-colours not understood",
+            found=" ".join(texts),
+            wanted="R,G,B:CLASS, e.g. 128,0,0:1, each colour once, numbers of 0 to 255",
+        )
+    return pairs
 
 
 def parse_mask_values(texts: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
@@ -63,6 +101,7 @@ def decide_labels(
     source_names: tuple[str, ...],
     mapping: tuple[tuple[int, int], ...],
     items: Iterable[Item],
+    by_colour: bool = False,
 ) -> Labels:
     """Return the labels by `--classes`, the source's own names, or the values in its masks.
 
@@ -76,7 +115,7 @@ def decide_labels(
         names = names or tuple(f"class_{i}" for i in range(max(targets, default=0) + 1))
         if outside := sorted(value for value in targets if value >= len(names)):
             raise UserError(
-                "--mask-values maps to a class that does not exist",
+                f"--mask-{_what(by_colour)} maps to a class that does not exist",
                 found=shown(outside),
                 wanted=f"0 to {len(names) - 1}, or {IGNORE} for ignore",
             )
@@ -85,7 +124,7 @@ def decide_labels(
         if values == {0, IGNORE}:
             _refuse_binary()
         names = names or _inferred(values)
-    return Labels(names=names, mapping=mapping)
+    return Labels(names=names, mapping=mapping, by_colour=by_colour)
 
 
 def palette_of(num_classes: int) -> tuple[tuple[int, int, int], ...]:
@@ -100,11 +139,15 @@ def palette_of(num_classes: int) -> tuple[tuple[int, int, int], ...]:
     return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(num_classes))
 
 
-def shown(values: Iterable[int]) -> str:
+def shown(values: Iterable[object]) -> str:
     """Return a list of values as text, cut where it becomes unreadable."""
-    listed = [str(int(value)) for value in values]
+    listed = [str(value) for value in values]
     rest = f" and {len(listed) - _MAX_SHOWN} more" if len(listed) > _MAX_SHOWN else ""
     return ", ".join(listed[:_MAX_SHOWN]) + rest
+
+
+def _what(by_colour: bool) -> str:
+    return "colours" if by_colour else "values"
 
 
 def _named(classes: str | None) -> tuple[str, ...]:

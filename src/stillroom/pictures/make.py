@@ -12,7 +12,12 @@ from tqdm import tqdm
 from stillroom.errors import UserError
 from stillroom.pictures.decode import BadPicture
 from stillroom.pictures.keys import key_of, share_of
-from stillroom.pictures.labels import Labels, decide_labels, parse_mask_values
+from stillroom.pictures.labels import (
+    Labels,
+    decide_labels,
+    parse_mask_colours,
+    parse_mask_values,
+)
 from stillroom.pictures.loader import num_decoders, read_ahead
 from stillroom.pictures.pack import pack, refuse_existing
 from stillroom.pictures.prepare import Fit, Geometry, PictureFormat, Prepared, prepare
@@ -37,13 +42,14 @@ def make_shards(
     categories: tuple[str, ...] = (),
     classes: str | None = None,
     mask_values: tuple[str, ...] = (),
+    mask_colours: tuple[str, ...] = (),
     skip_bad: bool = False,
 ) -> None:
     """Pack pictures and masks into WebDataset shards, the input of everything else.
 
     Args:
-        source: voc:PATH, voc2012:PATH (fetched there), folders:IMAGES,MASKS, unlabelled:PATH or
-            coco:IMAGES,ANNOTATIONS
+        source: voc:PATH, voc2012:PATH (fetched there), folders:IMAGES,MASKS, unlabelled:PATH,
+            coco:IMAGES,JSON
         out: new folder, e.g. shards/people
         size: height and width in pixels that every picture is brought to; training needs one size
         fit: stretch to that size, or letterbox within grey padding that nothing counts
@@ -52,23 +58,22 @@ def make_shards(
         val: another source for the validation split
         val_list: file with the names of the pictures of the validation split, one a line
         val_share: share of the pictures for the validation split, by hash of the key; default 0.1
-            where the source has no val list and --val is not given; 0 for no validation split
+            where nothing else says which; 0 for no validation split
         val_seed: draws another such share
         categories: those of a COCO source that become classes 1 and up; default: all
-        classes: number of classes, or a file with one name a line; default: the source's own, or
-            found in the masks
+        classes: number of classes, or a file with one name a line; default: as source or masks say
         mask_values: how mask values become classes, e.g. 0:0 255:1 for black and white masks
+        mask_colours: how the colours of RGB masks become classes, e.g. 0,0,0:0 128,0,0:1
         skip_bad: leave out bad pictures and list them, instead of stopping at the first
     """
     refuse_existing(out)
     if shard_rows < 1:
         raise UserError("--shard-rows is out of range", found=shard_rows, wanted="1 or more")
-    geometry = _geometry(size, fit)
-    bad = _BadPictures(skip_bad)
-    chosen = _Validation(val, val_list, val_share, val_seed)
-    names, splits = _splits(source, categories, chosen, bad)
+    geometry, bad = _geometry(size, fit), BadPictures(skip_bad)
+    chosen = Validation(val, val_list, val_share, val_seed)
+    names, splits = splits_of(source, categories, chosen, bad)
     items = [item for rows in splits.values() for _, item in rows]
-    labels = decide_labels(classes, names, parse_mask_values(mask_values), items)
+    labels = labels_of(classes, names, mask_values, mask_colours, items)
     ready = functools.partial(_prepared, labels=labels, geometry=geometry, picture_format=format)
     with tqdm(total=len(items), unit="picture", disable=None, desc=out.name) as bar:
         shards = pack(
@@ -80,8 +85,22 @@ def make_shards(
             shard_rows=shard_rows,
         )
     bad.report()
-    rows, total_bytes = sum(info.rows for info in shards), sum(info.size for info in shards)
-    print(f"{out}: {rows} pictures in {len(shards)} shards, {total_bytes / 1e6:.1f} MB")
+    rows, size_mb = sum(info.rows for info in shards), sum(info.size for info in shards) / 1e6
+    print(f"{out}: {rows} pictures in {len(shards)} shards, {size_mb:.1f} MB")
+
+
+def labels_of(
+    classes: str | None,
+    names: tuple[str, ...],
+    mask_values: tuple[str, ...],
+    mask_colours: tuple[str, ...],
+    items: Iterable[Item],
+) -> Labels:
+    """Return what the masks mean by the flags, or by the masks themselves; raises UserError."""
+    if mask_values and mask_colours:
+        raise UserError("--mask-values and --mask-colours exclude each other", fix="leave one out")
+    mapping = parse_mask_values(mask_values) or parse_mask_colours(mask_colours)
+    return decide_labels(classes, names, mapping, items, by_colour=bool(mask_colours))
 
 
 def _prepared(
@@ -101,7 +120,7 @@ def _geometry(size: tuple[int, int] | None, fit: Fit) -> Geometry | None:
     return None
 
 
-class _BadPictures:
+class BadPictures:
     """What is left out: kept and reported with `--skip-bad`, otherwise the first is raised."""
 
     def __init__(self, skip: bool) -> None:
@@ -132,7 +151,7 @@ class _BadPictures:
 
 
 @dataclass(frozen=True, slots=True)
-class _Validation:
+class Validation:
     """How the validation split is chosen: another source, a list of names, or a share by hash."""
 
     source: str | None
@@ -172,8 +191,8 @@ class _Validation:
         return {key for key, item in rows if item.name in listed}
 
 
-def _splits(
-    text: str, categories: tuple[str, ...], chosen: _Validation, bad: _BadPictures
+def splits_of(
+    text: str, categories: tuple[str, ...], chosen: Validation, bad: BadPictures
 ) -> tuple[tuple[str, ...], dict[str, list[_Keyed]]]:
     """Return the class names that the sources know, and each split's pictures ordered by key."""
     source = parse_source(text, categories)
@@ -200,7 +219,7 @@ def _splits(
     return names, splits
 
 
-def _keyed(items: Iterable[Item], seen: dict[str, Item], bad: _BadPictures) -> list[_Keyed]:
+def _keyed(items: Iterable[Item], seen: dict[str, Item], bad: BadPictures) -> list[_Keyed]:
     """Return (key, item) ordered by key; a key that was seen before is bad."""
     rows = []
     for item in items:

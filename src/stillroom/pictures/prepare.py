@@ -16,7 +16,6 @@ from stillroom.pictures.decode import (
     PADDING_GREY,
     BadPicture,
     can_keep_bytes,
-    decode_labels,
     encode_mask,
     encode_picture,
     open_picture,
@@ -121,14 +120,14 @@ def _mask(
             wanted=path,
             fix="--skip-bad leaves out such pictures; unlabelled:PATH packs pictures without masks",
         )
-    values = decode_labels(open_picture(path)[1], path)
-    if values.shape != (size[1], size[0]):
+    mask = labels.read(path)
+    if mask.shape != (size[1], size[0]):
         raise BadPicture(
             f"{path} is not the size of its picture {picture}",
-            found=f"mask {values.shape[1]}x{values.shape[0]}",
+            found=f"mask {mask.shape[1]}x{mask.shape[0]}",
             wanted=f"{size[0]}x{size[1]}, as the (upright) picture",
         )
-    return labels.translate(values, path)
+    return mask
 
 
 def _mask_of(

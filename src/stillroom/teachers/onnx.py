@@ -46,7 +46,7 @@ class BuiltOnnxTeacher:
         path = existing(config.path)
         model = load_graph(path)
         names = {config.target: config.tensor, **places(config.tensors)}
-        self._tensors = {target: choose_tensor(model, name) for target, name in names.items()}
+        self._tensors = {target: choose_tensor(model, name, path) for target, name in names.items()}
         model = cut(model, tuple(dict.fromkeys(self._tensors.values())))
         embed(model, path.parent)
         self.damage, self.num_parameters = graph_damage(model), num_parameters(model)

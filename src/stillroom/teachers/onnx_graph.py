@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 from onnx import shape_inference
@@ -12,6 +13,7 @@ from stillroom.errors import UserError
 Shape = tuple[int | str, ...]  # "?" or a name where a dimension is not fixed
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+_NEAR = 5  # names that an error lists
 _FREE = ("batch", "3", "height", "width")  # the names of freed dimensions
 
 
@@ -24,11 +26,27 @@ class PictureInput:
     size: tuple[int, int] | None
 
 
-def choose_tensor(model: onnx.ModelProto, name: str | None) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """A tensor that can be taken: its shape as far as it is known, the pixels of the picture that
+    one of its cells has (None where that is not known), and what makes it.
+    """
+
+    name: str
+    shape: Shape
+    stride: tuple[int, int] | None
+    made_by: str
+
+    @property
+    def text(self) -> str:
+        return _text(self.shape)
+
+
+def choose_tensor(model: onnx.ModelProto, name: str | None, path: Path | str = "FILE") -> str:
     """Return the name of the tensor to take; None means the graph's only output.
 
     Raises UserError where there is no such tensor or it has not four dimensions; the error lists
-    near names and every 4-D tensor with its shape.
+    near names with their shapes. `path` is for the message only.
     """
     if name is None and len(model.graph.output) == 1:
         name = model.graph.output[0].name
@@ -44,12 +62,45 @@ def choose_tensor(model: onnx.ModelProto, name: str | None) -> str:
     if name in produced and len(shapes.get(name, (0, 0, 0, 0))) == 4:
         return name
     found = f"{name}, of shape {_text(shapes[name])}" if name in produced else f"{name}: no such"
+    near = [tensor for tensor in tensors(model, near=name) if tensor.name != name][:_NEAR]
     raise UserError(
         "the network has no such 4-D tensor",
         found=found,
-        wanted="near names: " + (", ".join(_near(name, produced)) or "none"),
-        fix="give one of these with --teachers.N.tensor NAME:\n" + _list(produced, shapes),
+        wanted="near names: " + (", ".join(f"{t.name} ({t.text})" for t in near) or "none"),
+        fix="give one with --teachers.N.tensor NAME;"
+        f" python tools/inspect_onnx.py {path} --near {name} lists them all",
     )
+
+
+def tensors(
+    model: onnx.ModelProto, size: tuple[int, int] | None = None, near: str | None = None
+) -> list[Tensor]:
+    """Return every tensor that may have four dimensions, in the graph's order, or the names that
+    are most like `near` first; shapes and strides are those for a picture of `size` (h, w).
+    """
+    shapes = tensor_shapes(model, 1, size) if size else tensor_shapes(model)
+    found = [
+        Tensor(name=name, shape=shape, stride=_stride(shape, size), made_by=node.op_type)
+        for node in model.graph.node
+        for name in node.output
+        if name and len(shape := shapes.get(name, ())) in (0, 4)
+    ]
+    if near is not None:
+        like = difflib.SequenceMatcher(b=near.lower(), autojunk=False)
+
+        def unlike(tensor: Tensor) -> float:
+            like.set_seq1(tensor.name.lower())
+            return -like.ratio() - (near.lower() in tensor.name.lower())
+
+        found.sort(key=unlike)
+    return found
+
+
+def _stride(shape: Shape, size: tuple[int, int] | None) -> tuple[int, int] | None:
+    if size is None or not _is_map(shape):
+        return None
+    y, x = (round(side / int(cells)) for side, cells in zip(size, shape[2:], strict=True))
+    return y, x
 
 
 def tensor_shapes(
@@ -199,15 +250,6 @@ def _shape(value: onnx.ValueInfoProto) -> Shape:
         d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else (d.dim_param or "?")
         for d in dimensions
     )
-
-
-def _near(name: str, names: list[str]) -> list[str]:
-    return difflib.get_close_matches(name, names, n=5, cutoff=0.5)
-
-
-def _list(names: list[str], shapes: dict[str, Shape]) -> str:
-    maps = [name for name in names if len(shapes.get(name, (0, 0, 0, 0))) == 4]
-    return "\n".join(f"    {name}  {_text(shapes.get(name, ()))}" for name in maps)
 
 
 def _text(shape: Shape) -> str:

@@ -112,6 +112,6 @@ class TrainContext:
             torch.distributed.destroy_process_group()
 
     def print(self, text: str) -> None:
-        """Print a line from rank 0."""
-        if self.is_first:
+        """Print a line from rank 0; what is no warning, so nothing with `--run.quiet`."""
+        if self.is_first and not self.recipe.run.quiet:
             print(text, flush=True)

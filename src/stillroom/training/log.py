@@ -6,22 +6,26 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stillroom.jsonfile import write_bytes
+from stillroom.recipe import plain
+from stillroom.training.context import TrainContext
 
 
 class Log:
     """The record of one run; lines later than `step` are cut off when a run is resumed there."""
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, step: int, trackers: Sequence[Any] = ()) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = run / "metrics.jsonl"
         self.lines = [line for line in read_metrics(run) if line["step"] <= step] if step else []
         text = "".join(_line(line) for line in self.lines)
         write_bytes(self.path, text.encode())
+        self._trackers = trackers
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, kind: str, step: int, epoch: int, figures: dict[str, Any]) -> None:
@@ -30,15 +34,32 @@ class Log:
         self.lines.append(line)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_line(line))
-        for name, value in figures.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        numbers = (pair for pair in figures.items() if type(pair[1]) in (int, float))
+        scalars = {f"{kind}/{name}": value for name, value in numbers}
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.log(scalars, step=step)
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._board.close()
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def start_trackers(context: TrainContext) -> Sequence[Any]:
+    """Begin the run in the tracker that the recipe names, with its scalar settings; rank 0."""
+    recipe, accelerator = context.recipe, context.accelerator
+    if recipe.run.tracker is None:
+        return ()
+    fields = plain(recipe).items()
+    settings = {name: value for name, value in fields if isinstance(value, int | float | str)}
+    name = {"wandb": {"name": context.folder.name}}
+    accelerator.init_trackers(recipe.name, config=settings, init_kwargs=name)
+    return accelerator.trackers
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

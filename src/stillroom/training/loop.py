@@ -4,10 +4,11 @@ Order, learning rate, temperature and randomness are functions of the step and o
 far, so these are all that a resume needs besides tensors.
 """
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,12 @@ from stillroom.training.evaluations import (
     ends_early,
     num_without_improvement,
 )
-from stillroom.training.log import Log
+from stillroom.training.log import Log, start_trackers
 from stillroom.training.memory import out_of_memory
-from stillroom.training.meter import TermMeter, step_line
+from stillroom.training.meter import TermMeter
 from stillroom.training.optimizer import learning_rate, set_rate
 from stillroom.training.parameters import set_mode
+from stillroom.training.progress import Progress
 from stillroom.training.receipt import about_more_epochs, describe, receipt
 from stillroom.training.run_folder import claim_run, is_finished
 from stillroom.training.setup import prepare
@@ -67,17 +69,18 @@ def train(recipe: Recipe) -> Path:
     with explain_os_errors("training cannot go on", Path(recipe.run.out), "--run.out", again):
         context = prepare(recipe)
         began = time.perf_counter()
-        with claim_run(context), stop_on_signals() as stop:
+        with claim_run(context), stop_on_signals(signal.SIGINT) as stop:
             step, evaluations, is_over = _restore(context)
             context.print(describe(context))
             full = ""
             try:
                 with (
-                    Log(context.folder, step) if context.is_first else nullcontext() as log,
+                    _open_log(context, step) as log,
                     closing(context.stream(range(step, context.steps))) as stream,
+                    Progress(context, step) as progress,
                 ):
                     if not is_over:
-                        step = _run_steps(context, stream, log, stop, step, evaluations)
+                        step = _run_steps(context, stream, log, progress, stop, step, evaluations)
             except Stopped:
                 context.leave()
                 raise
@@ -92,10 +95,17 @@ def train(recipe: Recipe) -> Path:
     return context.folder
 
 
+def _open_log(context: TrainContext, step: int) -> AbstractContextManager[Log | None]:
+    if not context.is_first:
+        return nullcontext()
+    return Log(context.folder, step, start_trackers(context))
+
+
 def _run_steps(
     context: TrainContext,
     stream: Iterator[HostBatch],
     log: Log | None,
+    progress: Progress,
     stop: threading.Event,
     step: int,
     evaluations: list[Evaluation],
@@ -122,6 +132,7 @@ def _run_steps(
         set_rate(optimizer, rate)
         norm = apply_gradient(context, step)
         step += 1
+        progress.step()
 
         meter.add(totals, counts, norm)
         due = step % (context.epoch_steps * recipe.run.evaluate_every) == 0 or step == context.steps
@@ -131,9 +142,10 @@ def _run_steps(
             figures |= temperatures(recipe.terms, epoch_progress(epoch, recipe.epochs))
             if log is not None:
                 log.write("train", step, epoch, figures)
-                context.print(step_line(context, step, figures))
+                progress.show(step, figures)
             told_to_stop = context.any(stop.is_set()) and step < context.steps
         if due or told_to_stop:
+            progress.clear()
             _require_finite(context, step)
             if due:
                 evaluations.append(evaluate(context, log, step, epoch, evaluations))
@@ -142,7 +154,11 @@ def _run_steps(
             break
         if told_to_stop:
             (context.folder / "requeue").touch()
-            raise Stopped("told to stop", found=f"saved at step {step} of {context.steps}")
+            raise Stopped(
+                "told to stop",
+                found=f"saved at step {step} of {context.steps}, in {context.folder}",
+                fix="the same command with --run.resume goes on from there",
+            )
     return step
 
 
@@ -156,7 +172,7 @@ def _restore(context: TrainContext) -> tuple[int, list[Evaluation], bool]:
     found: tuple[Path, dict[str, Any]] | None = None
     if context.is_first:
         clear_leftovers(context.folder)
-        found = newest_checkpoint(context.folder, context.print)
+        found = newest_checkpoint(context.folder, print)
     # The other ranks do not look for themselves: a listing of theirs may be older.
     chosen = torch.tensor(found[1]["step"] if found else 0, device=context.accelerator.device)
     step = int(context.reduce(chosen))

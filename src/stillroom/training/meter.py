@@ -90,18 +90,3 @@ class TermMeter:
                 fix="--precision bf16 or fp32, or a lower --optimizer.lr",
             )
         return {"scale": scale, "skipped_steps": skipped}
-
-
-def step_line(context: TrainContext, step: int, figures: dict[str, Any]) -> str:
-    """Return one line of the log for people."""
-    terms = ", ".join(
-        f"{name.removeprefix('term_')} {value:.4f}"
-        for name, value in figures.items()
-        if name.startswith("term_") and value is not None
-    )
-    skipped = figures.get("skipped_steps")
-    scaling = f", {skipped} steps skipped (scale {figures['scale']:g})" if skipped else ""
-    return (
-        f"step {step}/{context.steps}: loss {figures['loss']:.4f} ({terms}),"
-        f" {figures['rows_per_s']:.1f} rows/s{scaling}"
-    )

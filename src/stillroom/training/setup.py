@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import parse_flag_from_env
 from torch.nn.parallel import DistributedDataParallel
 
@@ -188,7 +189,23 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     # that nothing depends on.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    return Accelerator(cpu=on_cpu, mixed_precision=launch, kwargs_handlers=[ddp])
+    _require_tracker(recipe.run.tracker)
+    return Accelerator(
+        cpu=on_cpu,
+        mixed_precision=launch,
+        kwargs_handlers=[ddp],
+        log_with=recipe.run.tracker,
+        project_dir=run_folder(recipe),
+    )
+
+
+def _require_tracker(name: str | None) -> None:
+    """Raise UserError for a tracker that Accelerate does not know or that is not installed."""
+    known, there = list(LOGGER_TYPE_TO_CLASS), [str(one) for one in get_available_trackers()]
+    if name is not None and name not in there:
+        fix = f"pip install {name}" if name in known else f"one of {', '.join(known)}"
+        found = ", ".join(there)
+        raise UserError(f"there is no tracker {name} here", found=found, wanted=name, fix=fix)
 
 
 def _sources(

@@ -1,4 +1,4 @@
-"""A grid of validation pictures: picture, truth, teacher, student."""
+"""A grid of validation pictures: picture, truth, teacher, student, and a legend."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from stillroom.metrics import predict
-from stillroom.pictures.draw import blend, cut_out, grid
+from stillroom.pictures.draw import blend, cut_out, grid, legend_of
 from stillroom.training.context import TrainContext
 from stillroom.training.stream import RowDataset, collate, to_batch
 from stillroom.types import IGNORE, Batch
@@ -52,4 +52,5 @@ def draw_grid(context: TrainContext, dataset: RowDataset, path: Path) -> None:
         [image, *(blend(image, masks[name][i].astype(np.int64), palette) for name in names)]
         for i, image in enumerate(images)
     ]
-    grid(tiles, ["picture", *names]).save(path)
+    legend = legend_of(context.recipe.classes_of(context.pictures), palette)
+    grid(tiles, ["picture", *names], legend=legend).save(path)

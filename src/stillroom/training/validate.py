@@ -50,10 +50,8 @@ def _evaluate(
         if score is None or score > best:
             about = about_student(context, step, found)
             save_best(context.folder, context.distiller.student, about)
-        print(
-            f"epoch {epoch + 1}: {summary(found, context.recipe.classes_of(context.pictures))}",
-            flush=True,
-        )
+        classes = context.recipe.classes_of(context.pictures)
+        context.print(f"epoch {epoch + 1}: {summary(found, classes)}")
     context.accelerator.wait_for_everyone()
     return evaluation
 

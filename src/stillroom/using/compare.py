@@ -17,11 +17,11 @@ from stillroom.errors import UserError
 from stillroom.jsonfile import digest, read_json
 from stillroom.metrics import predict
 from stillroom.pictures.dataset import open_pictures
-from stillroom.pictures.draw import colour_mask, grid
+from stillroom.pictures.draw import colour_mask, grid, legend_of
 from stillroom.pictures.loader import box_tensor, image_tensor, mask_array
 from stillroom.using.charts import Point
 from stillroom.using.curves import points, read_lines
-from stillroom.using.rows import palette_for, places, read, tile
+from stillroom.using.rows import class_names, palette_for, places, read, tile
 from stillroom.using.student import Trained
 
 METRICS = {"miou": "mIoU", "agreement": "agreement"}  # the second where there are no labels
@@ -207,4 +207,5 @@ def draw_comparison(
         masks = [mask_array(picture).astype(np.int64)]
         masks += [predict(s.network(image, boxes))[0].numpy() for s in students.values()]
         tiles.append([tile(first, picture), *(colour_mask(mask, palette) for mask in masks)])
-    grid(tiles, ["picture", "truth", *students]).save(path)
+    legend = legend_of(class_names(first, pictures), palette)
+    grid(tiles, ["picture", "truth", *students], legend=legend).save(path)

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from stillroom.metrics import predict
 from stillroom.pictures.dataset import PictureSet
-from stillroom.pictures.draw import VOID_COLOUR, WRONG_COLOUR, blend, grid, mistakes
+from stillroom.pictures.draw import WRONG_COLOUR, blend, grid, legend_of, mistakes
 from stillroom.pictures.loader import box_tensor, image_tensor, inside_array
 from stillroom.types import IGNORE
 from stillroom.using.cached_masks import CachedMasks
@@ -42,9 +42,7 @@ def legend_for(
     classes: Sequence[str], palette: Sequence[tuple[int, int, int]]
 ) -> list[tuple[str, tuple[int, int, int]]]:
     """Return each colour's name, void and what is wrong among them."""
-    names = classes or [f"class {number}" for number in range(len(palette))]
-    named = list(zip(names, palette, strict=True))
-    return [*named, ("void", VOID_COLOUR), ("differs", WRONG_COLOUR)]
+    return [*legend_of(classes, palette), ("differs", WRONG_COLOUR)]
 
 
 def choose(scores: Sequence[Score], worst: int, most: int) -> list[Score]:
