@@ -109,7 +109,7 @@ def fit_preprocessing(
     if any(picture.mask is None for picture in samples):
         raise UserError(f"the pictures of {shards} have no labels to compare with")
     built = _build(path, tensor, size, samples, device)
-    channels = built(next(chunks(samples))[2])[_TARGET].shape[1]
+    channels = built(next(chunks(samples))[1])[_TARGET].shape[1]
     if num_classes(channels) != len(pictures.classes):
         raise UserError(
             "the network does not have the classes of the pictures, so nothing can be compared",
@@ -153,7 +153,7 @@ def _build(
     size = size or picture_input(load_graph(existing(path))).size
     config = OnnxTeacher(target=_TARGET, path=path, tensor=tensor, kind="logits", size=size)
     built = config.build(device)
-    image = next(chunks(samples))[2]
+    image = next(chunks(samples))[1]
     answers = [built(image * scale)[_TARGET] for scale in (1, 255)]
     if all(bool((answer >= 0).all() and (answer <= 1).all()) for answer in answers):
         built = replace(config, kind="probabilities").build(device)
