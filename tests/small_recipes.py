@@ -1,4 +1,4 @@
-"""Recipes of the smallest size for the test of tools/run_experiments.py."""
+"""Recipes of the smallest size for the test of stillroom experiments."""
 
 from dataclasses import replace
 

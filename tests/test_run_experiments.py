@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ RECIPES = f"{HERE / 'small_recipes.py'}:"
 
 
 @pytest.fixture(scope="module")
-def tool(load_module):
-    return load_module("../tools/run_experiments.py")
+def tool():
+    return import_module("stillroom.commands.experiments")
 
 
 def test_words_are_recipes_our_flags_and_those_of_the_recipes(tool):

@@ -1,26 +1,7 @@
-"""Stage 1: run the teachers of a recipe once and keep what they said.
+"""`stillroom cache`, from a checkout."""
 
-python tools/cache_teacher.py RECIPE [flags]
-torchrun --nproc-per-node 2 tools/cache_teacher.py RECIPE [flags]
-"""
-
-import sys
-
-from stillroom.cli import recipe_from, run_command
-
-
-def main() -> None:
-    from stillroom.extraction.extract import cache_teacher
-    from stillroom.extraction.process import process_context, spread_over_gpus
-
-    recipe = recipe_from()
-    status = spread_over_gpus(recipe.run.device)
-    if status is not None:
-        sys.exit(status)
-    process = process_context(recipe.run.device)
-    cache = cache_teacher(recipe, process)
-    process.print(f"{cache.path}: {'complete' if cache.is_complete else 'not complete yet'}")
-
+from stillroom.cli import run_command
+from stillroom.commands.cache import run
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(run)

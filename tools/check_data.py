@@ -1,12 +1,7 @@
-"""Look pictures and masks over before they are packed.
-
-python tools/check_data.py voc:PATH
-"""
-
-import tyro
+"""`stillroom check-data`, from a checkout."""
 
 from stillroom.cli import run_command
-from stillroom.using.check_data import check_data
+from stillroom.commands.check_data import run
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(check_data))
+    run_command(run)

@@ -1,49 +1,7 @@
-"""List data sets, caches and runs, and the caches that no run needs.
-
-python tools/list.py [--delete]
-"""
-
-import shutil
-from pathlib import Path
-
-import tyro
+"""`stillroom list`, from a checkout."""
 
 from stillroom.cli import run_command
-from stillroom.errors import UserError
-
-
-def main(
-    shards: Path = Path("shards"),
-    cache: Path = Path("cache"),
-    runs: Path = Path("runs"),
-    delete: bool = False,
-) -> None:
-    """List data sets, caches and runs: size, whether they are whole, score, what made them, and
-    which caches no run needs.
-
-    Args:
-        shards: folder of data sets
-        cache: folder of caches
-        runs: folder of runs
-        delete: delete the caches that no run needs, once you have said yes
-    """
-    from stillroom.using.inventory import deletion_text, inventory_text, take_inventory
-
-    found = take_inventory(shards, cache, runs)
-    print(inventory_text(found))
-    if not delete:
-        return
-    if not found.unneeded:
-        print("every cache is needed: nothing to delete")
-        return
-    try:
-        answer = input(f"\n{deletion_text(found.unneeded)} [y/N] ")
-    except EOFError:
-        raise UserError("--delete asks first, and nobody answered") from None
-    for one in found.unneeded if answer.strip().lower() in ("y", "yes") else ():
-        shutil.rmtree(one.path)
-        print(f"deleted {one.path}")
-
+from stillroom.commands.list import run
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(main))
+    run_command(run)

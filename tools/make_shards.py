@@ -1,12 +1,7 @@
-"""Pack pictures and masks into shards, the input of everything else.
-
-python tools/make_shards.py voc:PATH --out shards/NAME --size 256 256
-"""
-
-import tyro
+"""`stillroom shards`, from a checkout."""
 
 from stillroom.cli import run_command
-from stillroom.pictures.make import make_shards
+from stillroom.commands.shards import run
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(make_shards))
+    run_command(run)

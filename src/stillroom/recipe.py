@@ -24,7 +24,7 @@ _WHOLE, _ADAMW, _COSINE = Views(), AdamW(), Cosine()
 class Data:
     """The pictures, and how many of their masks are used."""
 
-    shards: str  # folder of picture shards, as tools/make_shards.py writes it
+    shards: str  # folder of picture shards, as stillroom shards writes it
     # share of the training masks that is used, 0 to 1 (by hash of the key); the others are void
     label_share: float = 1.0
     # height and width in pixels at which both stages work, at most those of the packed pictures;
@@ -60,7 +60,7 @@ class Augment:
     jpeg: int | None = None  # lowest quality, 1 to 95, at which pictures are JPEGs once more
     degraded: float = 1.0  # share of the pictures to which blur, noise and JPEG each happen
     # mirror half of the pictures, and what the teachers said of them: refused unless the cache's
-    # audit (tools/check_cache.py --audit) says that this is what they say of mirrored ones
+    # audit (stillroom check-cache --audit) says that this is what they say of mirrored ones
     mirror: bool = False
 
 

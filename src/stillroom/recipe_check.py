@@ -180,7 +180,7 @@ def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
     if pictures.geometry is None:
         raise UserError(
             f"the pictures of {pictures.path} have different sizes, so they cannot be batched",
-            fix="pack them with tools/make_shards.py ... --size H W",
+            fix="pack them with stillroom shards ... --size H W",
         )
     packed, size = pictures.geometry, recipe.size_of(pictures)
     if size[0] > packed[0] or size[1] > packed[1]:
@@ -188,7 +188,7 @@ def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
             "the size to work at is larger than the packed pictures",
             found=f"--data.size {size[0]} {size[1]}",
             wanted=f"at most {packed[0]} {packed[1]}",
-            fix=f"pack them with tools/make_shards.py ... --size {size[0]} {size[1]}",
+            fix=f"pack them with stillroom shards ... --size {size[0]} {size[1]}",
         )
 
 

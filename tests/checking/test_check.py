@@ -152,7 +152,7 @@ def test_an_incomplete_cache_says_how_many_are_missing_and_how_to_go_on(spoilt):
     (problem,) = check_cache(spoilt).problems
     assert problem.kind == "incomplete"
     assert f"1 of 4 shards are missing ({SHARD}), though manifest.json is there" in problem.what
-    assert f"tools/cache_teacher.py RECIPE --run.cache {spoilt} goes on" in problem.what
+    assert f"stillroom cache RECIPE --run.cache {spoilt} goes on" in problem.what
     (spoilt / "manifest.json").unlink()
     (problem,) = check_cache(spoilt).problems
     assert problem.kind == "incomplete" and "though" not in problem.what

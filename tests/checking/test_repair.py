@@ -97,7 +97,7 @@ def test_without_a_recipe_the_bad_shard_is_set_aside_and_the_command_is_said(spo
     assert {problem.kind for problem in found.problems} == {"incomplete"}
     assert not list(spoilt.glob(f"{SHARD}.*"))
     assert f"shard {SHARD} was moved to" in found.repaired[0]
-    assert found.fix == f"python tools/check_cache.py {spoilt} RECIPE --repair"
+    assert found.fix == f"stillroom check-cache {spoilt} RECIPE --repair"
     (reason,) = (spoilt / "quarantine").glob("*.json")
     assert "is damaged" in read_json(reason)["why"]
 

@@ -63,7 +63,7 @@ def test_damage_gives_1_and_a_line_each_and_the_command(call, spoilt):
         "shard", "note", "fix", lines[-1].partition(":")[0],
     ]  # fmt: skip
     assert "train-000001" in lines[0] and lines[-1].endswith("1 problem")
-    assert lines[-2] == f"fix: python tools/check_cache.py {spoilt} RECIPE --repair"
+    assert lines[-2] == f"fix: stillroom check-cache {spoilt} RECIPE --repair"
 
 
 @pytest.mark.parametrize("flags_first", [True, False])

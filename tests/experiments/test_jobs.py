@@ -68,12 +68,12 @@ def test_commands_have_the_common_flags_the_seed_and_the_place_of_the_teachers_r
     jobs, _ = named(recipes, "f.py:with", seeds=(4,), flags=flags)
     out = Path(recipes["f.py:with"].run.out)
     place = ["--teachers.0.path", f"{out / 'teacher'}"]
-    assert jobs["cache with"].words() == ["tools/cache_teacher.py", "f.py:with", *flags, *place]
-    words = ["train_student.py", "f.py:with", *flags, *place, "--run.name", "with-seed4"]
+    assert jobs["cache with"].words() == ["cache", "f.py:with", *flags, *place]
+    words = ["train", "f.py:with", *flags, *place, "--run.name", "with-seed4"]
     assert jobs["train with-seed4"].words() == [*words, "--seed", "4"]
-    words = ["train_student.py", "f.py:teacher", *flags, "--run.name", "teacher"]
+    words = ["train", "f.py:teacher", *flags, "--run.name", "teacher"]
     assert jobs["train teacher"].words() == words
-    assert jobs["evaluate teacher"].words()[:2] == ["tools/evaluate.py", f"{out / 'teacher'}"]
+    assert jobs["evaluate teacher"].words()[:2] == ["evaluate", f"{out / 'teacher'}"]
 
 
 @pytest.mark.parametrize("flag", [["--teachers.0.path", "x"], ["--teachers.0.path=x"]])
@@ -115,7 +115,7 @@ def test_pictures_that_are_missing_are_packed_from_the_source_first_or_refused(r
     with pytest.raises(UserError, match=r"make_shards\.py(.|\n)*--source"):
         plan(request(recipes))
     jobs, _ = named(recipes, source="folders:'a b',c --size 32 32")
-    words = ["tools/make_shards.py", "folders:a b,c", "--size", "32", "32", "--out", str(missing)]
+    words = ["shards", "folders:a b,c", "--size", "32", "32", "--out", str(missing)]
     assert jobs[f"pack {missing}"].words() == words
     assert jobs["train teacher"].needs == jobs["train plain-seed0"].needs == (f"pack {missing}",)
     assert f"pack {missing}" in jobs["cache with"].needs

@@ -157,4 +157,4 @@ def test_what_it_freezes_is_a_part_of_the_student_that_was_trained_before(built)
 @pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("street-")])
 def test_its_file_says_the_command_that_trains_it(name):
     text = import_module(RECIPES[name].__module__).__doc__
-    assert f"train_student.py {name} " in f"{text} ".replace("\n", " ")
+    assert f"stillroom train {name} " in f"{text} ".replace("\n", " ")

@@ -37,7 +37,7 @@ def test_an_unknown_name_lists_a_few_near_names_with_shapes_and_where_all_are_li
     with pytest.raises(UserError) as caught:
         choose_tensor(load_graph(path), "featur", path)
     assert caught.value.wanted.startswith("near names: feature (1x8x16x16), ")
-    assert f"tools/inspect_onnx.py {path} --near featur" in caught.value.fix
+    assert f"stillroom inspect {path} --near featur" in caught.value.fix
     assert len(str(caught.value).splitlines()) == 4
 
 

@@ -3,6 +3,7 @@
 import builtins
 import shutil
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -80,21 +81,21 @@ def test_what_is_damaged_is_said_and_never_offered(place):
 
 
 @pytest.mark.parametrize(("answer", "left"), [("y", 1), ("", 2), ("no", 2)])
-def test_nothing_is_deleted_without_a_yes(place, load_module, monkeypatch, answer, left):
+def test_nothing_is_deleted_without_a_yes(place, monkeypatch, answer, left):
     asked = []
     monkeypatch.setattr(builtins, "input", lambda text: (asked.append(text), answer)[1])
-    main = load_module("../tools/list.py").main
+    main = import_module("stillroom.commands.list").main
     main(place / "shards", place / "cache", place / "runs", delete=True)
     assert len(list((place / "cache").iterdir())) == left
     assert "other-00000000" in asked[0] and "delete 1 caches" in asked[0]
 
 
-def test_where_nobody_can_answer_nothing_is_deleted(place, load_module, monkeypatch):
+def test_where_nobody_can_answer_nothing_is_deleted(place, monkeypatch):
     def nobody(_):
         raise EOFError
 
     monkeypatch.setattr(builtins, "input", nobody)
     with pytest.raises(UserError, match="nobody answered"):
-        load_module("../tools/list.py").main(
+        import_module("stillroom.commands.list").main(
             place / "shards", place / "cache", place / "runs", delete=True
         )

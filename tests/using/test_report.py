@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -279,8 +280,8 @@ def test_a_student_without_labels_is_compared_with_its_teacher(run, tiny_world):
     assert found.keys() == {"agreement", "picture_miou"} and measures.scores[0][1] < 1
 
 
-def test_what_follows_teacher_belongs_to_its_recipe(load_module, run, tiny_world, capsys):
-    tool = load_module("../tools/evaluate.py")
+def test_what_follows_teacher_belongs_to_its_recipe(run, tiny_world, capsys):
+    tool = import_module("stillroom.commands.evaluate")
     with pytest.raises(UserError, match="names no recipe"):
         tool.parse([f"{run}", "--teacher"])
     own = [f"{run}", "--cache", f"{tiny_world / 'cache'}"]

@@ -67,6 +67,6 @@ def read_audit(cache: Cache) -> Audit | None:
                 f"{path} is of another cache: {name} differs",
                 found=found,
                 wanted=wanted,
-                fix=f"python tools/check_cache.py {cache.path} RECIPE --audit",
+                fix=f"stillroom check-cache {cache.path} RECIPE --audit",
             )
     return audit

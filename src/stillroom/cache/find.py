@@ -34,7 +34,7 @@ def match_cache(
     *,
     views: dict[str, Any] | None = None,
     body: str = "zarr",
-    rebuild: str = "python tools/cache_teacher.py RECIPE",
+    rebuild: str = "stillroom cache RECIPE",
     caches: Sequence[Cache] | None = None,
 ) -> Cache:
     """Return the one cache of these pictures and views with every target of these teachers.

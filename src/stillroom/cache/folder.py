@@ -194,7 +194,7 @@ class Cache:
         if not path.exists():
             raise UserError(
                 f"{path} is missing: the codecs of this cache were never fitted",
-                fix="python tools/cache_teacher.py RECIPE",
+                fix="stillroom cache RECIPE",
             )
         data = read_bytes(path, _MAX_CODECS_BYTES)
         fitted: dict[str, dict[str, Tensor]] = {name: {} for name in self.specs}
@@ -257,7 +257,7 @@ class Cache:
                 f"{self.path / _CODECS} is not the file that the shards were made with",
                 found=self.codecs_sha256,
                 wanted=stated[1],
-                fix=f"restore it, or python tools/check_cache.py {self.path} RECIPE --repair",
+                fix=f"restore it, or stillroom check-cache {self.path} RECIPE --repair",
             )
         for shard_id in self._rows:
             try:
@@ -291,7 +291,7 @@ class Cache:
             raise UserError(
                 f"shard {shard_id} of {self.path} is not published yet",
                 found=f"{len(self.missing())} of {len(self._rows)} shards missing",
-                fix="finish stage 1: python tools/cache_teacher.py RECIPE",
+                fix="finish stage 1: stillroom cache RECIPE",
             )
         return self.reader(shard_id)
 
@@ -353,7 +353,7 @@ def open_cache(path: Path | str) -> Cache:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{path} is not a cache: it has no {IDENTITY_FILE}",
-            fix="python tools/cache_teacher.py RECIPE",
+            fix="stillroom cache RECIPE",
         ) from None
     check_identity(identity)
     if identity["body"] not in BODIES:

@@ -122,7 +122,7 @@ class ShardReader:
             f" in {path} at offset {offset}: {what}",
             found=found,
             wanted=wanted,
-            fix=f"python tools/check_cache.py {self._folder.parent} RECIPE --repair",
+            fix=f"stillroom check-cache {self._folder.parent} RECIPE --repair",
         )
 
 

@@ -30,7 +30,7 @@ def find_folder(path: Path) -> Path:
             f"there are {len(caches) or 'no'} caches in {path}",
             found=", ".join(map(str, caches)) or None,
             wanted="one",
-            fix=f"name it: python tools/check_cache.py {path / 'NAME'}",
+            fix=f"name it: stillroom check-cache {path / 'NAME'}",
         )
     return caches[0]
 
@@ -154,7 +154,7 @@ def _check_manifest(cache: Cache, missing: tuple[ShardId, ...]) -> list[Problem]
         stale = f", though {MANIFEST} is there" if path.exists() else ""
         what = (
             f"{len(missing)} of {len(cache.shard_ids())} shards are missing ({names}){stale}:"
-            f" python tools/cache_teacher.py RECIPE --run.cache {cache.path} goes on"
+            f" stillroom cache RECIPE --run.cache {cache.path} goes on"
         )
         problems.append(Problem(kind="incomplete", path=cache.path, what=what))
     elif not path.exists():

@@ -13,7 +13,7 @@ from stillroom.checking.rerun import Compared
 
 START_ANEW = (
     "restore it from a backup, or run stage 1 with the recipe into a new folder:"
-    " python tools/cache_teacher.py RECIPE --run.cache NEW"
+    " stillroom cache RECIPE --run.cache NEW"
 )
 
 
@@ -44,7 +44,7 @@ class CheckResult:
         kinds = {problem.kind for problem in self.problems} - {"pictures"}
         if "identity" in kinds:
             return START_ANEW
-        return f"python tools/check_cache.py {self.cache} RECIPE --repair" if kinds else None
+        return f"stillroom check-cache {self.cache} RECIPE --repair" if kinds else None
 
     @property
     def summary(self) -> str:

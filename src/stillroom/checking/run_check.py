@@ -1,4 +1,4 @@
-"""What `tools/check_cache.py` does, in order: check, run again, repair, audit, collect garbage."""
+"""What `stillroom check-cache` does, in order: check, run again, repair, audit, collect garbage."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,7 +48,7 @@ def run_check(
     folder = find_folder(path)
     for flag, rows in (("--rerun", options.rerun), ("--audit", options.audit)):
         if recipe is None and rows is not None:
-            fix = f"python tools/check_cache.py {folder} RECIPE {flag} {rows}"
+            fix = f"stillroom check-cache {folder} RECIPE {flag} {rows}"
             raise UserError(f"{flag} needs the recipe whose teachers are to run", fix=fix)
     data = Path(recipe.data.shards) if recipe is not None and shards is None else shards
     pictures = None if data is None else open_pictures(data)

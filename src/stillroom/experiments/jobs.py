@@ -44,7 +44,7 @@ class Request:
     words: Sequence[str]  # recipes, as on the command line
     seeds: Sequence[int]
     flags: Sequence[str]  # of every recipe
-    source: str | None  # words of tools/make_shards.py, without --out
+    source: str | None  # words of stillroom shards, without --out
     known: Mapping[str, str]  # recipes whose runs may be needed: name -> word
     build: Callable[[str], Recipe]  # makes the recipe of a word, with `flags`
 
@@ -119,7 +119,7 @@ class _Planner:
         words = [word, *self.request.flags, *(w for pair in paths.items() for w in pair)]
         if recipe.wanted_targets():
             cached = f"cache {recipe.name}"
-            stage_1 = ["tools/cache_teacher.py", *words]
+            stage_1 = ["cache", *words]
             self._add(cached, needs, lambda: _has_cache(recipe), lambda: stage_1)
             needs = [cached]
         self._add_training(recipe, words, out / name, seed, needs)
@@ -132,7 +132,7 @@ class _Planner:
         however it was trained; one of a seed is to be what was asked for.
         """
         self.runs.append(run)
-        words = ["train_student.py", *words, "--run.name", run.name]
+        words = ["train", *words, "--run.name", run.name]
         if seed is not None:
             words += ["--seed", f"{seed}"]
             _require_same(replace(recipe, seed=seed), run)
@@ -142,7 +142,7 @@ class _Planner:
             return done if seed is None else is_finished(run, recipe.epochs)
 
         self._add(f"train {run.name}", needs, is_done, lambda: [*words, *_how_to_begin(run)])
-        evaluation = ["tools/evaluate.py", f"{run}", "--cache", recipe.run.cache]
+        evaluation = ["evaluate", f"{run}", "--cache", recipe.run.cache]
         if (code := getattr(recipe.student, "factory", None)) is not None:
             evaluation += ["--code", code]
         if recipe.run.device != "cpu" and torch.cuda.is_available():
@@ -166,9 +166,7 @@ class _Planner:
         if name not in self.jobs:
             self._unpacked.append(folder)
         source = shlex.split(self.request.source or "")
-        self._add(
-            name, [], is_done, lambda: ["tools/make_shards.py", *source, "--out", f"{folder}"]
-        )
+        self._add(name, [], is_done, lambda: ["shards", *source, "--out", f"{folder}"])
         return [name]
 
     def require_source(self) -> None:
@@ -177,7 +175,7 @@ class _Planner:
             raise UserError(
                 "there are no picture shards",
                 found=f"nothing in {', '.join(map(str, self._unpacked))}",
-                fix=f"python tools/make_shards.py SOURCE --size H W --out {self._unpacked[0]}; or,"
+                fix=f"stillroom shards SOURCE --size H W --out {self._unpacked[0]}; or,"
                 " for one folder, --source 'SOURCE --size H W' here",
             )
 

@@ -183,7 +183,7 @@ def _below(declared: Scores, floor: float, tried: str) -> list[str]:
     cause = (
         f"{tried}; what is left are a mean and deviation of its own (--teachers.N.mean, .std,"
         " .scale, .channels, as its authors say), other classes or another order of them, wrong or"
-        " random weights, a teacher too weak (of an ONNX file, python tools/inspect_onnx.py FILE"
+        " random weights, a teacher too weak (of an ONNX file, stillroom inspect FILE"
         " --data SHARDS tries more)"
     )
     shares = declared.counts.sum((0, 2)).double()

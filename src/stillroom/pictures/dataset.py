@@ -250,7 +250,7 @@ def open_pictures(path: Path | str) -> PictureSet:
         raise UserError(
             f"{path} is not a finished set of picture shards",
             found="no such folder" if not path.is_dir() else "a folder without dataset.json",
-            fix=f"python tools/make_shards.py SOURCE --out {path}",
+            fix=f"stillroom shards SOURCE --out {path}",
         )
     if (found := read_json(file, _Format).format) != FORMAT:
         raise UserError(f"{file} has another format", found=found, wanted=FORMAT)
@@ -321,4 +321,4 @@ def _index_problem(
 
 
 def _fix(folder: Path) -> str:
-    return f"make {folder} again: python tools/make_shards.py SOURCE --out ANOTHER_FOLDER"
+    return f"make {folder} again: stillroom shards SOURCE --out ANOTHER_FOLDER"

@@ -88,7 +88,7 @@ def decode_labels(image: Image.Image, path: Path) -> Int[np.ndarray, "h w"]:
         f"{path} is no mask of class numbers",
         found=f"a colour picture (mode {image.mode})",
         wanted="one channel: palette or grey, the value being the class",
-        fix="--mask-colours R,G,B:CLASS ... (python tools/check_data.py SOURCE finds the colours)",
+        fix="--mask-colours R,G,B:CLASS ... (stillroom check-data SOURCE finds the colours)",
     )
 
 

@@ -50,7 +50,7 @@ class Labels:
                 found=shown(map(colour_text, found) if self.by_colour else found),
                 wanted=self._wanted(),
                 fix="--classes N, or --mask-values FROM:TO ... (--mask-colours R,G,B:TO ...) for"
-                " every value that occurs; python tools/check_data.py SOURCE finds them",
+                " every value that occurs; stillroom check-data SOURCE finds them",
             )
         return np.array([known[int(value)] for value in sources], np.uint8)[places]
 

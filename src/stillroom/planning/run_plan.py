@@ -1,4 +1,4 @@
-"""What `tools/plan_cache.py` does, in order: measure what is not given, reckon, recommend."""
+"""What `stillroom plan` does, in order: measure what is not given, reckon, recommend."""
 
 import math
 from dataclasses import dataclass

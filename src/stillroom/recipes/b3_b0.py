@@ -1,11 +1,11 @@
 """U-Net EfficientNet-B3 and a YOLOv9-E ONNX detector teach U-Net EfficientNet-B0: person masks at
 640x640.
 
-    python tools/make_shards.py coco:train2017,instances_train2017.json --categories person \\
+    stillroom shards coco:train2017,instances_train2017.json --categories person \\
         --val coco:val2017,instances_val2017.json --out shards/people-640 --size 640 640
-    python tools/cache_teacher.py b3-b0-yolo
-    python train_student.py b3-b0-yolo --precision fp16
-    python tools/evaluate.py runs/b3-b0-yolo
+    stillroom cache b3-b0-yolo
+    stillroom train b3-b0-yolo --precision fp16
+    stillroom evaluate runs/b3-b0-yolo
 
 The features take about .30 MB a picture, a fortieth of half precision, the logits .08 MB; no
 student could tell such features of another detector from float16 (docs/results.md).

@@ -1,13 +1,13 @@
 """U-Net EfficientNet-B3 with region heads teaches the same with EfficientNet-B0: one box of a
 picture in three classes, background, the box's own person and other people.
 
-    python tools/make_shards.py coco:train2017,instances_train2017.json --categories person \\
+    stillroom shards coco:train2017,instances_train2017.json --categories person \\
         --val coco:val2017,instances_val2017.json --out shards/people-640 --size 640 640
-    python train_student.py b3-b0-hierarchical-teacher
-    python tools/cache_teacher.py b3-b0-hierarchical
-    python train_student.py b3-b0-hierarchical-plain
-    python train_student.py b3-b0-hierarchical
-    python tools/evaluate.py runs/b3-b0-hierarchical
+    stillroom train b3-b0-hierarchical-teacher
+    stillroom cache b3-b0-hierarchical
+    stillroom train b3-b0-hierarchical-plain
+    stillroom train b3-b0-hierarchical
+    stillroom evaluate runs/b3-b0-hierarchical
 
 A row is a picture and one of its boxes: at most ten a picture, the largest, of 16 pixels or more
 each way; a picture lies on disk once. Labels are made of the instances' run lengths. Any other

@@ -1,17 +1,17 @@
 """FCN-ResNet50 teaches a light DeepLabV3 on MobileNetV3-Large: VOC 2012 at 256x256, three students
 over one set of shards.
 
-    python tools/make_shards.py voc2012:PATH --out shards/voc12-256 --size 256 256 --fit letterbox
-    python train_student.py fcn-mobilenet-plain         labels alone
-    python tools/cache_teacher.py fcn-mobilenet-response    the cache of both that follow
-    python train_student.py fcn-mobilenet-response      labels and the teacher's logits
-    python train_student.py fcn-mobilenet-feature       labels, its logits' and features' direction
-    python tools/evaluate.py runs/fcn-mobilenet-response
+    stillroom shards voc2012:PATH --out shards/voc12-256 --size 256 256 --fit letterbox
+    stillroom train fcn-mobilenet-plain         labels alone
+    stillroom cache fcn-mobilenet-response    the cache of both that follow
+    stillroom train fcn-mobilenet-response      labels and the teacher's logits
+    stillroom train fcn-mobilenet-feature       labels, its logits' and features' direction
+    stillroom evaluate runs/fcn-mobilenet-response
 
 A PATH where VOC 2012 lies already: voc:PATH. The teacher is torchvision's, trained on COCO with
 VOC's classes (a download, or `--teachers.0.weights FILE`); for other pictures one of your own:
 
-    python train_student.py fcn-mobilenet-teacher --student.classes N
+    stillroom train fcn-mobilenet-teacher --student.classes N
     ... --teachers.0.weights runs/fcn-mobilenet-teacher/student.safetensors --teachers.0.classes N
 
 Source: a public university exercise without a licence. As there: classes weighted by 1 / pixels;

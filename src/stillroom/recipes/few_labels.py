@@ -1,10 +1,10 @@
 """Where labels are few: a teacher trained on all masks teaches a smaller student that sees one mask
 in twenty.
 
-    python train_student.py people-teacher --student.weights ENCODER.pth
-    python tools/cache_teacher.py people-few
-    python train_student.py people-few-plain --student.weights ENCODER.pth
-    python train_student.py people-few --student.weights ENCODER.pth
+    stillroom train people-teacher --student.weights ENCODER.pth
+    stillroom cache people-few
+    stillroom train people-few-plain --student.weights ENCODER.pth
+    stillroom train people-few --student.weights ENCODER.pth
 
 `street-*` are the same with eleven classes. An epoch has as many steps whatever the label share, so
 the two students see equally many pictures; the plain one sees its few labelled ones again and

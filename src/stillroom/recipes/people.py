@@ -1,13 +1,13 @@
 """People: any ONNX person mask and an inner tensor of any ONNX detector teach a small U-Net; the
 structure of `b3-b0-yolo` on two CPU cores.
 
-    python tools/make_shards.py voc:PEOPLE --out shards/people --size 256 256
-    python tools/cache_teacher.py people-lite TEACHERS
-    python train_student.py people-lite TEACHERS --student.weights ENCODER.pth
+    stillroom shards voc:PEOPLE --out shards/people --size 256 256
+    stillroom cache people-lite TEACHERS
+    stillroom train people-lite TEACHERS --student.weights ENCODER.pth
 
 with TEACHERS = --teachers.0.path MASK.onnx --teachers.1.path DETECTOR.onnx --teachers.1.tensor NAME
 
-    python train_student.py people-teacher      a teacher of one's own, on all masks
+    stillroom train people-teacher      a teacher of one's own, on all masks
 
 The defaults describe a person segmenter of RGB in [0, 1] that answers with a probability, and YOLOX
 (BGR 0..255) tapped at its stride-8 Concat. Departures from `b3-b0-yolo`: smaller networks, 256x256,

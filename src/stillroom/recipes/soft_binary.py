@@ -1,13 +1,13 @@
 """A binary U-Net teaches one of 1/253 of its size on pictures without labels, through its soft
 answers alone: grey frames at 480x752.
 
-    python tools/make_shards.py folders:IMAGES,MASKS --out shards/frames-labelled --size 480 752
+    stillroom shards folders:IMAGES,MASKS --out shards/frames-labelled --size 480 752
            --mask-values 0:0 255:1
-    python train_student.py soft-binary-teacher
-    python tools/make_shards.py unlabelled:FRAMES --out shards/frames --size 480 752 --val-share .1
-    python tools/cache_teacher.py soft-binary
-    python train_student.py soft-binary
-    python tools/evaluate.py runs/soft-binary --shards shards/frames-labelled
+    stillroom train soft-binary-teacher
+    stillroom shards unlabelled:FRAMES --out shards/frames --size 480 752 --val-share .1
+    stillroom cache soft-binary
+    stillroom train soft-binary
+    stillroom evaluate runs/soft-binary --shards shards/frames-labelled
 
 The score is the share of pixels of held-out frames on which student and teacher agree. Frames of
 one video are alike: `--val-list FILE` holds out whole scenes. `history.csv` has a line for each

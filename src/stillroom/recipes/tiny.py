@@ -1,12 +1,12 @@
 """Synthetic shapes, nothing to download: a small U-Net teaches a smaller one. Together the three
 use every kind of term.
 
-    python tools/demo.py                             all of it, in under three minutes on two cores
+    stillroom demo                             all of it, in under three minutes on two cores
 
-    python train_student.py tiny-teacher    a teacher, supervised, on all masks
-    python tools/cache_teacher.py tiny               what it says is kept
-    python train_student.py tiny-plain      a student on a few masks
-    python train_student.py tiny            the same with what the teacher said
+    stillroom train tiny-teacher    a teacher, supervised, on all masks
+    stillroom cache tiny               what it says is kept
+    stillroom train tiny-plain      a student on a few masks
+    stillroom train tiny            the same with what the teacher said
 
 Figures: docs/results.md.
 """

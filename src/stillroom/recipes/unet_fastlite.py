@@ -1,11 +1,11 @@
 """U-Net VGG16 (or ResNet50) teaches FastLiteSSNet by five features: several classes at 512x512.
 
-    python tools/make_shards.py voc:PATH --out shards/voc-512 --size 512 512 --fit letterbox
-    python train_student.py unet-fastlite-teacher       [--student.backbone resnet50]
-    python tools/cache_teacher.py unet-fastlite
-    python train_student.py unet-fastlite-plain         labels alone
-    python train_student.py unet-fastlite               labels and the five features
-    python tools/evaluate.py runs/unet-fastlite
+    stillroom shards voc:PATH --out shards/voc-512 --size 512 512 --fit letterbox
+    stillroom train unet-fastlite-teacher       [--student.backbone resnet50]
+    stillroom cache unet-fastlite
+    stillroom train unet-fastlite-plain         labels alone
+    stillroom train unet-fastlite               labels and the five features
+    stillroom evaluate runs/unet-fastlite
 
 `--precision fp16` on a GPU, as there; `--student.classes N` in all of them for other pictures than
 VOC's. Without a connection `--student.weights FILE`, or none and `--freeze-epochs 0`: a random

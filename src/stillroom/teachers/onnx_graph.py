@@ -68,7 +68,7 @@ def choose_tensor(model: onnx.ModelProto, name: str | None, path: Path | str = "
         found=found,
         wanted="near names: " + (", ".join(f"{t.name} ({t.text})" for t in near) or "none"),
         fix="give one with --teachers.N.tensor NAME;"
-        f" python tools/inspect_onnx.py {path} --near {name} lists them all",
+        f" stillroom inspect {path} --near {name} lists them all",
     )
 
 

@@ -82,7 +82,7 @@ def _require_mirror(cache: Cache, targets: Sequence[str]) -> None:
         raise UserError(
             "pictures cannot be mirrored while it is not known whether targets can be",
             found=f"no audit of {', '.join(unknown)} in {cache.path}",
-            fix=f"python tools/check_cache.py {cache.path} RECIPE --audit measures it; or {views}",
+            fix=f"stillroom check-cache {cache.path} RECIPE --audit measures it; or {views}",
         )
 
 
@@ -102,7 +102,7 @@ def _warn_of_noise(recipe: Recipe, cache: Cache) -> None:
 def _rebuild(recipe: Recipe, body: str) -> str:
     flag = "" if body == "zarr" else f" --body {body}"
     return (
-        f"python tools/cache_teacher.py {recipe.name} --data.shards {recipe.data.shards}"
+        f"stillroom cache {recipe.name} --data.shards {recipe.data.shards}"
         f" --run.cache {recipe.run.cache}{flag}"
         " (and the same flags of teachers, views and data.size)"
     )

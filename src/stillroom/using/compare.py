@@ -61,7 +61,7 @@ class RunFigures:
     teacher_miou: float | None
     has_cache: bool
     parameters: int
-    evaluation: dict[str, Any]  # evaluation.json, as tools/evaluate.py wrote it; empty without
+    evaluation: dict[str, Any]  # evaluation.json, as stillroom evaluate wrote it; empty without
     training_s: float  # of all steps and the evaluations between them, whatever the resumes
     curve: tuple[Point, ...]  # step, score
 

@@ -73,9 +73,7 @@ def _pictures(rows: Sequence[Row], shards: Path | None, cache: Path, code: str |
     pictures = open_data(trained, shards)
     evaluation = last.evaluation
     if evaluation.get("pictures") != pictures.digest or not evaluation.get("picture_miou"):
-        raise UserError(
-            f"{last.run} was not evaluated on them: python tools/evaluate.py {last.run}"
-        )
+        raise UserError(f"{last.run} was not evaluated on them: stillroom evaluate {last.run}")
     alike = (trained.size, trained.num_classes)
     same = {n: s for n, s in students.items() if (s.size, s.num_classes) == alike}
     split = evaluation["split"]

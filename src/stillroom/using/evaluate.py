@@ -47,7 +47,7 @@ def open_data(trained: Trained, shards: Path | None) -> PictureSet:
     if pictures.geometry is None:
         raise UserError(
             f"the pictures of {pictures.path} have different sizes, so they cannot be batched",
-            fix="pack them with tools/make_shards.py ... --size H W",
+            fix="pack them with stillroom shards ... --size H W",
         )
     return pictures
 

@@ -1,4 +1,4 @@
-"""What `tools/predict.py` is given, and where each answer goes: always inside the output folder."""
+"""What `stillroom predict` is given, and where each answer goes: inside the output folder."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

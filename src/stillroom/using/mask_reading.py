@@ -1,4 +1,4 @@
-"""What the files of masks hold, and the flag of `tools/make_shards.py` that reads them rightly."""
+"""What the files of masks hold, and the flag of `stillroom shards` that reads them rightly."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

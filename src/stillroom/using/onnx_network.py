@@ -52,7 +52,7 @@ class OnnxNetwork(Network):
 def open_onnx(path: Path, kind: Any) -> tuple[OnnxNetwork, Any]:
     """Open an export; return it and what its metadata says, as `kind`; UserError for others."""
     if not path.is_file():
-        raise UserError(f"there is no file {path}", fix="python tools/export_onnx.py runs/NAME")
+        raise UserError(f"there is no file {path}", fix="stillroom export runs/NAME")
     network = OnnxNetwork(path)
     try:
         about = {name: json.loads(text) for name, text in network.metadata.items()}
@@ -61,5 +61,5 @@ def open_onnx(path: Path, kind: Any) -> tuple[OnnxNetwork, Any]:
         raise UserError(
             f"{path} does not say which classes and preprocessing it has",
             found=f"{first_line(error)}",
-            wanted="an ONNX file that tools/export_onnx.py wrote",
+            wanted="an ONNX file that stillroom export wrote",
         ) from None

@@ -1,0 +1,1 @@
+"""One command, `stillroom NAME ...`; the scripts of a checkout call the same functions."""

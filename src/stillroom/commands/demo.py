@@ -1,0 +1,133 @@
+"""The whole way on synthetic pictures: train a teacher, cache it, train a student without and with
+it, compare.
+
+    stillroom demo [--out runs/demo]
+
+Each step is the command that a user would type; a step whose result is there already is skipped.
+Under three minutes on two cores.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import tyro
+
+from stillroom.errors import FailureError
+from stillroom.jsonfile import read_json, write_json
+
+TRAIN, VALIDATION, SIZE_PX = 384, 80, 48
+STILLROOM = [sys.executable, "-m", "stillroom"]
+RUNS = {"teacher": "tiny-teacher", "plain": "tiny-plain", "distilled": "tiny"}
+
+
+def main(out: Path = Path("runs/demo")) -> None:
+    """Train a teacher on synthetic shapes, cache it, train students without and with it, and
+    compare them.
+
+    Args:
+        out: folder for everything the demonstration makes
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    places = ["--data.shards", f"{out / 'shapes'}", "--run.out", f"{out}"]
+    cached = [
+        *places,
+        "--run.cache",
+        f"{out / 'cache'}",
+        "--teachers.0.path",
+        f"{out / 'tiny-teacher'}",
+    ]
+    if not (out / "shapes" / "dataset.json").is_file():
+        _timed(out, "pictures", lambda: _make_pictures(out))
+    _train(out, "teacher", places)
+    if not list(out.glob("cache/*/manifest.json")):
+        command = [*STILLROOM, "cache", "tiny", *cached]
+        _timed(out, "stage_1", lambda: _call(command))
+    _train(out, "plain", places)
+    _train(out, "distilled", cached)
+    _report(out)
+
+
+def _make_pictures(out: Path) -> None:
+    from stillroom.pictures.synthetic import CLASSES, write_shapes
+
+    with tempfile.TemporaryDirectory(dir=out) as name:
+        folder = Path(name)
+        write_shapes(folder / "train", TRAIN, SIZE_PX)
+        write_shapes(folder / "val", VALIDATION, SIZE_PX, first_seed=100_000)
+        (folder / "classes.txt").write_text("\n".join(CLASSES))
+        train, val = (
+            f"folders:{folder / s / 'images'},{folder / s / 'masks'}" for s in ("train", "val")
+        )
+        options = ["--val", val, "--classes", f"{folder / 'classes.txt'}", "--format", "png"]
+        size = ["--size", f"{SIZE_PX}", f"{SIZE_PX}", "--shard-rows", "128"]
+        shards = ["--out", f"{out / 'shapes'}", *options, *size]
+        _call([*STILLROOM, "shards", train, *shards])
+
+
+def _train(out: Path, role: str, flags: list[str]) -> None:
+    recipe = RUNS[role]
+    if (out / recipe / "receipt.json").is_file():
+        return
+    begun = (
+        ["--run.resume"] if list(out.glob(f"{recipe}/checkpoints/step-*")) else ["--run.overwrite"]
+    )
+    train = [*STILLROOM, "train", recipe, "--run.device", "cpu"]
+    _timed(out, role, lambda: _call([*train, *flags, *begun]))
+
+
+def _report(out: Path) -> None:
+    from stillroom.using.compare import draw_comparison
+    from stillroom.using.student import load_student, milliseconds
+
+    trained = {role: load_student(out / recipe) for role, recipe in RUNS.items()}
+    summary: dict = {
+        role: {
+            "miou": student.about.get("score", {})["miou"],
+            "params": student.num_parameters,
+            "ms": round(milliseconds(student), 3),
+        }
+        for role, student in trained.items()
+    }
+    cache = next(iter(out.glob("cache/*/manifest.json"))).parent
+    size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+    seconds = _read_seconds(out)
+    summary |= {"cache_mb": round(size / 1e6, 3), "seconds": seconds}
+    write_json(out / "summary.json", summary)
+    draw_comparison(trained, out / "shapes", out / "comparison.png")
+    print(f"\n{'':10} {'mIoU':>7} {'parameters':>11} {'ms a picture':>13}")
+    for role in RUNS:
+        line = summary[role]
+        print(f"{role:10} {line['miou']:7.4f} {line['params']:11,} {line['ms']:13.2f}")
+    steps = ", ".join(f"{name.replace('_', ' ')} {value:.0f} s" for name, value in seconds.items())
+    print(f"cache {summary['cache_mb']:.1f} MB; {steps}")
+    print(f"{out / 'summary.json'}, {out / 'comparison.png'}")
+
+
+def _read_seconds(out: Path) -> dict[str, float]:
+    """Return the times of steps that an earlier call has done, kept beside their results."""
+    path = out / "seconds.json"
+    return read_json(path)["seconds"] if path.is_file() else {}
+
+
+def _timed(out: Path, name: str, step: Callable[[], None]) -> None:
+    began = time.perf_counter()
+    step()
+    taken = _read_seconds(out) | {name: round(time.perf_counter() - began, 1)}
+    write_json(out / "seconds.json", {"seconds": taken})
+
+
+def _call(command: list[str]) -> None:
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        raise FailureError(
+            f"a step of the demonstration failed with status {status}", found=" ".join(command)
+        )
+
+
+def run() -> None:
+    """Do what the command line says."""
+    tyro.cli(main)

@@ -1,0 +1,128 @@
+"""Evaluate a run's student alone: mIoU, figures per class, calibration, time; and write its report.
+
+stillroom evaluate runs/NAME [--shards shards/NAME] [--split val] [--cache FOLDER]
+    [--source voc:PATH] [--teacher RECIPE [flags of the recipe]]
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import tyro
+
+from stillroom.cli import recipe_from
+from stillroom.errors import UserError
+
+
+def main(
+    folder: tyro.conf.Positional[Path],
+    shards: Path | None = None,
+    split: str = "val",
+    device: str = "cpu",
+    code: str | None = None,
+    cache: Path = Path("cache"),
+    source: str | None = None,
+    mask_values: tuple[str, ...] = (),
+    *,
+    teacher: tyro.conf.Suppress[Sequence[str]] = (),
+) -> None:
+    """Evaluate a run's student alone and write evaluation.json, confusion.csv, confusion.png,
+    examples.png and report.html into its folder. Without labels it is compared with its teacher.
+
+    At the end, --teacher RECIPE [flags of the recipe] runs the frozen teachers of a recipe on the
+    same pictures.
+
+    Args:
+        folder: the run, runs/NAME
+        shards: picture shards; those of the run where absent
+        split: train or val
+        device: cpu or cuda
+        code: path/to/file.py:function that builds a student of your own
+        cache: folder of caches, or the one that the run read: what its teacher said of the pictures
+        source: where the shards were made of, voc:PATH and the like: the same pictures once more at
+            their own sizes
+        mask_values: how the source's mask values become classes, e.g. 0:0 255:1
+    """
+    from stillroom.using.cached_masks import find_masks
+    from stillroom.using.evaluate import evaluate, open_data, write_evaluation
+    from stillroom.using.measures import Measures
+    from stillroom.using.report import write_report
+    from stillroom.using.student import load_student
+
+    recipe = recipe_from(teacher) if teacher else None
+    trained = load_student(folder, code)
+    pictures = open_data(trained, shards)
+    masks, reason = find_masks(trained, pictures, split, cache)
+    measures = Measures(masks)
+    found = evaluate(trained, pictures, split, device, measures)
+    if source is not None:
+        from stillroom.pictures.labels import Labels, parse_mask_values
+        from stillroom.using.own_size import evaluate_at_own_size
+
+        labels = Labels(names=pictures.classes, mapping=parse_mask_values(mask_values))
+        found["own_size"] = evaluate_at_own_size(trained, pictures, source, labels, split, device)
+    if recipe is not None:
+        from stillroom.extraction.evaluate_teachers import evaluate_teachers
+
+        found["teachers"] = evaluate_teachers(recipe, pictures, split, trained.size, device)
+    write_evaluation(trained.run, found)
+    print_figures(found, reason)
+    print(write_report(trained, pictures, split, found, measures))
+
+
+def print_figures(found: dict, reason: str) -> None:
+    """Print an evaluation; `reason` says why nothing is known of the teacher."""
+    from stillroom.columns import in_columns
+
+    names = ("iou", "precision", "recall", "boundary_iou")
+    if "miou" in found:
+        lines = [("class", "IoU", "precision", "recall", "boundary IoU")]
+        lines += [(name, *(number(found[n][name]) for n in names)) for name in found["iou"]]
+        print("\n".join(in_columns(lines, 1)))
+        print(
+            f"mIoU {found['miou']:.4f}, boundary IoU {found['boundary_miou']:.4f}, pixel accuracy"
+            f" {found['pixel_accuracy']:.4f}, calibration error {found['calibration_error']:.4f}"
+            f" ({found['split']})"
+        )
+    if "agreement" in found:
+        taught = f" (mIoU {found['teacher_miou']:.4f})" if "teacher_miou" in found else ""
+        print(f"agreement with the teacher{taught} {found['agreement']:.4f}")
+    else:
+        print(f"agreement with the teacher unknown: {reason}")
+    if own := found.get("own_size"):
+        print(
+            f"at their own sizes: mIoU {own['miou']:.4f}, boundary IoU {own['boundary_miou']:.4f}"
+            f" ({own['num_pictures']} of {own['num_wanted']} pictures)"
+        )
+    print(
+        f"{found['parameters'] / 1e6:.2f} M parameters, {found['flops'] / 1e9:.2f} GFLOPs,"
+        f" {found['weights_bytes'] / 1e6:.1f} MB,"
+        f" {found['ms']:.1f} ms a picture (batch 1, CPU)"
+    )
+    for one in found.get("teachers", ()):
+        size = "" if one["parameters"] is None else f"{one['parameters'] / 1e6:.2f} M parameters, "
+        print(
+            f"teacher of {one['target']}: mIoU {number(one['miou'])}, {size}{one['ms']:.1f} ms"
+            " a picture"
+        )
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def parse(words: Sequence[str]) -> None:
+    """Evaluate as a command line says; what follows --teacher belongs to the recipe."""
+    own, teacher = list(words), []
+    if "--teacher" in own:
+        at = own.index("--teacher")
+        own, teacher = own[:at], own[at + 1 :]
+        if not teacher:
+            raise UserError("--teacher names no recipe", fix="--teacher RECIPE [its flags], last")
+    tyro.cli(partial(main, teacher=tuple(teacher)), args=own)
+
+
+def run() -> None:
+    """Do what the command line says."""
+    parse(sys.argv[1:])

@@ -1,0 +1,13 @@
+"""Pack pictures and masks into shards, the input of everything else.
+
+stillroom shards voc:PATH --out shards/NAME --size 256 256
+"""
+
+import tyro
+
+from stillroom.pictures.make import make_shards
+
+
+def run() -> None:
+    """Do what the command line says."""
+    tyro.cli(make_shards)
