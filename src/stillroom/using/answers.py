@@ -10,7 +10,6 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from stillroom.metrics import num_classes
 from stillroom.pictures.draw import Rgb, blend
 from stillroom.pictures.labels import palette_of
 from stillroom.using.resampling import Size, probabilities_at
@@ -25,7 +24,7 @@ def names_and_palette(trained: Trained) -> tuple[list[str], Palette]:
     """Return names and colours of the classes; numbers and VOC's where it was trained without."""
     classes = trained.about["classes"]
     if not classes:
-        k = num_classes(int(trained.about["network"].get("classes", 1)))
+        k = trained.num_classes
         classes = [f"class {number}" for number in range(k)]
     return classes, trained.about.get("palette") or palette_of(len(classes))
 

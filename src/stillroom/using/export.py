@@ -179,14 +179,9 @@ def metadata(trained: Trained) -> dict[str, str]:
         "fit": geometry.fit,
         "padding": PADDING_GREY / 255,
         "normalisation": "inside the network",
-        "logits": "above 0: class 1" if is_binary(trained) else "the largest: the class",
+        "logits": "above 0: class 1" if trained.channels == 1 else "the largest: the class",
     }
     return {name: json.dumps(value) for name, value in about.items()}
-
-
-def is_binary(trained: Trained) -> bool:
-    """Say whether the logits have one channel."""
-    return trained.about["network"].get("classes", 1) == 1
 
 
 def _check(trained: Trained, pictures: PictureSet, path: Path, is_free: bool) -> str:

@@ -89,7 +89,12 @@ class Trained:
     @property
     def num_classes(self) -> int:
         """Classes that its logits tell apart."""
-        return num_classes(self.about["network"].get("classes", 1))  # a BinaryUNet has one channel
+        return num_classes(self.channels)
+
+    @property
+    def channels(self) -> int:
+        """Channels of its logits, which a BinaryUNet and a region network need not describe."""
+        return self.about["network"].get("classes", 1 if self.regions is None else 3)
 
     @property
     def weights_bytes(self) -> int:
