@@ -4,7 +4,7 @@ with it, several seeds, equal numbers of steps.
     python benchmarks/five_systems.py S0 --shards shards/street --steps 2000 --out OUT
     python benchmarks/five_systems.py rare --shards shards/street --label-share .05 --out OUT
     python benchmarks/five_systems.py S2 --shards shards/people --unlabelled shards/frames --out OUT
-    python benchmarks/five_systems.py S4 --shards shards/groups --out OUT   (people_groups.py)
+    python benchmarks/five_systems.py S4 --shards shards/groups --unet TEACHER --out OUT
     python benchmarks/five_systems.py S3 --shards shards/people --out OUT --teachers TEACHERS
 
 with TEACHERS = "--teachers.0.path MASK.onnx --teachers.1.path DETECTOR.onnx --teachers.1.tensor T"
@@ -29,6 +29,7 @@ from bench.machine import RESULTS, save
 from stillroom.cli import named_recipe, run_command
 from stillroom.errors import UserError
 from stillroom.jsonfile import read_json, write_json
+from stillroom.metrics import SCORES
 from stillroom.pictures.dataset import open_pictures
 from stillroom.recipes import RECIPES
 from stillroom.training.log import read_metrics
@@ -113,8 +114,6 @@ SYSTEMS = {
     ),
 }
 
-SCORES = {"target_iou": "target IoU", "miou": "mIoU", "agreement": "agreement"}
-
 
 def main() -> None:
     arguments = _arguments()
@@ -193,7 +192,11 @@ def _trained(
     name = f"{label.replace(' ', '-')}-{seed}"
     run = arguments.out / "runs" / name
     steps = arguments.teacher_steps if label == "teacher" else arguments.steps
-    words = [recipe, *_flags(arguments, label, recipe, flags), *_length(arguments, label, steps)]
+    words = [
+        recipe,
+        *_flags(arguments, label, recipe, flags),
+        *_length(arguments, label, recipe, steps),
+    ]
     train_once(run, *words, "--seed", seed)
     if not (run / "evaluation.json").is_file():
         call("tools/evaluate.py", run, "--shards", arguments.shards, "--device", arguments.device)
@@ -225,12 +228,13 @@ def _flags(arguments: argparse.Namespace, label: str, recipe: str, flags: str) -
     return words
 
 
-def _length(arguments: argparse.Namespace, label: str, steps: int) -> list[object]:
+def _length(arguments: argparse.Namespace, label: str, recipe: str, steps: int) -> list[object]:
     """Return flags for so many steps, rounded to epochs, and for ten evaluations on the way; no run
     ends before.
     """
     pictures = open_pictures(_shards(arguments, label))
-    epochs = max(1, round(steps / (pictures.num_rows("train") // arguments.batch)))
+    rows = named_recipe(recipe).num_train_rows(pictures)
+    epochs = max(1, round(steps / (rows // arguments.batch)))
     words: list[object] = ["--epochs", epochs, "--early-stopping", "None"]
     return [*words, "--run.evaluate-every", max(1, epochs // 10)]
 
@@ -250,7 +254,7 @@ def _figures(run: Path, seed: int) -> dict[str, Any]:
     score = read_json(run / "student.json")["score"]
     return {
         "seed": seed,
-        "miou": found.get("target_iou", found["miou"]),
+        "score": found.get("target_iou", found["miou"]),
         "iou": found["iou"],
         "parameters": receipt["parameters"],
         "steps": receipt["steps"],
@@ -261,13 +265,13 @@ def _figures(run: Path, seed: int) -> dict[str, Any]:
 
 
 def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    scores = [run["miou"] for run in runs]
+    scores = [run["score"] for run in runs]
     classes = {
         name: [run["iou"][name] for run in runs if run["iou"][name] is not None]
         for name in runs[0]["iou"]
     }
     return {
-        "miou": round(mean(scores), 4),
+        "score": round(mean(scores), 4),
         "spread": round(stdev(scores), 4) if len(scores) > 1 else None,
         "iou": {n: round(mean(values), 4) if values else None for n, values in classes.items()},
     }
@@ -282,9 +286,9 @@ def _draw(scores: dict[str, list[dict[str, Any]]], title: str, path: Path) -> No
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for number, (label, runs) in enumerate(scores.items()):
-        colour, text = f"C{number}", f"{label}: {mean(run['miou'] for run in runs):.3f}"
+        colour, text = f"C{number}", f"{label}: {mean(run['score'] for run in runs):.3f}"
         if label == "teacher":
-            axes.axhline(runs[0]["miou"], color=colour, ls="--", label=text)
+            axes.axhline(runs[0]["score"], color=colour, ls="--", label=text)
             continue
         curves, what = [dict(run["curve"]) for run in runs], runs[0]["curve_of"]
         style = "o:" if what == "agreement" else "o-"

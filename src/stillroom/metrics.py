@@ -9,6 +9,9 @@ from torch.nn import functional
 
 from stillroom.types import IGNORE
 
+# the scores of an evaluation by name; the first that is known decides which student is the best
+SCORES = {"target_iou": "target IoU", "miou": "mIoU", "agreement": "agreement"}
+
 
 def num_classes(channels: int) -> int:
     """Return how many classes logits of so many channels tell apart: 2 for one channel."""

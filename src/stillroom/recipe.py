@@ -158,6 +158,13 @@ class Recipe:
         """Return the rows of a picture shard: who is encoded in stage 1 and read in stage 2."""
         return rows_of(shard, self.views, regions=self.data.regions is not None)
 
+    def num_train_rows(self, pictures: PictureSet) -> int:
+        """Return the rows of an epoch, whatever the label share: training pictures, or boxes."""
+        if self.data.regions is None:
+            return pictures.num_rows("train")
+        shards = map(pictures.open, pictures.shard_ids("train"))
+        return sum(len(rows_of(s, self.views, regions=True, first_only=True)) for s in shards)
+
     def size_of(self, pictures: PictureSet) -> tuple[int, int]:
         """Return height and width in pixels of what both stages look at; needs `check`."""
         assert pictures.geometry is not None

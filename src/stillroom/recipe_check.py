@@ -35,7 +35,15 @@ def check_targets(recipe: Recipe, specs: Mapping[str, TargetSpec]) -> None:
         needs = term.needs
         if needs.target is None or needs.tap is not None or needs.head != "logits":
             continue
-        found, wanted = specs[needs.target].shape[0], recipe.student.classes
+        spec, regions = specs[needs.target], recipe.data.regions
+        if regions is not None and spec.kind == "logits" and spec.shape[1:] != regions:
+            raise UserError(
+                f"the target {needs.target!r} is not on the cells of a region's mask",
+                found=f"{spec.shape[1]} x {spec.shape[2]} cells",
+                wanted=f"--data.regions {regions[0]} {regions[1]}",
+                fix=f"--data.regions {spec.shape[1]} {spec.shape[2]}, or another teacher",
+            )
+        found, wanted = spec.shape[0], recipe.student.classes
         if found != wanted:
             raise UserError(
                 f"the term {term.label} compares logits of different channels",

@@ -11,17 +11,22 @@ import pytest
 import torch
 from PIL import Image
 
+from stillroom.checking.check import check_cache
 from stillroom.cli import recipe_from
 from stillroom.errors import UserError
 from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.process import ProcessContext
 from stillroom.losses import CrossEntropy
+from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.make import make_shards
+from stillroom.pictures.pixels import pixels_crc32c
+from stillroom.pictures.rows import picture_of
 from stillroom.pictures.run_lengths import run_lengths
 from stillroom.students.definitions import UNetStudent
 from stillroom.students.distiller import build_distiller
 from stillroom.training.loop import train
 from stillroom.training.setup import prepare
+from stillroom.using.student import load_student
 
 SMALL = ["--student.encoder", "tu-mobilenetv2_035", "--student.cells", "8", "8"]
 SMALL += ["--student.channels", "16", "--student.base", "4", "--student.weights", "None"]
@@ -94,6 +99,29 @@ def test_teacher_cache_student_resume_and_what_is_kept(discs):
     weights = json.loads(state.read_text())["class_weights"]
     assert {head: len(values) for head, values in weights.items()} == {"bg_fg": 2, "target": 2}
     assert all(value != 1.0 for value in weights["bg_fg"])
+    student, picture = load_student(straight), np.zeros((64, 64, 3), np.uint8)
+    mask = student.mask(picture, (10.0, 20.0, 50.0, 60.0))
+    assert mask.max() <= 2 and not mask[:20].any() and not mask[:, 50:].any()
+    for box, match in ((None, "looks at boxes"), ((0.0, 0.0, 90.0, 9.0), "not one of the picture")):
+        with pytest.raises(UserError, match=match):
+            student.mask(picture, box)
+    other = replace(recipe, data=replace(recipe.data, regions=(8, 8)))
+    with pytest.raises(UserError, match=r"target 'region' is not on the cells(.|\n)*16 16"):
+        cache_teacher(other, ProcessContext())
+    assert check_cache(cache.path, open_pictures(discs / "shards")).problems == ()
+
+
+def test_an_epoch_has_every_box_and_a_box_that_moved_is_found(discs):
+    recipe = recipe_from(words(discs, "b3-b0-hierarchical-plain"))
+    pictures = open_pictures(discs / "shards")
+    assert recipe.num_train_rows(pictures) == 2 * pictures.num_rows("train")
+    assert prepare(recipe).epoch_steps == recipe.num_train_rows(pictures) // 2
+    opened = pictures.open(pictures.shard_ids("train")[0])
+    row = recipe.rows_of(opened)[0]
+    seen = picture_of(opened.read(opened.index(row.key)), row, (64, 64))
+    x0, y0, x1, y1 = seen.box
+    moved = replace(seen, box=(x0 + 1, y0, x1, y1))
+    assert pixels_crc32c(moved) != pixels_crc32c(seen) != pixels_crc32c(replace(seen, box=None))
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -157,5 +185,12 @@ def test_the_commands_on_real_people(shared, commands, tmp_path):
         assert np.sum(found["target_or_other"]) == table[1:].sum()
         f1 = 2 * table[1, 1] / (table[:, 1].sum() + table[1].sum())
         assert found["target_f1"] == pytest.approx(f1)
+    commands.call("tools/export_onnx.py", folder)
+    box = ["--box", 10, 20, 200, 300, "--out", tmp_path / "answers"]
+    picture = groups / "val" / "val-0000.jpg"
+    for student in (folder, folder / "export" / "student.onnx"):
+        commands.call("tools/predict.py", student, picture, *box, "--mode", "mask")
+        mask = np.array(Image.open(tmp_path / "answers" / "val-0000.box-10-20-200-300.png"))
+        assert mask.shape == (384, 384) and mask.any() and not mask[300:].any()
     lines = commands.lines_of(tmp_path / "runs" / "b3-b0-hierarchical", "train")
     assert lines[-1]["loss"] < lines[0]["loss"]

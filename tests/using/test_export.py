@@ -175,7 +175,9 @@ def test_a_network_of_boxes_has_two_inputs(used_run, tmp_path):
     make_shards(source, out=tmp_path / "shards", size=(32, 48), format="png", val_share=0.0)
     network = Small(lambda logits, boxes: logits * boxes.mean(1)[:, None, None, None] / 10)
     network.needs_boxes = True
-    trained = replace(load_student(used_run), network=network.eval())
+    used = load_student(used_run)
+    about = {**used.about, "regions": (32, 48)}
+    trained = replace(used, network=network.eval(), about=about)
     export(trained, open_pictures(tmp_path / "shards"), tmp_path / "out")
     image, boxes = torch.rand(3, 3, 32, 48), torch.rand(3, 4) * 32
     with torch.no_grad():
@@ -192,7 +194,7 @@ def test_what_is_no_export_is_refused(used_run, exported, tmp_path):
     onnx.save(model, tmp_path / "foreign.onnx")
     for name, match in (
         ("broken", "no ONNX network"),
-        ("foreign", "export_onnx"),
+        ("foreign", "stillroom export"),
         ("x", "no file"),
     ):
         with pytest.raises(UserError, match=match):

@@ -85,6 +85,12 @@ def print_figures(found: dict, reason: str) -> None:
             f" {found['pixel_accuracy']:.4f}, calibration error {found['calibration_error']:.4f}"
             f" ({found['split']})"
         )
+    if "target_iou" in found:
+        print(
+            f"target IoU {found['target_iou']:.4f}, above .5: {found['detection_rate_50']:.1%},"
+            f" above .7: {found['detection_rate_70']:.1%}, F1 {found['target_f1']:.4f}, told from"
+            f" others {found['separation_accuracy']:.4f}"
+        )
     if "agreement" in found:
         taught = f" (mIoU {found['teacher_miou']:.4f})" if "teacher_miou" in found else ""
         print(f"agreement with the teacher{taught} {found['agreement']:.4f}")

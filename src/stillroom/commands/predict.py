@@ -17,6 +17,7 @@ def main(
     probabilities: bool = False,
     tiles: bool = False,
     show: bool = False,
+    box: tyro.conf.UseAppendAction[tuple[tuple[float, float, float, float], ...]] = (),
     fps: bool = False,
     batch: int = 1,
     threads: int | None = None,
@@ -33,6 +34,7 @@ def main(
         probabilities: 16-bit PNG files too, NAME.probability-CLASS.png (65535 is 1)
         tiles: pictures at their own scale, in overlapping tiles of the network's size
         show: videos in a window too
+        box: x0 y0 x1 y1, pixels of each picture, of a student of boxes; may be given again
         fps: only measure the time of the first picture, after warm-up
         batch: pictures of a forward pass
         threads: of torch or onnxruntime; as many as there are cores where absent
@@ -55,7 +57,9 @@ def main(
     if fps:
         print(latency_text(trained, first_picture(jobs), batch))
         return
-    options = Options(mode=mode, probabilities=probabilities, tiles=tiles, batch=batch, show=show)
+    options = Options(
+        mode=mode, probabilities=probabilities, tiles=tiles, batch=batch, show=show, boxes=box
+    )
     predict(trained, jobs, out, options)
     print(f"inputs: {len(jobs)}; {out}, {out / 'counts.csv'}")
 

@@ -15,6 +15,7 @@ from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
 from stillroom.extraction.calibrate import calibration_keys
 from stillroom.jsonfile import digest
+from stillroom.networks.taps import whole_box
 from stillroom.pictures.dataset import PictureSet
 from stillroom.pictures.views import num_views
 from stillroom.recipe import Recipe, teacher_identities, views_identity
@@ -59,7 +60,7 @@ def probe(
     grey = torch.full((1, 3, *size), 0.5, device=device)
     boxes = None
     if recipe.data.regions is not None:  # all of the picture
-        boxes = torch.tensor([[0.0, 0.0, size[1], size[0]]], device=device)
+        boxes = whole_box(size)
     answers: dict[str, Tensor] = {}
     for built in teachers:
         answers |= built(grey, rows=some[-1:], boxes=boxes)

@@ -74,7 +74,6 @@ def run_teachers(
     image = torch.stack([image_tensor(picture.image) for _, picture in batch]).to(device)
     rows = tuple(row for row, _ in batch)
     boxes = box_tensor([picture for _, picture in batch])
-    boxes = None if boxes is None else boxes.to(device)
     outputs: dict[str, Tensor] = {}
     for built in teachers:
         outputs |= built(image, rows=rows, boxes=boxes)

@@ -219,7 +219,7 @@ def _sampled(
     values: Float[Tensor, "b c h w"], boxes: Float[Tensor, "b 4"], cells: tuple[int, int]
 ) -> Float[Tensor, "b c y x"]:
     """Return what lies in a box of each picture, four samples around each cell's centre."""
-    numbers = torch.arange(len(boxes), device=boxes.device, dtype=torch.float32)
+    numbers = torch.arange(boxes.shape[0], device=boxes.device, dtype=torch.float32)
     places = torch.cat([numbers[:, None], boxes.float()], 1)
     return roi_align(values.float(), places, cells, sampling_ratio=2, aligned=True)
 

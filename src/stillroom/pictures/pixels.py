@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import google_crc32c
+import numpy as np
 import PIL
 from PIL import features
 
@@ -17,8 +18,13 @@ from stillroom.types import Row
 
 
 def pixels_crc32c(picture: Picture) -> int:
-    """Return the crc32c of a picture's RGB bytes (h w 3) in C order."""
-    return google_crc32c.value(picture.image)  # pyright: ignore[reportArgumentType]  (any buffer)
+    """Return the crc32c of a picture's RGB bytes (h w 3) in C order, and, where it is shown for a
+    box, of the box's four float32, little-endian, after them.
+    """
+    found = google_crc32c.value(picture.image)  # pyright: ignore[reportArgumentType]  (any buffer)
+    if picture.box is None:
+        return found
+    return google_crc32c.extend(found, np.array(picture.box, "<f4").tobytes())
 
 
 def decoder_versions() -> dict[str, str]:
@@ -38,8 +44,9 @@ def require_pixels(picture: Picture, row: Row, wanted: int, provenance: Mapping[
     made_by = versions if isinstance(versions, Mapping) else {}
     here = decoder_versions()
     raise UserError(
-        f"the pixels of {row.key} (region {row.region}, view {row.view.number}) are not those that"
-        " the teachers saw, though the picture's file is the same",
+        f"the pixels of {row.key} (region {row.region}, view {row.view.number})"
+        f"{' or its box' if row.region is not None else ''} are not those that the teachers saw,"
+        " though the picture's file is the same",
         found=f"crc32c {found:08x}, by {_text(here)}",
         wanted=f"crc32c {wanted:08x}, by {_text({name: made_by.get(name) for name in here})}",
         fix="install the versions that made the cache, or make the cache again with these",

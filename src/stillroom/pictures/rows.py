@@ -70,9 +70,9 @@ def picture_of(
     bilinearly with antialiasing, its mask by nearest neighbour. `box` is that of the row's region;
     with `regions` (y, x) mask and `inside` are those of the region, on so many cells of its box.
     """
-    seen = _seen_picture(picture, row, size)
     if row.region is None or regions is None:
-        return seen
+        return _seen_picture(picture, row, size)
+    seen = _seen_picture(replace(picture, mask=None), row, size)
     return with_region_labels(seen, picture, row, regions, size)
 
 

@@ -93,7 +93,7 @@ def make_setting(
 
     What is given is taken to be another machine's: a device of its own beside the cores.
     """
-    there = pictures.num_rows("train")
+    there = recipe.num_train_rows(pictures)
     num_rows = sum(shard["rows"] for shard in pictures_identity(pictures, recipe)["shards"])
     num_pictures = options.pictures or there
     threads = torch.get_num_threads() if process.device == "cpu" else 0

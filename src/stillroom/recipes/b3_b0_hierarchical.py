@@ -30,11 +30,13 @@ Departures, each a repair:
   ImageNet's, and /255 where a batch looked like bytes
 - boxes are sampled at the centres of cells, four samples each; there, at corners
 - the student's encoder begins from ImageNet; there, from random weights
-- running class weights come from counts over all ranks and are in the checkpoint
+- running class weights come from counts over all ranks and are in the checkpoint; a class that a
+  step lacks keeps its weight; both weighted cross-entropies are divided by pixels, where there that
+  of the foreground was divided by the sum of their weights
 - void and crowds count nowhere; a region whose target cannot be seen counts in no target IoU
 - the bilinear doubling of the coarse foreground, contours, distance maps and their losses, options
   there, are left out; no clamp on any term; colour changes as HEAVY of b3-b0-yolo, and no mirror
-  unless the labels alone are learned
+  (there, half of the pictures): what a teacher says of a mirrored box is not in its cache
 """
 
 from dataclasses import replace
@@ -59,7 +61,7 @@ _WHOSE = (255, 0, 1)  # of foreground alone
 _LABELS = (
     RunningCrossEntropy(output="bg_fg", relabel=_FOREGROUND, boost=(1.0, 1.2), weight=1.5),
     RunningCrossEntropy(
-        output="target", relabel=_WHOSE, boost=(1.0, 1.2), begin_at_one=False, weight=1.5
+        output="target", relabel=_WHOSE, boost=(1.0, 1.0), begin_at_one=False, weight=1.5
     ),
     CrossEntropy(weight=1.0),
     Dice(weight=1.0, only=(1,), smooth=1e-6),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stillroom.errors import UserError
 from stillroom.losses.needs import Needs, Shape, Term, align_fix, describe_shape, require_head
 from stillroom.networks.build import Network
-from stillroom.networks.taps import require_taps
+from stillroom.networks.taps import require_taps, whole_box
 from stillroom.students.definitions import Student
 from stillroom.types import TargetSpec
 
@@ -191,10 +191,7 @@ def _dry_run(network: Network, size: tuple[int, int]) -> tuple[Shape, dict[str, 
 
 def _whole_box(network: Network, size: tuple[int, int]) -> Tensor | None:
     """Return the box of all of a picture, where a network looks at boxes."""
-    if not network.needs_boxes:
-        return None
-    height, width = map(float, size)
-    return torch.tensor([[0.0, 0.0, width, height]], device=next(network.parameters()).device)
+    return whole_box(size).to(next(network.parameters()).device) if network.needs_boxes else None
 
 
 def _require_task(network: Network, logits: Shape, regions: tuple[int, int] | None) -> None:

@@ -79,6 +79,7 @@ class BuiltTorchTeacher:
         """
         assert not self._network.training, "a teacher never trains"
         image = image.to(self.device, torch.float32)
+        boxes = None if boxes is None else boxes.to(self.device)
         normalise = (preprocessing or self.preprocessing).to(self.device)
         with (
             torch.autocast(self.device.type, enabled=False),

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 from stillroom.errors import UserError
 from stillroom.jsonfile import Count
+from stillroom.metrics import SCORES
 from stillroom.recipe import Recipe
 
 
@@ -28,9 +29,7 @@ def selection_score(found: dict[str, Any]) -> float | None:
     """Return what `best` means: target IoU of regions, mIoU where there are labels, else
     agreement, else None.
     """
-    known = [
-        found[name] for name in ("target_iou", "miou", "agreement") if found.get(name) is not None
-    ]
+    known = [found[name] for name in SCORES if found.get(name) is not None]
     return known[0] if known else None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.jsonfile import write_bytes
+from stillroom.metrics import SCORES
 from stillroom.recipe import plain
 from stillroom.training.context import TrainContext
 
@@ -115,7 +116,7 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
         width = 2 if name == "loss" else 1
         draw(left, train, name, "-", label=name.removeprefix("term_"), lw=width)
     left.set(xlabel="step", ylabel="training loss (terms unweighted)", yscale="log")
-    curves = {"miou": "student mIoU", "teacher_miou": "teacher mIoU", "agreement": "agreement"}
+    curves = {**SCORES, "teacher_miou": "teacher mIoU"}
     for name, label in curves.items():
         draw(right, val, name, "--" if name == "teacher_miou" else "o-", label=label, ms=3)
     right.set(xlabel="step", ylabel="validation")

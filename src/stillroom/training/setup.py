@@ -94,7 +94,7 @@ def make_context(
         validation=validation,
         order=Order(rows=len(dataset), seed=recipe.seed),
         schedule=_schedule(recipe, accelerator),
-        epoch_steps=max(1, pictures.num_rows("train") // recipe.batch),
+        epoch_steps=max(1, recipe.num_train_rows(pictures) // recipe.batch),
         distiller=distiller,
         model=model,
         optimizer=wrapped,
@@ -160,11 +160,11 @@ def _schedule(recipe: Recipe, accelerator: Accelerator) -> MicroBatchSchedule:
 
 
 def _require_a_step(recipe: Recipe, pictures: PictureSet) -> None:
-    rows = pictures.num_rows("train")
+    rows = recipe.num_train_rows(pictures)
     if recipe.batch > rows:
         raise UserError(
-            "one step takes more pictures than there are",
-            found=f"--batch {recipe.batch}, {rows} training pictures in {pictures.path}",
+            "one step takes more rows than there are",
+            found=f"--batch {recipe.batch}, {rows} training rows in {pictures.path}",
             fix="a smaller --batch (and --micro-batch), or more pictures",
         )
 

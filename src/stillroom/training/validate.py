@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from stillroom.losses import Term
-from stillroom.metrics import confusion, iou, miou, predict, region_figures, region_sums
+from stillroom.metrics import SCORES, confusion, iou, miou, predict, region_figures, region_sums
 from stillroom.training.checkpoint import save_best
 from stillroom.training.context import TrainContext
 from stillroom.training.evaluations import Evaluation, best_score, evaluation_of
@@ -137,12 +137,7 @@ def figures(tables: Int[Tensor, "3 k k"]) -> dict[str, Any]:
 
 def summary(found: dict[str, Any], classes: Sequence[str]) -> str:
     """Return an evaluation in a line; of a binary task the foreground's IoU too."""
-    names = {
-        "target_iou": "target IoU",
-        "miou": "mIoU",
-        "teacher_miou": "teacher mIoU",
-        "agreement": "agreement",
-    }
+    names = {**SCORES, "teacher_miou": "teacher mIoU"}
     known = [f"{label} {found[name]:.4f}" for name, label in names.items() if name in found]
     if len(classes) == 2:
         known += [

@@ -15,7 +15,7 @@ import torch
 
 from stillroom.errors import UserError
 from stillroom.jsonfile import digest, read_json
-from stillroom.metrics import predict
+from stillroom.metrics import SCORES, predict
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.draw import colour_mask, grid, legend_of
 from stillroom.pictures.loader import box_tensor, image_tensor, mask_array
@@ -24,7 +24,6 @@ from stillroom.using.curves import points, read_lines
 from stillroom.using.rows import class_names, palette_for, places, read, tile
 from stillroom.using.student import Trained
 
-METRICS = {"miou": "mIoU", "agreement": "agreement"}  # the second where there are no labels
 ROLES = ("teacher", "without", "with")
 
 
@@ -55,7 +54,7 @@ class RunFigures:
 
     run: Path
     recipe: dict[str, Any]  # recipe.json, without the seed
-    metric: str | None  # a key of METRICS
+    metric: str | None  # a key of SCORES
     score: float | None  # of the best evaluation
     foreground_iou: float | None  # of the second of two classes
     teacher_miou: float | None
@@ -98,7 +97,7 @@ def read_run(run: Path) -> RunFigures:
         read_json(run / "receipt.json", _Receipt),
     )
     recipe, score = read_json(run / "recipe.json", _Recipe)["recipe"], about["score"]
-    metric = next((name for name in METRICS if score[name] is not None), None)
+    metric = next((name for name in SCORES if score.get(name) is not None), None)
     timed, iou = run / "evaluation.json", score["iou"]
     training_s, curve = _read_metrics(run, metric, recipe["batch"])
     return RunFigures(

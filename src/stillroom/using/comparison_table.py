@@ -8,7 +8,8 @@ from typing import Any
 
 from stillroom.columns import in_columns
 from stillroom.jsonfile import write_bytes, write_json
-from stillroom.using.compare import METRICS, Row, differing
+from stillroom.metrics import SCORES
+from stillroom.using.compare import Row, differing
 
 _LONGEST = 40  # characters of a recipe's value in the text
 _HEAD = (
@@ -46,7 +47,7 @@ def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "role": row.role,
             "recipe": row.name,
             "runs": len(row.runs),
-            "metric": row.metric and METRICS[row.metric],
+            "metric": row.metric and SCORES[row.metric],
             "score": _mean(row.scores),
             "score_spread": _spread(row.scores),
             "foreground_iou": _mean(foreground),
@@ -171,7 +172,7 @@ def draw_scores(rows: Sequence[Row], path: Path) -> None:
         steps = sorted(set.intersection(*map(set, curves)))
         means = [mean(curve[step] for curve in curves) for step in steps]
         axes.plot(steps, means, "o-", color=colour, lw=2.2, ms=4, label=label)
-    metrics = dict.fromkeys(METRICS[row.metric] for row in rows if row.metric)
+    metrics = dict.fromkeys(SCORES[row.metric] for row in rows if row.metric)
     axes.set(xlabel="step", ylabel=" or ".join(metrics) or "score")
     axes.grid(alpha=0.3)
     if rows:

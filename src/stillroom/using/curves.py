@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stillroom.metrics import SCORES
 from stillroom.using.charts import Point, Series, chart
 
 _PLACE = ("kind", "step", "epoch")
-_SCORES = {"miou": "mIoU", "teacher_miou": "teacher mIoU", "agreement": "agreement"}
+_SCORES = {**SCORES, "teacher_miou": "teacher mIoU"}
 _OTHERS = {
     "lr": "learning rate",
     "rows_per_s": "speed, pictures a second",

@@ -19,16 +19,16 @@ from torch import Tensor
 
 from stillroom.errors import UserError, first_line
 from stillroom.metrics import miou, predict
+from stillroom.networks.taps import whole_box
 from stillroom.networks.torch_network import TorchNetwork
 from stillroom.pictures.dataset import PictureSet
 from stillroom.pictures.decode import MAX_SIDE_PX, PADDING_GREY
-from stillroom.pictures.loader import image_tensor
-from stillroom.pictures.rows import picture_of, rows_of, whole_row
-from stillroom.pictures.views import Views
+from stillroom.pictures.loader import box_tensor, image_tensor
 from stillroom.using.evaluate import confusion_of
 from stillroom.using.low_precision import to_fp16, to_int8
 from stillroom.using.model_card import write_card
 from stillroom.using.onnx_network import BOXES, IMAGES, LOGITS, OnnxNetwork
+from stillroom.using.rows import places, read
 from stillroom.using.student import Trained
 
 # of logits, in parts of the largest where that is above 1 (PyTorch's own float32 against float64:
@@ -91,20 +91,12 @@ def samples(
     """Return up to `number` pictures from all over a split (of both where it has none) at `size`,
     default the network's own, with boxes where the network takes them.
     """
-    has_boxes = trained.network.needs_boxes
-    rows = [
-        (shard, row)
-        for shard in pictures.shard_ids(split) or pictures.shard_ids()
-        for row in rows_of(pictures.open(shard), Views(), regions=has_boxes, first_only=True)
-    ]
+    some = split if pictures.shard_ids(split) else None
+    known = places(trained, pictures, some)
     found: list[Sample] = []
-    for shard, row in rows[:: max(1, len(rows) // number)][:number]:
-        opened = pictures.open(shard)
-        picture = opened.read(opened.index(row.key), labels=False)
-        whole = replace(row, view=whole_row(picture).view)
-        seen = picture_of(picture, whole, size or trained.size)
-        box = None if seen.box is None else torch.tensor([seen.box])
-        found.append((image_tensor(seen.image)[None], box))
+    for place in known[:: max(1, len(known) // number)][:number]:
+        picture = read(trained, pictures, place, size)
+        found.append((image_tensor(picture.image)[None], box_tensor([picture])))
     return found
 
 
@@ -138,15 +130,15 @@ def _write(trained: Trained, path: Path, is_free: bool) -> None:
     network, batch = trained.network.cpu(), torch.export.Dim("batch")
     size, dims = trained.size, {0: batch}
     if is_free:
-        size = tuple(min(side, max(64, 2 * network.stride)) for side in size)
+        height, width = (min(side, max(64, 2 * network.stride)) for side in size)
+        size = (height, width)
         for axis, name in ((2, "h"), (3, "w")):
             steps = torch.export.Dim(name, min=1, max=MAX_SIDE_PX // network.stride)
             dims[axis] = network.stride * steps if network.stride > 1 else steps
     arguments: tuple[Tensor, ...] = (torch.rand(2, 3, *size),)
     shapes: tuple[dict[int, Any], ...] = (dims,)
     if network.needs_boxes:
-        box = torch.tensor([[0.0, 0.0, size[1], size[0]]])
-        arguments, shapes = (*arguments, box.repeat(2, 1)), (dims, {0: batch})
+        arguments, shapes = (*arguments, whole_box(size).repeat(2, 1)), (dims, {0: batch})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own making
         program = torch.onnx.export(

@@ -15,6 +15,7 @@ from stillroom.cache.folder import IDENTITY_FILE, open_cache
 from stillroom.columns import in_columns
 from stillroom.errors import DamageError, UserError, first_line
 from stillroom.jsonfile import read_json
+from stillroom.metrics import SCORES
 from stillroom.pictures.dataset import PictureSet, open_pictures
 
 
@@ -160,7 +161,7 @@ def _run(path: Path) -> dict[str, Any]:
         needs = (_pictures_of(recipe),) if recipe["teachers"] else ()
     student = next((f for f in (path, path / "best") if (f / "student.json").is_file()), None)
     score = read_json(student / "student.json").get("score", {}) if student else {}
-    known = [f"{name} {score[name]:.4f}" for name in ("miou", "agreement") if score.get(name)]
+    known = [f"{label} {score[n]:.4f}" for n, label in SCORES.items() if score.get(n)]
     about = f"{recipe['name']} ({recipe['student']['class']}), {recipe['epochs']} epochs"
     return {"state": state, "about": ", ".join([*known[:1], about]), "needs": needs}
 

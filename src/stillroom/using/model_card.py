@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.jsonfile import read_json
+from stillroom.metrics import SCORES
 from stillroom.networks.smp import SmpNetwork
 from stillroom.pictures.dataset import PictureSet
+from stillroom.using.rows import class_names
 from stillroom.using.student import Trained
 
 _WEAK = 0.5  # IoU
@@ -54,7 +56,7 @@ def _data(trained: Trained, pictures: PictureSet) -> str:
             f" {pictures.num_rows('val')} to validate, at {height} x {width} px (digest"
             f" {pictures.digest}).",
             f"- Share of the training masks that was used: {share:g}.",
-            f"- Classes: {', '.join(pictures.classes) or 'unnamed, no masks'}.",
+            f"- Classes: {', '.join(class_names(trained, pictures)) or 'unnamed, no masks'}.",
             f"- Teacher: {'; '.join(map(_teacher, recipe.get('teachers', []))) or 'none'}.",
         ]
     )
@@ -76,14 +78,13 @@ def _teacher(about: Mapping[str, Any]) -> str:
 
 def _scores(trained: Trained, pictures: PictureSet) -> str:
     score = trained.about.get("score", {})
-    named = (("mIoU", "miou"), ("agreement with the teacher", "agreement"))
     lines = [
         f"- {name}: {score[key]:.4f}"
-        for name, key in (*named, ("mIoU of the teacher", "teacher_miou"))
+        for key, name in {**SCORES, "teacher_miou": "mIoU of the teacher"}.items()
         if score.get(key) is not None
     ]
     table = ["", "| class | IoU |", "|---|---|"]
-    for name, iou in zip(pictures.classes, score.get("iou") or [], strict=False):
+    for name, iou in zip(class_names(trained, pictures), score.get("iou") or [], strict=False):
         table.append(f"| {name} | {'absent' if iou is None else f'{iou:.4f}'} |")
     lines += table if len(table) > 3 else []
     return "\n".join(["## Score on the validation pictures", "", *(lines or ["- none"])])
@@ -96,6 +97,9 @@ def _preprocessing(trained: Trained) -> str:
         ", ".join(f"{v:g}" for v in value.flatten().tolist())
         for value in (normalise.mean, normalise.std)
     )
+    answer = "mask = student.mask(picture)  # RGB (h w 3) uint8; class indices (h w)"
+    if trained.regions is not None:
+        answer = "mask = student.mask(picture, box)  # x0 y0 x1 y1 in pixels; background outside it"
     fit = "stretched" if geometry.fit == "stretch" else "letterboxed in grey (128)"
     return "\n".join(
         [
@@ -110,7 +114,7 @@ def _preprocessing(trained: Trained) -> str:
             "```python",
             "import stillroom",
             'student = stillroom.load_student("student.onnx")',
-            "mask = student.mask(picture)  # RGB (h w 3) uint8; class indices (h w)",
+            answer,
             "```",
         ]
     )
@@ -138,7 +142,11 @@ def _plain_weights(trained: Trained) -> str:
 
 def _limits(trained: Trained, pictures: PictureSet) -> str:
     scores = dict(
-        zip(pictures.classes, trained.about.get("score", {}).get("iou") or [], strict=False)
+        zip(
+            class_names(trained, pictures),
+            trained.about.get("score", {}).get("iou") or [],
+            strict=False,
+        )
     )
     weak = [name for name, iou in scores.items() if iou is not None and iou < _WEAK]
     absent = [name for name, iou in scores.items() if iou is None]

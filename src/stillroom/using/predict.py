@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from stillroom.pictures.loader import num_decoders, read_ahead
 from stillroom.using.answers import Counts, Mode, names_and_palette, save_probabilities, shown
 from stillroom.using.inputs import Input
 from stillroom.using.resampling import mask_at, tiled
-from stillroom.using.student import Trained
+from stillroom.using.student import Box, Trained
 
 Item = TypeVar("Item")
 AnyRgb = UInt8[np.ndarray, "_ _ 3"]  # of a size of its own
@@ -33,6 +33,7 @@ class Options:
     tiles: bool = False  # of pictures: at their own scale, in tiles of the network's size
     batch: int = 1  # pictures of a forward pass
     show: bool = False  # of videos: in a window too
+    boxes: Sequence[Box] = ()  # of each picture, for a student of boxes
 
 
 def predict(trained: Trained, inputs: Sequence[Input], out: Path, options: Options) -> None:
@@ -98,6 +99,15 @@ def _predict(
     trained: Trained, some: Sequence[tuple[Input, AnyRgb]], counts: Counts, options: Options
 ) -> None:
     palette = names_and_palette(trained)[1]
+    for (job, image), box in product(some, options.boxes):
+        mask = trained.mask(image, box)
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        name = "-".join(f"{side:g}" for side in box)
+        target = job.target.with_name(f"{job.target.stem}.box-{name}{job.target.suffix}")
+        shown(image, mask, palette, options.mode).save(target)
+        counts.add(f"{job.name}, box {name}", mask)
+    if options.boxes:
+        return
     found = _logits(trained, [image for _, image in some], options.tiles)
     for (job, image), logits in zip(some, found, strict=True):
         mask = mask_at(logits, image.shape[:2])

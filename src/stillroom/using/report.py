@@ -72,6 +72,7 @@ def write_report(
 
 def _headline(found: dict[str, Any]) -> list[tuple[str, str]]:
     names = {
+        "target_iou": "target IoU",
         "miou": "mIoU",
         "boundary_miou": "boundary IoU",
         "pixel_accuracy": "pixel accuracy",

@@ -15,8 +15,8 @@ from stillroom.using.student import Trained
 Place = tuple[ShardId, Row]
 
 
-def places(trained: Trained, pictures: PictureSet, split: str) -> list[Place]:
-    """Return every row of a split, in order."""
+def places(trained: Trained, pictures: PictureSet, split: str | None) -> list[Place]:
+    """Return every row of a split, or of all, in order."""
     regions = trained.regions is not None
     return [
         (shard, row)
@@ -25,10 +25,12 @@ def places(trained: Trained, pictures: PictureSet, split: str) -> list[Place]:
     ]
 
 
-def read(trained: Trained, pictures: PictureSet, place: Place) -> Picture:
-    """Return the picture of a row as the student was trained to see it."""
+def read(
+    trained: Trained, pictures: PictureSet, place: Place, size: tuple[int, int] | None = None
+) -> Picture:
+    """Return the picture of a row as the student was trained to see it, or at another size."""
     shard, row = pictures.open(place[0]), place[1]
-    return picture_of(shard.read(shard.index(row.key)), row, trained.size, trained.regions)
+    return picture_of(shard.read(shard.index(row.key)), row, size or trained.size, trained.regions)
 
 
 def class_names(trained: Trained, pictures: PictureSet) -> list[str]:

@@ -22,12 +22,14 @@ from stillroom.errors import UserError
 from stillroom.metrics import num_classes
 from stillroom.networks.build import Network
 from stillroom.networks.finished_run import DESCRIPTION, WEIGHTS, RunDescription, load_run
+from stillroom.networks.taps import whole_box
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.decode import MAX_SIDE_PX
 from stillroom.pictures.loader import image_tensor
 from stillroom.pictures.prepare import Fit, Geometry
 from stillroom.using.resampling import logits_at, mask_at
 
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the picture
 _Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE_PX)]
 
 
@@ -110,25 +112,31 @@ class Trained:
 
     @torch.inference_mode()
     def small_logits(
-        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]
+        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], boxes: Sequence[Box] | None = None
     ) -> list[Float[Tensor, "k _ _"]]:
-        """Return each picture's logits at the network's resolution, without padding.
+        """Return each picture's logits at the network's resolution, without padding; or those of a
+        box of each, x0, y0, x1, y1 in pixels of the picture.
 
-        UserError for a network that looks at boxes of a picture: give it boxes yourself.
+        UserError where boxes are given and not looked at, or the other way round.
         """
-        if self.network.needs_boxes:
+        if self.network.needs_boxes and boxes is None:
             raise UserError(
                 "this student looks at boxes of a picture, and none are given",
-                fix="call student.network(image, boxes): (b 3 h w) in [0, 1], (b 4) in pixels",
+                fix="--box X0 Y0 X1 Y1; in Python student.mask(picture, box)",
             )
+        if boxes is not None and not self.network.needs_boxes:
+            raise UserError("this student looks at whole pictures", fix="leave the boxes out")
         geometry = self.geometry
         placed = [np.array(geometry.place(Image.fromarray(image))) for image in images]
         device = self.network.normalise.mean.device
-        logits = self.network(torch.stack([image_tensor(image) for image in placed]).to(device))
-        boxes = [geometry.inside(*image.shape[:2]) for image in images]
+        batch = torch.stack([image_tensor(image) for image in placed]).to(device)
+        insides = [geometry.inside(*image.shape[:2]) for image in images]
+        if boxes is not None:
+            seen = [_at(b, i, x) for b, i, x in zip(boxes, images, insides, strict=True)]
+            return [*self.network(batch, torch.tensor(seen, device=device)).float().cpu()]
         return [
             one[:, y0:y1, x0:x1].float().cpu()
-            for one, (x0, y0, x1, y1) in zip(logits, boxes, strict=True)
+            for one, (x0, y0, x1, y1) in zip(self.network(batch), insides, strict=True)
         ]
 
     def logits(self, image: Shaped[np.ndarray, "h w 3"]) -> Float[Tensor, "k h w"]:
@@ -140,10 +148,32 @@ class Trained:
         image = _eight_bit(image)
         return logits_at(self.small_logits([image])[0], image.shape[:2])
 
-    def mask(self, image: Shaped[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
-        """Return a picture's class indices at its own size; pictures as above."""
+    def mask(
+        self, image: Shaped[np.ndarray, "h w 3"], box: Box | None = None
+    ) -> UInt8[np.ndarray, "h w"]:
+        """Return a picture's class indices at its own size; pictures as above.
+
+        Of a student of boxes those of a box x0, y0, x1, y1 (pixels), 0 outside it.
+        """
         image = _eight_bit(image)
-        return mask_at(self.small_logits([image])[0], image.shape[:2])
+        if box is None:
+            return mask_at(self.small_logits([image])[0], image.shape[:2])
+        height, width = image.shape[:2]
+        x0, y0, x1, y1 = (round(side) for side in box)
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            wanted = f"0 <= x0 < x1 <= {width}, 0 <= y0 < y1 <= {height}"
+            raise UserError("the box is not one of the picture", found=box, wanted=wanted)
+        mask = np.zeros((height, width), np.uint8)
+        mask[y0:y1, x0:x1] = mask_at(self.small_logits([image], [box])[0], (y1 - y0, x1 - x0))
+        return mask
+
+
+def _at(box: Box, image: np.ndarray, inside: tuple[int, int, int, int]) -> list[float]:
+    """Return a box of a picture where the picture lies, `inside`, as the network sees it."""
+    left, top, right, bottom = inside
+    across, down = (right - left) / image.shape[1], (bottom - top) / image.shape[0]
+    x0, y0, x1, y1 = box
+    return [left + x0 * across, top + y0 * down, left + x1 * across, top + y1 * down]
 
 
 def _eight_bit(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
@@ -187,7 +217,7 @@ def flops(trained: Trained) -> int:
     two: those of convolutions and matrix products, as torch counts them.
     """
     with FlopCounterMode(display=False) as counter:
-        trained.network.cpu()(torch.zeros(1, 3, *trained.size), _whole_box(trained))
+        trained.network.cpu()(torch.zeros(1, 3, *trained.size), whole_box(trained.size))
     return counter.get_total_flops()
 
 
@@ -196,15 +226,10 @@ def milliseconds(trained: Trained, repeats: int = 30) -> float:
     """Return the median time of one picture (batch 1, fp32, CPU, torch's threads), after three
     rounds of warming up.
     """
-    network, boxes = trained.network.cpu(), _whole_box(trained)
+    network, boxes = trained.network.cpu(), whole_box(trained.size)
     image, times = torch.rand(1, 3, *trained.size), []
     for _ in range(repeats + 3):
         began = time.perf_counter()
         network(image, boxes)
         times.append(time.perf_counter() - began)
     return 1000 * sorted(times[3:])[repeats // 2]
-
-
-def _whole_box(trained: Trained) -> torch.Tensor:
-    height, width = trained.size
-    return torch.tensor([[0.0, 0.0, width, height]])
