@@ -21,8 +21,16 @@ from stillroom.cli import _registry
 from stillroom.losses import feature_terms, label_terms, logit_terms
 from stillroom.pictures.views import Views
 from stillroom.recipe import Augment, Data, Recipe, Run
-from stillroom.recipe_optimizer import SGD, Adam, AdamW, Constant, Cosine, CosineTail
-from stillroom.recipe_optimizer import Plateau, StepDecay
+from stillroom.recipe_optimizer import (
+    SGD,
+    Adam,
+    AdamW,
+    Constant,
+    Cosine,
+    CosineTail,
+    Plateau,
+    StepDecay,
+)
 from stillroom.recipes import RECIPES
 from stillroom.students import definitions, pretrained
 from stillroom.teachers import configs, own_configs

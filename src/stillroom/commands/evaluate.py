@@ -6,13 +6,13 @@ stillroom evaluate runs/NAME [--shards shards/NAME] [--split val] [--cache FOLDE
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import tyro
 
 from stillroom.cli import recipe_from
 from stillroom.errors import UserError
+from stillroom.flags import call
 
 
 def main(
@@ -126,7 +126,7 @@ def parse(words: Sequence[str]) -> None:
         own, teacher = own[:at], own[at + 1 :]
         if not teacher:
             raise UserError("--teacher names no recipe", fix="--teacher RECIPE [its flags], last")
-    tyro.cli(partial(main, teacher=tuple(teacher)), args=own)
+    call(main, own, {"--teacher"}, teacher=tuple(teacher))
 
 
 def run() -> None:
