@@ -212,6 +212,15 @@ def test_the_table_of_recipes_names_every_recipe():
     assert named == {*RECIPES}
 
 
+def test_links_lead_to_files_and_the_site_has_every_page():
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+        links = re.findall(r"\]\(([^)#: ]+)\)", text)
+        assert [link for link in links if not (page.parent / link).exists()] == [], page.name
+    site = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert sorted(site) == sorted(["index.md", *(page.name for page in PAGES[1:])])
+
+
 def test_figures_of_the_readme_stand_in_the_results():
     readme, results = (ROOT / "README.md").read_text(), (ROOT / "docs" / "results.md").read_text()
     table = readme[readme.index("## Measured") : readme.index("## What goes wrong")]

@@ -41,8 +41,12 @@ SHORTER = {
     " --precision fp16": "",
     "--seeds 0 1 2": "--seeds 0",
 }
-ADDED = {"train": "--epochs 1", "experiments": "--epochs 1", "cache": "--gate off"}
-ADDED["plan"] = "--pictures-measured 8 --minutes .1"
+ADDED = {
+    "train": "--epochs 1",
+    "plan": "--pictures-measured 8 --minutes .1",
+    "cache": "--gate off",
+    "experiments": "--epochs 1 --data.label-share .5",
+}
 
 
 @pytest.fixture
