@@ -33,10 +33,10 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The site in site/; a link that leads nowhere is an error. mkdocs is installed on the first call.
+# The site in site/; a link that leads nowhere is an error (with --quiet it would be none). The first call installs mkdocs.
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	$(BIN)/python -m mkdocs build --strict --quiet --site-dir site
+	$(BIN)/python -m mkdocs build --strict --site-dir site
 
 bench: $(READY)
 	for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
