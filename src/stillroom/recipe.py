@@ -116,9 +116,8 @@ class Recipe:
     # then the first of the parts trains, and one more after each so many epochs; a later part is
     # what earlier ones have left of it (deepest first: blocks.6 blocks.5 ... encoder); None = all
     unfreeze_every: int | None = None
-    freeze_lr: float = (
-        1.0  # what the learning rate of these parts is multiplied by, once they train
-    )
+    # what the learning rate of these parts is multiplied by, once they train
+    freeze_lr: float = 1.0
     augment: Augment = Augment()
     optimizer: Optimizer = _ADAMW
     schedule: Schedule = _COSINE  # of the learning rate

@@ -28,7 +28,8 @@ repair: now), 1 something is damaged or missing, 2 a user's mistake, 75 told to 
 
 
 def run() -> None:
-    own, words = _parse()
+    # our own flags, wherever they stand; the other words are CACHE, RECIPE and its flags
+    own, words = parser().parse_known_args()
     if own.json:
         with contextlib.redirect_stdout(sys.stderr):
             found = _check(own, words)
@@ -59,17 +60,16 @@ def _check(own: argparse.Namespace, words: list[str]):
     return run_check(Path(words[0]), recipe, own.shards, options)
 
 
-def _parse() -> tuple[argparse.Namespace, list[str]]:
-    """Take our own flags, wherever they stand; the other words are CACHE, RECIPE and its flags."""
-    parser = argparse.ArgumentParser(
-        prog="check_cache.py",
-        usage="check_cache.py CACHE [RECIPE [recipe flags]] [flags]",
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags that are not the recipe's."""
+    own = argparse.ArgumentParser(
+        usage="%(prog)s CACHE [RECIPE [recipe flags]] [flags]",
         description=(__doc__ or "").partition("\n")[0],
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add = own.add_argument
     add("--rerun", type=int, metavar="N", help="run RECIPE's teachers again on N random rows and"
         " compare with what is stored (default: no row)")  # fmt: skip
     add("--rerun-seed", type=int, default=0, metavar="SEED", help="which rows (default: 0)")
@@ -85,8 +85,9 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     add("--shards", type=Path, metavar="FOLDER", help="picture shards to compare with (default:"
         " RECIPE's data.shards; without RECIPE none)")  # fmt: skip
     workers = min(8, os.cpu_count() or 1)
-    add("--workers", type=int, default=workers, help=f"threads that read (default: {workers})")
+    add("--workers", type=int, default=workers, metavar="N", help="threads that read (default: as"
+        " many as there are cores, at most 8)")  # fmt: skip
     add("--json", action="store_true", help="one JSON object on stdout and nothing else there"
         " (default: text)")  # fmt: skip
     add("--debug", action="store_true", help="show tracebacks (default: one paragraph)")
-    return parser.parse_known_args()
+    return own

@@ -120,26 +120,30 @@ def parse(words: Sequence[str]) -> tuple[list[str], argparse.Namespace, list[str
     be.
     """
     number = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    parser = argparse.ArgumentParser(
-        prog="run_experiments.py",
-        usage="run_experiments.py RECIPE... [--seeds N N ...] [flags]",
+    own, flags = parser().parse_known_args(words[number:])
+    _require_flags(words[number:], own.seeds)
+    if not number:
+        raise UserError("which recipes?", wanted=f"{', '.join(RECIPES)}, or FILE.py:FUNCTION")
+    return list(words[:number]), own, flags
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags that are not the recipes'."""
+    own = argparse.ArgumentParser(
+        usage="%(prog)s RECIPE... [--seeds N N ...] [flags]",
         description=(__doc__ or "").partition("\n\n")[0],
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add = own.add_argument
     add("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one training of each recipe"
         " with each (default: 0)")  # fmt: skip
     add("--source", metavar="WORDS", help="words of stillroom shards, quoted, to pack pictures"
         " that are missing: 'voc:PATH --size 256 256' (default: they must be there)")  # fmt: skip
     add("--out", type=Path, metavar="FOLDER", help="for logs, experiments.json and the table,"
         " comparison.txt, .csv, .json and .png (default: experiments/ in --run.out)")  # fmt: skip
-    own, flags = parser.parse_known_args(words[number:])
-    _require_flags(words[number:], own.seeds)
-    if not number:
-        raise UserError("which recipes?", wanted=f"{', '.join(RECIPES)}, or FILE.py:FUNCTION")
-    return list(words[:number]), own, flags
+    return own
 
 
 def _require_flags(words: Sequence[str], seeds: Sequence[int]) -> None:

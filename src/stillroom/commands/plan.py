@@ -27,7 +27,8 @@ Exit status: 0 whatever the recommendation, 2 a user's mistake, 1 a failure, 75 
 
 
 def run() -> None:
-    own, words = _parse()
+    # our own flags, wherever they stand; the other words are RECIPE and its flags
+    own, words = parser().parse_known_args()
     recipe = recipe_from(words)
     from stillroom.planning.describe_plan import describe
     from stillroom.planning.measure import PlanOptions
@@ -37,17 +38,16 @@ def run() -> None:
     print(describe(run_plan(recipe, PlanOptions(**given))))
 
 
-def _parse() -> tuple[argparse.Namespace, list[str]]:
-    """Take our own flags, wherever they stand; the other words are RECIPE and its flags."""
-    parser = argparse.ArgumentParser(
-        prog="plan_cache.py",
-        usage="plan_cache.py RECIPE [recipe flags] [flags]",
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags that are not the recipe's."""
+    own = argparse.ArgumentParser(
+        usage="%(prog)s RECIPE [recipe flags] [flags]",
         description=(__doc__ or "").partition("\n")[0],
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add = own.add_argument
     add("--gpus", type=int, default=1, metavar="N", help="GPUs, or processes, that share the work"
         " and the disk (default: 1)")  # fmt: skip
     add(
@@ -69,4 +69,4 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     add("--minutes", type=float, default=4.0, metavar="X", help="about how long to measure; slow"
         " teachers are run on fewer pictures (default: 4)")  # fmt: skip
     add("--debug", action="store_true", help="show tracebacks (default: one paragraph)")
-    return parser.parse_known_args()
+    return own

@@ -168,7 +168,7 @@ class FileTeacher:
     # probabilities are stored as logits (grey of a PNG: 0 to its largest value is 0 to 1); so is a
     # mask: class numbers, 255 = void, where every class is equally likely
     kind: Literal["logits", "probabilities", "features", "mask"]
-    suffix: Literal[".npy", ".safetensors", ".png"] = ".npy"
+    suffix: Literal[".npy", ".safetensors", ".png"] = ".npy"  # of the files
     classes: int | None = None  # of a mask: channels of its logits; 1 for a binary task
     confidence: float = 0.98  # of a mask: the probability of the class that it names
 
