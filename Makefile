@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | format | bench | bench-gpu: each makes .venv first and installs what
+# make demo | test | test-all | lint | format | docs | bench | bench-gpu: each makes .venv first and installs what
 # constraints.txt pins. make bench-gpu DEVICE=cpu rehearses; with PYTHON_BIN=python3 it takes that Python as it is.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 # A mark that the environment fits the project's files; made again when they change.
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint format bench bench-gpu install
+.PHONY: demo test test-all lint format docs bench bench-gpu install
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -32,6 +32,11 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The site in site/; a link that leads nowhere is an error (with --quiet it would be none). The first call installs mkdocs.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict --site-dir site
 
 bench: $(READY)
 	for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done

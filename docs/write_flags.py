@@ -7,6 +7,7 @@ tests/test_docs_commands.py compares the page with what would be written now.
 
 import argparse
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
@@ -39,19 +40,16 @@ PAGE = Path(__file__).with_name("flags.md")
 OF_RECIPES = {"cache", "train"}  # nothing but RECIPE and its flags
 # where a name differs from its module, and what a parser does not know of itself
 FUNCTIONS = {"check-data": "check_data", "shards": "make_shards"}
-HEAD = """\
-# Every flag
-
-Made by `python docs/write_flags.py` from the parsers themselves; a test compares. `stillroom COMMAND --help` and
-`stillroom train RECIPE --help` say the same, the latter with the values of the recipe. `--debug` (tracebacks) goes with
-every command. A flag without an argument has a `--no-` form.
+HEAD = """
+Made by `python docs/write_flags.py` from the parsers themselves; a test compares. `stillroom
+COMMAND --help` and `stillroom train RECIPE --help` say the same, the latter with the values of the
+recipe. `--debug` (tracebacks) goes with every command. A flag without an argument has a `--no-`
+form.
 """
-RECIPE_HEAD = """\
-## Flags of a recipe
-
-Of `stillroom cache`, `train`, `plan`, `check-cache`, `experiments` and `evaluate --teacher`: every field of the
-recipe is one. Defaults are those of the field; a recipe may say otherwise. N is the number of a teacher or term,
-from 0, in the order of the recipe.
+RECIPE_HEAD = """
+Of `stillroom cache`, `train`, `plan`, `check-cache`, `experiments` and `evaluate --teacher`: every
+field of the recipe is one. Defaults are those of the field; a recipe may say otherwise. N is the
+number of a teacher or term, from 0, in the order of the recipe.
 """
 PARTS: dict[str, Iterable[type]] = {
     "data": [Data],
@@ -78,19 +76,19 @@ def main() -> None:
 
 def page() -> str:
     """Return the page as it should be."""
-    parts = [HEAD]
+    parts = ["# Every flag\n", _text(HEAD)]
     for name, what in COMMANDS.items():
-        parts.append(f"## stillroom {name}\n\n{what[0].upper()}{what[1:]}\n")
+        parts.append(
+            f"## stillroom {name}\n\n{what[0].upper()}{what[1:]}{'' if what[-1] == '?' else '.'}\n"
+        )
         parts.append("RECIPE and its flags, below.\n" if name in OF_RECIPES else _command(name))
-    parts.append(RECIPE_HEAD)
-    parts.append(_table(_top_level()))
+    parts += ["## Flags of a recipe\n", _text(RECIPE_HEAD), _table(_top_level())]
     for prefix, classes in PARTS.items():
         found = [*classes, *_classes(MODULES.get(prefix, ()))]
         for one in found:
             title = f"`--{prefix}`" + (f": {one.__name__}" if len(found) > 1 else "")
             said = (one.__doc__ or "").strip().partition("\n\n")[0]
-            parts.append(f"### {title}\n\n{' '.join(said.split())}\n")
-            parts.append(_table(_rows(_parser(one), f"{prefix}.")))
+            parts += [f"### {title}\n", _text(said), _table(_rows(_parser(one), f"{prefix}."))]
     return "\n".join(parts)
 
 
@@ -100,7 +98,7 @@ def _command(name: str) -> str:
         return _table(_rows(module.parser()))
     function = getattr(module, FUNCTIONS.get(name, "main"))
     said = (function.__doc__ or "").partition("Args:")[0].strip().split("\n\n")[1:]
-    more = "".join(f"{' '.join(paragraph.split())}\n\n" for paragraph in said)
+    more = "".join(f"{_text(paragraph)}\n" for paragraph in said)
     return more + _table(_rows(_parser(function)))
 
 
@@ -122,7 +120,7 @@ def _top_level() -> list[tuple[str, ...]]:
         name = flag.strip("`").split(" ")[0]
         if name in fields:
             rows.append((flag, _shown(fields[name].default) if default else "", what))
-    return [*rows, ("`--codec.TARGET STR`", "", "how a target is kept: docs/codecs.md")]
+    return [*rows, ("`--codec.TARGET STR`", "", "how a target is kept: caches.md")]
 
 
 def _shown(default: Any) -> str:
@@ -157,6 +155,10 @@ def _rows(parser: argparse.ArgumentParser, prefix: str = "") -> list[tuple[str, 
         default = "required" if required else default.removesuffix(")")
         rows.append((f"`{flag.strip()}`", default, what))
     return rows
+
+
+def _text(paragraph: str) -> str:
+    return textwrap.fill(" ".join(paragraph.split()), 115, break_on_hyphens=False) + "\n"
 
 
 def _argument(action: argparse.Action) -> str:

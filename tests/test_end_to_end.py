@@ -242,7 +242,7 @@ def test_a_cache_of_other_pictures_is_refused_with_the_command_that_makes_it(fla
     source = f"folders:{tmp_path / 's' / 'images'},{tmp_path / 's' / 'masks'}"
     make_shards(source, out=tmp_path / "shards", size=(32, 32), format="png", classes="4")
     words = [*flags[2:], "--data.shards", tmp_path / "shards", "--run.out", tmp_path / "runs"]
-    with pytest.raises(UserError, match=r"cache_teacher\.py tiny"):
+    with pytest.raises(UserError, match="stillroom cache tiny"):
         stage_2("tiny", *words)
     assert not (tmp_path / "runs").exists()
 
@@ -263,8 +263,8 @@ def test_a_cache_of_other_pictures_is_refused_with_the_command_that_makes_it(fla
         (["--data.shards", "nowhere"], "nowhere"),
         (["--run.cache", "nowhere"], "nowhere"),
         (["--run.resume"], "no run"),
-        (["--batch", "40"], "--batch 40, 32 training pictures"),
-        (["--batch", "100000"], "--batch 100000, 32 training pictures"),
+        (["--batch", "40"], "--batch 40, 32 training rows"),
+        (["--batch", "100000"], "--batch 100000, 32 training rows"),
         (["--run.name", "../evil"], "the name of one folder"),
         (["--run.name", ".."], "the name of one folder"),
         (["--teachers.0.path", "nowhere"], r"nowhere(.|\n)*--run\.recorded-teachers"),

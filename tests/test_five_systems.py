@@ -28,6 +28,8 @@ def options(world: Path, system: str, **changes: object) -> argparse.Namespace:
         "views": 2,
         "device": "cpu",
         "teachers": "--run.recorded-teachers",
+        "encoder": "None",
+        "unet": "None",
     }
     return argparse.Namespace(**found | changes)
 
@@ -39,7 +41,7 @@ def test_flags_are_those_of_the_recipes_and_steps_are_equal(benchmark, tiny_worl
     steps = set()
     for label, (name, flags) in named.students.items():
         words = [name, *benchmark._flags(arguments, label, name, flags)]
-        words += benchmark._length(arguments, label, 61)
+        words += benchmark._length(arguments, label, name, 61)
         recipe = recipe_from([*map(str, words), "--run.recorded-teachers"])
         assert recipe.name == name and recipe.data.label_share == 0.5
         assert recipe.early_stopping is None and recipe.views.count in (1, 2)
@@ -52,7 +54,8 @@ def test_a_student_without_labels_is_as_long_on_its_own_pictures(benchmark, tiny
     more.mkdir()
     make_tiny.make_pictures(more, train=48)
     arguments = options(tiny_world, "S2", unlabelled=more / "shards")
-    words = [benchmark._length(arguments, label, 48) for label in ("without", "soft answers")]
+    students = benchmark.SYSTEMS["S2"].students
+    words = [benchmark._length(arguments, n, r, 48) for n, (r, _) in students.items()]
     assert [w[1] for w in words] == [8, 4]
     shards = benchmark._flags(arguments, "soft answers", "soft-binary", "")
     assert more / "shards" in shards

@@ -36,5 +36,9 @@ def test_a_ctrl_c_that_a_launcher_passes_on_is_the_same_one():
 
 
 def test_where_nothing_is_to_be_saved_ctrl_c_interrupts_at_once():
-    with pytest.raises(KeyboardInterrupt), stop_on_signals():
-        interrupt()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has none
+    try:
+        with pytest.raises(KeyboardInterrupt), stop_on_signals():
+            interrupt()
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -142,7 +142,11 @@ def test_validation_is_the_whole_picture_in_every_pass(recipe, cache):
 
 def test_a_student_is_trained_at_that_size_with_and_without_what_a_teacher_said(recipe, cache):
     folder = train(recipe)
-    assert read_json(folder / "student.json")["geometry"] == {"height": 16, "width": 24}
+    assert read_json(folder / "student.json")["geometry"] == {
+        "height": 16,
+        "width": 24,
+        "fit": "letterbox",
+    }
     assert read_json(folder / "receipt.json")["cache"]["fingerprint"] == cache.fingerprint
     plain = replace(recipe, name="plain", terms=(CrossEntropy(weight=1.0),))
     assert math.isfinite(read_json(train(plain) / "student.json")["score"]["miou"])

@@ -26,7 +26,7 @@ from stillroom.errors import Stopped, UserError
 from stillroom.recipe import Recipe
 from stillroom.students.distiller import Distiller, build_distiller
 from stillroom.training.context import TrainContext
-from stillroom.training.step import local_counts, term_totals
+from stillroom.training.step import step_counts, term_totals
 
 _spec = importlib.util.spec_from_file_location("make", Path(__file__).with_name("make_tiny.py"))
 assert _spec is not None and _spec.loader is not None
@@ -42,7 +42,7 @@ def main(world: Path, out: Path, micro_batch: int = 4) -> None:
     with (
         patch.object(prepare, "build_distiller", with_dropout),
         patch.object(loop, "prepare", first.prepare),
-        patch.object(loop, "local_counts", first.local_counts),
+        patch.object(loop, "step_counts", first.step_counts),
         patch.object(step_sums, "term_totals", first.term_totals),
         patch.object(loop, "learning_rate", first.instead_of_a_step),
         suppress(Stopped),
@@ -91,8 +91,9 @@ class FirstStep:
         self.context = prepare.prepare(recipe)
         return self.context
 
-    def local_counts(self, terms, batches, device):
-        counts = self.found["counts"] = local_counts(terms, batches, device)  # reduced in place
+    def step_counts(self, context, batches):
+        counts = self.found["counts"] = step_counts(context, batches)
+        terms = context.recipe.terms
         self.found["first"] = torch.stack([term.count(batches[0]) for term in terms])
         self.found["totals"] = torch.zeros_like(counts)
         return counts

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -110,3 +111,8 @@ class Batch:
     boxes: Float[Tensor, "b 4"] | None = None
     # running class weights of terms that ask for some, by the head that they read
     class_weights: dict[str, Float[Tensor, "_"]] = field(default_factory=dict)
+
+
+def whole_box(size: tuple[int, int]) -> Float[Tensor, "1 4"]:
+    """Return the box x0, y0, x1, y1 of all of a picture of `size` (h, w), pixels."""
+    return torch.tensor([[0.0, 0.0, float(size[1]), float(size[0])]])

@@ -226,7 +226,7 @@ def test_a_cache_that_cannot_be_opened_is_told_and_passed_over(tmp_path: Path, m
 
 def test_no_cache_at_all_names_the_command(tmp_path: Path):
     assert find_caches(tmp_path / "absent") == ()
-    with pytest.raises(UserError, match="cache_teacher"):
+    with pytest.raises(UserError, match="stillroom cache"):
         match_cache(tmp_path, DIGEST, None, {"mask": {}})
 
 

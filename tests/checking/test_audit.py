@@ -88,12 +88,12 @@ def test_stage_2_mirrors_what_a_symmetric_network_said_and_nothing_else(
     call, words_of, tmp_path, symmetric
 ):
     words = words_of(symmetric)
-    assert call("stillroom cache", *words)[0] == 0
+    assert call("tools/cache_teacher.py", *words)[0] == 0
     (cache,) = (tmp_path / "cache").iterdir()
     status, _, err = call("train_student.py", *words, "--augment.mirror")
     assert status == 2 and "no audit of shapes, inner" in err
     assert f"stillroom check-cache {cache} RECIPE --audit" in err and "--views.count 4" in err
-    status, out, err = call("stillroom check-cache", cache, *words, "--audit", "6")
+    status, out, err = call("tools/check_cache.py", cache, *words, "--audit", "6")
     assert status == 0, err
     lines = [line.split() for line in out.splitlines() if " mirror " in line]
     assert [line[0] for line in lines] == ["shapes", "inner"]
@@ -215,9 +215,9 @@ def test_a_damaged_audit_is_found_and_a_repair_takes_it_away(call, passing):
     path = passing.path / AUDIT_FILE
     body = read_json(path)
     path.write_bytes(path.read_bytes().replace(b"0.01", b"0.02"))
-    status, out, _ = call("stillroom check-cache", passing.path)
+    status, out, _ = call("tools/check_cache.py", passing.path)
     assert status == 1 and out.startswith("audit: ") and "--repair" in out
-    status, out, _ = call("stillroom check-cache", passing.path, "--repair")
+    status, out, _ = call("tools/check_cache.py", passing.path, "--repair")
     assert status == 0 and f"repaired: {path} was removed" in out and not path.exists()
     write_json(path, body | {"rows": -1})
     assert [p.kind for p in check_cache(passing.path).problems] == ["audit"]
@@ -246,7 +246,7 @@ def test_files_are_no_answer_to_pixels_and_left_out(spoilt_recipe, pictures, tmp
     [(["--audit"], "--audit needs the recipe"), (["--audit", "0"], "--audit 0")],
 )
 def test_an_audit_that_cannot_be_is_refused(call, spoilt, words, expected):
-    status, _, err = call("stillroom check-cache", spoilt, *words)
+    status, _, err = call("tools/check_cache.py", spoilt, *words)
     assert status == 2 and expected in err
     assert not (spoilt / AUDIT_FILE).exists()
 

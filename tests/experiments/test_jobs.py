@@ -112,7 +112,7 @@ def test_pictures_that_are_missing_are_packed_from_the_source_first_or_refused(r
     missing = tmp_path / "none"
     for word, recipe in recipes.items():
         recipes[word] = replace(recipe, data=replace(recipe.data, shards=str(missing)))
-    with pytest.raises(UserError, match=r"make_shards\.py(.|\n)*--source"):
+    with pytest.raises(UserError, match=r"stillroom shards(.|\n)*--source"):
         plan(request(recipes))
     jobs, _ = named(recipes, source="folders:'a b',c --size 32 32")
     words = ["shards", "folders:a b,c", "--size", "32", "32", "--out", str(missing)]

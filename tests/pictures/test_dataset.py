@@ -178,7 +178,7 @@ def test_a_picture_of_another_size_than_its_index_says_is_refused(packed: Path) 
 
 
 def test_folders_without_dataset_json_are_not_finished(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"make_shards\.py") as error:
+    with pytest.raises(UserError, match="stillroom shards") as error:
         open_pictures(tmp_path / "none")
     assert error.value.found == "no such folder"
     with pytest.raises(UserError, match=r"without dataset\.json"):

@@ -91,7 +91,7 @@ def test_the_curves_are_those_of_loss_terms_and_scores(tmp_path, monkeypatch):
     ]
     steps = range(1, 9)
     assert drawn[0] == {"loss": [(n, 1 / n) for n in steps], "ce": [(n, 2 / n) for n in steps]}
-    assert drawn[1] == {"student mIoU": [(4, 0.4), (8, 0.8)]}
+    assert drawn[1] == {"mIoU": [(4, 0.4), (8, 0.8)]}
 
 
 def test_a_tracker_gets_every_number_and_the_settings(tiny_recipe, undrawn):

@@ -192,7 +192,7 @@ def test_another_teacher_of_that_name_is_refused_with_the_command(make_tiny, tin
     save_student(tmp_path / "teacher", network, {"network": config.architecture()})
     other = replace(tiny_recipe.teachers[0], path=str(tmp_path / "teacher"))
     pictures = open_pictures(Path(tiny_recipe.data.shards))
-    with pytest.raises(UserError, match=r"weights_sha256(.|\n)*cache_teacher\.py tiny"):
+    with pytest.raises(UserError, match=r"weights_sha256(.|\n)*stillroom cache tiny"):
         find_cache(replace(tiny_recipe, teachers=(other,)), pictures, True)
 
 

@@ -52,7 +52,7 @@ def test_everything_is_listed_with_size_state_score_and_what_made_it(place):
     (data,) = [line for line in text.splitlines() if "/shapes" in line]
     assert "24 train, 8 val" in data and "complete" in data
     (run,) = [line for line in text.splitlines() if "runs/a" in line]
-    assert "finished" in run and "miou 0.5000, tiny (UNetStudent), " in run
+    assert "finished" in run and "mIoU 0.5000, tiny (UNetStudent), " in run
     caches = [line for line in text.splitlines() if "/cache/" in line]
     assert "no run needs it" in caches[0] and "for a" in caches[1]
     assert all("32 rows" in line and "RunTeacher" in line for line in caches)

@@ -15,12 +15,11 @@ from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
 from stillroom.extraction.calibrate import calibration_keys
 from stillroom.jsonfile import digest
-from stillroom.networks.taps import whole_box
 from stillroom.pictures.dataset import PictureSet
 from stillroom.pictures.views import num_views
 from stillroom.recipe import Recipe, teacher_identities, views_identity
 from stillroom.teachers.protocol import BuiltTeacher
-from stillroom.types import TargetSpec
+from stillroom.types import TargetSpec, whole_box
 
 
 def pictures_identity(pictures: PictureSet, recipe: Recipe) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import roi_align
 
 from stillroom.networks.description import Name, Triple, Width, describe
 from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
@@ -219,6 +218,8 @@ def _sampled(
     values: Float[Tensor, "b c h w"], boxes: Float[Tensor, "b 4"], cells: tuple[int, int]
 ) -> Float[Tensor, "b c y x"]:
     """Return what lies in a box of each picture, four samples around each cell's centre."""
+    from torchvision.ops import roi_align  # takes seconds to import
+
     numbers = torch.arange(boxes.shape[0], device=boxes.device, dtype=torch.float32)
     places = torch.cat([numbers[:, None], boxes.float()], 1)
     return roi_align(values.float(), places, cells, sampling_ratio=2, aligned=True)

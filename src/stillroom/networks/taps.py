@@ -52,11 +52,6 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
-def whole_box(size: tuple[int, int]) -> Float[Tensor, "1 4"]:
-    """Return the box x0, y0, x1, y1 of all of a picture of `size` (h, w)."""
-    return torch.tensor([[0.0, 0.0, float(size[1]), float(size[0])]])
-
-
 @contextmanager
 def kept_outputs(modules: Mapping[str, nn.Module], outputs: dict[str, Any]) -> Iterator[None]:
     """Put what modules return into `outputs`, by name, through hooks that live for this block.

@@ -109,7 +109,7 @@ def make_setting(
         teacher_threads=threads if options.teacher_ms is None else 0,
         student_threads=threads if options.student_ms is None else 0,
         decode_on_cores=process.device == "cpu",
-        free_bytes=free_bytes(Path(recipe.run.cache))
+        free_bytes=float(free_bytes(Path(recipe.run.cache)))
         if options.disk_gb_per_s is None
         else math.inf,
     )

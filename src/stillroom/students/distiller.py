@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from stillroom.errors import UserError
 from stillroom.losses.needs import Needs, Shape, Term, align_fix, describe_shape, require_head
 from stillroom.networks.build import Network
-from stillroom.networks.taps import require_taps, whole_box
+from stillroom.networks.taps import require_taps
 from stillroom.students.definitions import Student
-from stillroom.types import TargetSpec
+from stillroom.types import TargetSpec, whole_box
 
 
 class Projection(nn.Sequential):

@@ -53,7 +53,7 @@ def check_data(
 
     Args:
         source: voc:PATH, voc2012:PATH, folders:IMAGES,MASKS, unlabelled:PATH or
-            coco:IMAGES,ANNOTATIONS, as for make_shards
+            coco:IMAGES,ANNOTATIONS, as for stillroom shards
         val: another source for the validation split
         val_list: file with the names of the pictures of the validation split, one a line
         val_share: share of the pictures for the validation split, by hash of the key
@@ -90,7 +90,7 @@ def check_data(
             f" {len(report.leaks)} pictures lie in two splits"
             + ", the masks cannot be read"
             * report.is_unread,
-            fix="mend or remove them; make_shards --skip-bad leaves out what cannot be packed",
+            fix="mend or remove them; stillroom shards --skip-bad leaves out what cannot be packed",
         )
 
 

@@ -60,7 +60,7 @@ def _summary(report: DataReport) -> list[str]:
         values = report.values(masks)
         text = shown(map(colour_text, values) if report.is_by_colour else values)
         lines.append(f"masks: {len(masks)}, {report.reading.kind}: {text}")
-        lines.append(f"make_shards: {_flags(report)}")
+        lines.append(f"stillroom shards: {_flags(report)}")
     lines += [f"note: {note}" for note in (*report.reading.notes, *report.more)]
     return lines
 

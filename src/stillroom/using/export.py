@@ -19,11 +19,11 @@ from torch import Tensor
 
 from stillroom.errors import UserError, first_line
 from stillroom.metrics import miou, predict
-from stillroom.networks.taps import whole_box
 from stillroom.networks.torch_network import TorchNetwork
 from stillroom.pictures.dataset import PictureSet
 from stillroom.pictures.decode import MAX_SIDE_PX, PADDING_GREY
 from stillroom.pictures.loader import box_tensor, image_tensor
+from stillroom.types import whole_box
 from stillroom.using.evaluate import confusion_of
 from stillroom.using.low_precision import to_fp16, to_int8
 from stillroom.using.model_card import write_card

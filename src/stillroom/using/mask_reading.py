@@ -50,8 +50,8 @@ class MaskSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """How masks are to be read: what they are, flags for make_shards, the labels that these give
-    (None where no flag reads them), and what a person should know.
+    """How masks are to be read: what they are, flags for stillroom shards, the labels that these
+    give (None where no flag reads them), and what a person should know.
     """
 
     kind: str

@@ -22,11 +22,11 @@ from stillroom.errors import UserError
 from stillroom.metrics import num_classes
 from stillroom.networks.build import Network
 from stillroom.networks.finished_run import WEIGHTS, RunDescription, load_run, require_finished
-from stillroom.networks.taps import whole_box
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.decode import MAX_SIDE_PX
 from stillroom.pictures.loader import image_tensor
 from stillroom.pictures.prepare import Fit, Geometry
+from stillroom.types import whole_box
 from stillroom.using.resampling import logits_at, mask_at
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the picture
