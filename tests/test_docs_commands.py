@@ -9,7 +9,7 @@ import functools
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import tyro
 from stillroom import cli
 from stillroom.__main__ import COMMANDS, _formats
 from stillroom.commands import evaluate, experiments
+from stillroom.errors import UserError
 from stillroom.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,12 +64,9 @@ def parse_only(monkeypatch):
         if isinstance(described, type) or "default" in options:
             return real(described, **options)
 
-        def nothing(*_, **__) -> None:
-            pass
+        def nothing(*_, **__) -> Callable[[], None]:
+            return lambda: None
 
-        keywords = getattr(described, "keywords", {})
-        if keywords.get("teacher"):
-            cli.recipe_from(keywords["teacher"])
         return real(functools.wraps(described)(nothing), **options)
 
     named = cli.named_recipe
@@ -86,6 +84,8 @@ def take(name: str, words: list[str]) -> None:
             cli.recipe_from([recipe, *flags])
     elif name == "evaluate":
         evaluate.parse(words)
+        if "--teacher" in words:
+            cli.recipe_from(words[words.index("--teacher") + 1 :])
     elif hasattr(module, "parser"):
         _, rest = module.parser().parse_known_args(words)
         recipe = rest[1:] if name == "check-cache" else rest
@@ -168,7 +168,7 @@ def test_a_command_that_is_wrong_would_be_noticed(parse_only, monkeypatch):
         "torchrun --nproc-per-node 2 train_student.py tiny --run.devise cpu",
         "sbatch cluster/train_student.sbatch mine tiny --run.devise cpu",
     ):
-        with pytest.raises(SystemExit):
+        with pytest.raises((SystemExit, UserError)):
             check(line)
 
 
