@@ -27,7 +27,7 @@ MISTAKES = {
     "the batch is not": "stillroom train people-teacher --data.shards shards/two --micro-batch 3",
     "fp16 training": "stillroom train people-teacher --data.shards shards/two --precision fp16"
     " --run.device cpu",
-    "Unrecognized": "stillroom train people-teacher --bach 64",
+    "there is no flag": "stillroom train people-teacher --bach 64",
 }
 # once a teacher is there
 LATER = {

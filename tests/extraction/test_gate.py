@@ -17,7 +17,7 @@ from stillroom.extraction.process import ProcessContext
 from stillroom.networks.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from stillroom.pictures.dataset import Picture, open_pictures
 from stillroom.pictures.synthetic import CLASSES
-from stillroom.teachers.configs import RunTeacher
+from stillroom.teachers.configs import OnnxTeacher, RunTeacher
 
 ZERO, ONE, HALF = (0.0,) * 3, (1.0,) * 3, (0.5,) * 3
 PREPROCESSINGS = {
@@ -117,9 +117,13 @@ def test_another_usual_normalisation_is_refused_and_the_right_one_named(
 @pytest.mark.parametrize(("true", "declared"), [("RGB", "BGR"), ("BGR", "RGB")])
 def test_swapped_channels_are_refused_and_the_order_named(samples, true, declared):
     built = Reddish(preprocessing("in [0, 1]", true), preprocessing("in [0, 1]", declared))
-    (reason,) = judged(built, samples).reasons
+    fields = OnnxTeacher(target="said", path="not read here", kind="logits")
+    (reason,) = judged(built, samples, fields).reasons
     assert reason.startswith(f"{true} in [0, 1] gives mIoU 1.000")
     assert f"declare channels={true}, scale=1, mean=(0, 0, 0)" in reason
+    (reason,) = judged(built, samples).reasons  # of a run, which has no such fields
+    assert "declare" not in reason.partition("better:")[2]
+    assert "not those that it was trained on" in reason
 
 
 def test_a_usual_normalisation_written_otherwise_is_not_tried_against_itself(samples):

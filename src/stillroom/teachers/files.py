@@ -28,7 +28,7 @@ def finished(path: str) -> Path:
         require_finished(Path(path), kind=MissingTeacherError)
     except MissingTeacherError as error:
         fix = f"{error.fix}; train it, or name another with --teachers.N.path runs/NAME"
-        what = f"the teacher {error.what}"
+        what = f"the teacher's folder {error.what}"
         raise MissingTeacherError(what, found=error.found, wanted=error.wanted, fix=fix) from None
     return Path(path)
 
