@@ -32,6 +32,7 @@ ALLOWED = {
     "hashing": set(),
     "user_code": {"errors"},
     "columns": set(),
+    "flags": {"errors"},
     "networks": BASE,
     "metrics": BASE,
     "pictures": BASE,
@@ -119,7 +120,7 @@ ALLOWED = {
         "teachers.configs",
         "teachers.own_configs",
     },
-    "cli": BASE | {"recipe", "recipes", "teachers.files"},
+    "cli": BASE | {"flags", "os_errors", "recipe", "recipes", "teachers.files"},
     "__main__": BASE | {"cli", "cache", "pictures"},
 }
 # the command line may call every room, which none of them knows

@@ -5,10 +5,12 @@ tracebacks and leaves the status as it is.
 """
 
 import os
+import select
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -21,10 +23,15 @@ from tyro.constructors import (
 )
 
 from stillroom.errors import StillroomError, UserError
+from stillroom.flags import nearest, read, refuse_flag
+from stillroom.os_errors import explained
 from stillroom.recipe import Recipe
 from stillroom.recipes import RECIPES
 from stillroom.teachers.files import MissingTeacherError
 from stillroom.user_code import load_function
+
+_UNREAD = 141  # as of a program that SIGPIPE ends
+_NAMES = f"{', '.join(RECIPES)}, or path/to/file.py:function"
 
 
 def run_command(function: Callable[[], object]) -> NoReturn:
@@ -41,12 +48,33 @@ def run_command(function: Callable[[], object]) -> NoReturn:
     except KeyboardInterrupt:
         _print_error("interrupted", debug)
         _exit(130)
+    except SystemExit as end:
+        _exit(end.code)
     except Exception as error:
-        name = type(error).__name__
-        hint = "" if isinstance(error, OSError) else "\n  (--debug shows where)"
-        _print_error(f"failed: {name}: {error}{hint}", debug)
-        _exit(1)
+        _exit(_failed(error, debug))
     _exit(0)
+
+
+def _failed(error: Exception, debug: bool) -> int:
+    """Say what went wrong outside us, or in us, and return the status of it."""
+    if isinstance(error, BrokenPipeError) and _is_unread():
+        return _UNREAD
+    if isinstance(error, OSError):
+        again = "then run the same command again"
+        told = explained(error, "the command cannot go on", Path(), "--out", again)
+        if told is not None:
+            _print_error(str(told), debug)
+            return told.exit_code
+    hint = "" if isinstance(error, OSError) else "\n  (--debug shows where)"
+    _print_error(f"failed: {type(error).__name__}: {error}{hint}", debug)
+    return 1
+
+
+def _is_unread() -> bool:
+    """Whether what reads our output has ended, as `head` does when it has seen enough."""
+    poll = select.poll()
+    poll.register(sys.__stdout__ or 1, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _print_error(text: str, debug: bool) -> None:
@@ -57,30 +85,45 @@ def _print_error(text: str, debug: bool) -> None:
         print(f"stillroom: {text}", file=sys.stderr, flush=True)
 
 
-def _exit(status: int) -> NoReturn:
+def _exit(status: int | str | None) -> NoReturn:
     """Leave with `status`; one of several ranks at once: a failure must not wait for the others'
     collectives, and gloo's threads aborted 3 of 23 orderly ends.
     """
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = _UNREAD
+    if status == _UNREAD:  # what is still to be written goes nowhere, and nobody complains
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stderr.flush()
-        os._exit(status)
+        os._exit(status if isinstance(status, int) else int(status is not None))
     sys.exit(status)
 
 
-def recipe_from(words: Sequence[str] | None = None) -> Recipe:
-    """Build the recipe that a command line (default: `sys.argv[1:]`) describes."""
-    words = list(sys.argv[1:] if words is None else words)
-    if not words or words[0] in {"-h", "--help"}:
-        print(f"usage: {Path(sys.argv[0]).name} RECIPE [flags]   (RECIPE --help lists the flags)")
-        print(f"recipes: {', '.join(RECIPES)}, or path/to/file.py:function")
-        sys.exit(0 if words else 2)
+def recipe_from(words: Sequence[str] | None = None, others: Collection[str] = ()) -> Recipe:
+    """Build the recipe that a command line (default: `sys.argv[1:]`) describes.
+
+    `others` are flags that may be meant where one of a recipe is not there.
+    """
+    words, name = list(sys.argv[1:] if words is None else words), Path(sys.argv[0]).name
+    if words and words[0] in {"-h", "--help"}:
+        print(f"usage: {name} RECIPE [flags]   (RECIPE --help lists the flags)")
+        print(f"recipes: {_NAMES}")
+        sys.exit(0)
+    if not words or words[0].startswith("-"):
+        if words and nearest(words[0], others):
+            refuse_flag(words[0], others, f"{name} --help")
+        fix = f"{name} RECIPE [flags]"
+        raise UserError("which recipe?", found=words[0] if words else None, wanted=_NAMES, fix=fix)
     default = named_recipe(words[0])
-    recipe = tyro.cli(
+    recipe = read(
         tyro.conf.AvoidSubcommands[Recipe],
+        words[1:],
+        f"stillroom train {words[0]} --help",
+        others,
         default=default,
-        args=words[1:],
-        prog=f"{Path(sys.argv[0]).name} {words[0]}",
+        prog=f"{name} {words[0]}",
         registry=_registry(),
     )
     _require_named_files(default, recipe)
@@ -136,8 +179,7 @@ def named_recipe(name: str) -> Recipe:
             )
         return recipe
     if name not in RECIPES:
-        raise UserError(
-            f"there is no recipe {name!r}",
-            wanted=f"{', '.join(RECIPES)}, or path/to/file.py:function",
-        )
+        near = [f"{name}:FUNCTION"] if name.endswith(".py") else get_close_matches(name, RECIPES, 1)
+        fix = f"{near[0]}; stillroom train --help lists all recipes" if near else None
+        raise UserError(f"there is no recipe {name!r}", wanted=None if near else _NAMES, fix=fix)
     return RECIPES[name]()

@@ -28,7 +28,9 @@ def explain_os_errors(
     try:
         yield
     except OSError as error:
-        raise _explained(error, what, root, flag, again) from error
+        told = explained(error, what, root, flag, again)
+        fix = f"see to {_place(error, root)}, {again}"
+        raise told or FailureError(what, found=error, fix=fix) from error
 
 
 def free_bytes(path: Path) -> int:
@@ -43,8 +45,17 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _explained(error: OSError, what: str, root: Path, flag: str, again: str) -> StillroomError:
-    place = _existing(Path(error.filename2 or error.filename or root))
+def _place(error: OSError, root: Path) -> Path:
+    return _existing(Path(error.filename2 or error.filename or root))
+
+
+def explained(
+    error: OSError, what: str, root: Path, flag: str, again: str
+) -> StillroomError | None:
+    """Return what to tell a person instead, as `explain_os_errors` does, or None where the system's
+    own words are all there is.
+    """
+    place = _place(error, root)
     reason, whole, top = error.strerror or str(error), place.absolute(), root.absolute()
     is_ours = whole == top or top in whole.parents or whole in top.parents
     elsewhere = f" or name another place with {flag}" if is_ours else ""
@@ -74,4 +85,4 @@ def _explained(error: OSError, what: str, root: Path, flag: str, again: str) -> 
             found=f"{reason} (process {os.getpid()} may have {limit} open)",
             fix=f"raise the limit (ulimit -n {max(4096, 2 * limit)}), {again}",
         )
-    return FailureError(what, found=error, fix=f"see to {place}, {again}")
+    return None

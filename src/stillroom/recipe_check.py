@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stillroom.codecs import parse_codec
+from stillroom.device_memory import smaller_micro_batches
 from stillroom.errors import UserError
 from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet
@@ -77,11 +78,13 @@ def _check_numbers(recipe: Recipe) -> None:
                 found=repr(name),
                 wanted="no slash; where runs lie says --run.out",
             )
+    near = smaller_micro_batches(recipe.batch, recipe.micro_batch + 1)
     if recipe.micro_batch < 1 or recipe.batch < 1 or recipe.batch % recipe.micro_batch:
         raise UserError(
             "the batch is not a whole number of micro-batches",
             found=f"--batch {recipe.batch} --micro-batch {recipe.micro_batch}",
             wanted="a multiple",
+            fix=f"--micro-batch {near[0]}" if near else None,
         )
     if recipe.epochs < 1 or recipe.run.evaluate_every < 1 or recipe.run.log_every < 1:
         raise UserError("epochs, run.evaluate_every and run.log_every are at least 1")
@@ -117,6 +120,8 @@ def _check_training(recipe: Recipe, kinds: Mapping[str, str]) -> None:
         raise UserError("--unfreeze-every needs --freeze PART ... and --freeze-epochs N")
     if recipe.run.additional_epochs and not recipe.run.resume:
         raise UserError("--run.additional-epochs goes on with a run", fix="--run.resume too")
+    if recipe.run.resume and recipe.run.overwrite:
+        raise UserError("--run.resume and --run.overwrite exclude each other", fix="leave one out")
 
 
 def _check_scores(recipe: Recipe, pictures: PictureSet) -> None:
@@ -187,7 +192,7 @@ def _check_pictures(recipe: Recipe, pictures: PictureSet) -> None:
             )
     if pictures.geometry is None:
         raise UserError(
-            f"the pictures of {pictures.path} have different sizes, so they cannot be batched",
+            f"the pictures of {pictures.path} were not packed at one size, which training needs",
             fix="pack them with stillroom shards ... --size H W",
         )
     packed, size = pictures.geometry, recipe.size_of(pictures)

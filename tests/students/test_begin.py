@@ -96,7 +96,7 @@ def test_projections_are_not_carried_over(tiny_world, tiny_recipe):
 def test_another_student_a_run_that_is_not_finished_and_damage_are_refused(
     tiny_world, tiny_recipe, tmp_path
 ):
-    with pytest.raises(UserError, match="no finished run to begin from"):
+    with pytest.raises(UserError, match="not a finished run"):
         prepare(task(tiny_recipe, tmp_path / "nowhere"))
     teacher = tmp_path / "teacher"
     shutil.copytree(tiny_world / "teacher", teacher)

@@ -17,7 +17,7 @@ def test_pictures_whose_label_is_not_used_are_counted_where_there_is_no_teacher(
     used = len(context.dataset)
     assert 8 < used < 24
     first, left_out = describe(context).split("\n")
-    assert f", {used} rows, 6 steps of 8 in micro-batches of 4 on 1 x cpu (no)" in first
+    assert f", {used} rows, 6 steps of 8 in micro-batches of 4 on 1 x cpu (fp32)" in first
     assert left_out.startswith(f"{24 - used} of 24 training rows have no label")
     assert "projections" not in first
 

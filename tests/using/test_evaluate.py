@@ -146,6 +146,7 @@ def test_a_class_that_is_nowhere_is_null(run, tiny_world, tmp_path):
 @pytest.mark.parametrize("missing", ["student.json", "student.safetensors"])
 def test_a_run_that_is_not_finished_is_refused_with_what_to_do(run, missing):
     (run / missing).unlink()
+    (run / "recipe.json").write_text("{}")
     with pytest.raises(UserError, match=r"not a finished run(.|\n)*--run\.resume"):
         load_student(run)
 

@@ -6,6 +6,7 @@ allocations later, so everything is checked here, when it is made and when it is
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -180,4 +181,5 @@ def both_sides(pairs: list[tuple[str, Any, Any]], limit: int = 5) -> tuple[str, 
 
 def _short(value: Any) -> str:
     text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+    text = re.sub(r'"([0-9a-f]{12})[0-9a-f]{52}"', r"\1...", text)
     return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"

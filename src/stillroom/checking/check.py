@@ -26,11 +26,11 @@ def find_folder(path: Path) -> Path:
     """Return the cache that a path names: itself, or the only cache in it. Raises UserError."""
     caches = [path] if _is_cache(path) else list(filter(_is_cache, sorted(path.glob("*"))))
     if len(caches) != 1:
+        several = f"which of the {len(caches)} caches in {path}?"
         raise UserError(
-            f"there are {len(caches) or 'no'} caches in {path}",
-            found=", ".join(map(str, caches)) or None,
-            wanted="one",
-            fix=f"name it: stillroom check-cache {path / 'NAME'}",
+            several if caches else f"there is no cache in {path}",
+            found=", ".join(map(str, caches)) or ("no such folder" if not path.exists() else None),
+            fix="name one" if caches else "stillroom list shows the caches",
         )
     return caches[0]
 

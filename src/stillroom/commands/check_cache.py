@@ -16,6 +16,7 @@ from pathlib import Path
 
 from stillroom.cli import recipe_from
 from stillroom.errors import UserError
+from stillroom.flags import Parser
 
 EPILOG = """\
 CACHE is a cache folder, or a folder with exactly one cache in it. Without RECIPE the check is of
@@ -45,7 +46,7 @@ def _check(own: argparse.Namespace, words: list[str]):
 
     if not words or words[0].startswith("-"):
         raise UserError("which cache?", fix="stillroom check-cache CACHE (--help says more)")
-    recipe = recipe_from(words[1:]) if words[1:] else None
+    recipe = recipe_from(words[1:], parser().flags()) if words[1:] else None
     options = CheckOptions(
         rerun=own.rerun,
         seed=own.rerun_seed,
@@ -60,14 +61,12 @@ def _check(own: argparse.Namespace, words: list[str]):
     return run_check(Path(words[0]), recipe, own.shards, options)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser of the flags that are not the recipe's."""
-    own = argparse.ArgumentParser(
+    own = Parser(
         usage="%(prog)s CACHE [RECIPE [recipe flags]] [flags]",
         description=(__doc__ or "").partition("\n")[0],
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = own.add_argument
     add("--rerun", type=int, metavar="N", help="run RECIPE's teachers again on N random rows and"

@@ -3,11 +3,10 @@
 stillroom check-data voc:PATH
 """
 
-import tyro
-
+from stillroom.flags import call
 from stillroom.using.check_data import check_data
 
 
 def run() -> None:
     """Do what the command line says."""
-    tyro.cli(check_data)
+    call(check_data)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import tyro
 
+from stillroom.flags import call
+
 
 def main(
     runs: tyro.conf.Positional[tuple[Path, ...]],
@@ -40,4 +42,4 @@ def main(
 
 def run() -> None:
     """Do what the command line says."""
-    tyro.cli(main)
+    call(main)

@@ -14,9 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import tyro
-
 from stillroom.errors import FailureError
+from stillroom.flags import call
 from stillroom.jsonfile import read_json, write_json
 
 TRAIN, VALIDATION, SIZE_PX = 384, 80, 48
@@ -130,4 +129,4 @@ def _call(command: list[str]) -> None:
 
 def run() -> None:
     """Do what the command line says."""
-    tyro.cli(main)
+    call(main)

@@ -6,24 +6,26 @@ stillroom evaluate runs/NAME [--shards shards/NAME] [--split val] [--cache FOLDE
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from stillroom.cli import recipe_from
 from stillroom.errors import UserError
+from stillroom.flags import call
 
 
 def main(
     folder: tyro.conf.Positional[Path],
     shards: Path | None = None,
     split: str = "val",
-    device: str = "cpu",
+    device: Literal["cpu", "cuda"] = "cpu",
     code: str | None = None,
     cache: Path = Path("cache"),
     source: str | None = None,
     mask_values: tuple[str, ...] = (),
+    mask_colours: tuple[str, ...] = (),
     *,
     teacher: tyro.conf.Suppress[Sequence[str]] = (),
 ) -> None:
@@ -43,6 +45,7 @@ def main(
         source: where the shards were made of, voc:PATH and the like: the same pictures once more at
             their own sizes
         mask_values: how the source's mask values become classes, e.g. 0:0 255:1
+        mask_colours: how the colours of its RGB masks do, e.g. 0,0,0:0 128,0,0:1
     """
     from stillroom.using.cached_masks import find_masks
     from stillroom.using.evaluate import evaluate, open_data, write_evaluation
@@ -51,17 +54,20 @@ def main(
     from stillroom.using.student import load_student
 
     recipe = recipe_from(teacher) if teacher else None
-    trained = load_student(folder, code)
+    trained = load_student(folder, code).to(device)
     pictures = open_data(trained, shards)
     masks, reason = find_masks(trained, pictures, split, cache)
     measures = Measures(masks)
-    found = evaluate(trained, pictures, split, device, measures)
+    own = None
     if source is not None:
-        from stillroom.pictures.labels import Labels, parse_mask_values
+        from stillroom.pictures.make import labels_of
         from stillroom.using.own_size import evaluate_at_own_size
 
-        labels = Labels(names=pictures.classes, mapping=parse_mask_values(mask_values))
-        found["own_size"] = evaluate_at_own_size(trained, pictures, source, labels, split, device)
+        labels = labels_of(None, pictures.classes, mask_values, mask_colours, ())
+        own = evaluate_at_own_size(trained, pictures, source, labels, split, device)
+    found = evaluate(trained, pictures, split, device, measures)
+    if own is not None:
+        found["own_size"] = own
     if recipe is not None:
         from stillroom.extraction.evaluate_teachers import evaluate_teachers
 
@@ -126,7 +132,7 @@ def parse(words: Sequence[str]) -> None:
         own, teacher = own[:at], own[at + 1 :]
         if not teacher:
             raise UserError("--teacher names no recipe", fix="--teacher RECIPE [its flags], last")
-    tyro.cli(partial(main, teacher=tuple(teacher)), args=own)
+    call(main, own, {"--teacher"}, teacher=tuple(teacher))
 
 
 def run() -> None:

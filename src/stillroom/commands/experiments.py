@@ -18,6 +18,7 @@ from typing import Any
 
 from stillroom.cli import named_recipe, recipe_from
 from stillroom.errors import FailureError, Stopped, UserError
+from stillroom.flags import Parser
 from stillroom.jsonfile import read_json, write_json
 from stillroom.recipes import RECIPES
 
@@ -54,7 +55,7 @@ def run() -> None:
         flags=flags,
         source=own.source,
         known={name: name for name in RECIPES} | named,
-        build=lambda word: recipe_from([word, *flags]),
+        build=lambda word: recipe_from([word, *flags], parser().flags()),
     )
     jobs, runs = plan(request)
     run = request.build(words[0]).run
@@ -127,14 +128,12 @@ def parse(words: Sequence[str]) -> tuple[list[str], argparse.Namespace, list[str
     return list(words[:number]), own, flags
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser of the flags that are not the recipes'."""
-    own = argparse.ArgumentParser(
+    own = Parser(
         usage="%(prog)s RECIPE... [--seeds N N ...] [flags]",
         description=(__doc__ or "").partition("\n\n")[0],
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = own.add_argument
     add("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one training of each recipe"

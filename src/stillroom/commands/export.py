@@ -7,6 +7,8 @@ from pathlib import Path
 
 import tyro
 
+from stillroom.flags import call
+
 
 def main(
     run: tyro.conf.Positional[Path],
@@ -42,4 +44,4 @@ def main(
 
 def run() -> None:
     """Do what the command line says."""
-    tyro.cli(main)
+    call(main)

@@ -4,8 +4,12 @@ stillroom inspect FILE [--near NAME] [--data shards/NAME]
 """
 
 from pathlib import Path
+from typing import Literal
 
 import tyro
+
+from stillroom.errors import UserError
+from stillroom.flags import call
 
 
 def main(
@@ -16,7 +20,7 @@ def main(
     data: Path | None = None,
     tensor: str | None = None,
     pictures: int = 64,
-    device: str = "cpu",
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
     """Print inputs, outputs and the tensors that can be tapped, and with labelled pictures the
     preprocessing that fits best, as flags of a recipe.
@@ -33,6 +37,8 @@ def main(
     """
     from stillroom.extraction.inspect_onnx import about, fit_preprocessing, fits_text
 
+    if not Path(file).is_file():
+        raise UserError(f"there is no file {file}", wanted="an ONNX network, FILE.onnx")
     print(about(file, size, near, page))
     if data is not None:
         fits = fit_preprocessing(file, data, tensor, size, pictures, device)
@@ -41,4 +47,4 @@ def main(
 
 def run() -> None:
     """Do what the command line says."""
-    tyro.cli(main)
+    call(main)

@@ -6,9 +6,8 @@ stillroom list [--delete]
 import shutil
 from pathlib import Path
 
-import tyro
-
 from stillroom.errors import UserError
+from stillroom.flags import call
 
 
 def main(
@@ -46,4 +45,4 @@ def main(
 
 def run() -> None:
     """Do what the command line says."""
-    tyro.cli(main)
+    call(main)

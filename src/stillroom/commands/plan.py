@@ -4,10 +4,10 @@ stillroom plan RECIPE [recipe flags]
 stillroom plan RECIPE --gpus 8 --pictures 120000 --disk-gb-per-s 3 --student-ms 3
 """
 
-import argparse
 from dataclasses import fields
 
 from stillroom.cli import recipe_from
+from stillroom.flags import Parser
 
 EPILOG = """\
 RECIPE and its flags are those of stillroom cache (RECIPE --help there lists them); --epochs,
@@ -28,8 +28,9 @@ Exit status: 0 whatever the recommendation, 2 a user's mistake, 1 a failure, 75 
 
 def run() -> None:
     # our own flags, wherever they stand; the other words are RECIPE and its flags
-    own, words = parser().parse_known_args()
-    recipe = recipe_from(words)
+    flags = parser()
+    own, words = flags.parse_known_args()
+    recipe = recipe_from(words, flags.flags())
     from stillroom.planning.describe_plan import describe
     from stillroom.planning.measure import PlanOptions
     from stillroom.planning.run_plan import run_plan
@@ -38,14 +39,12 @@ def run() -> None:
     print(describe(run_plan(recipe, PlanOptions(**given))))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser of the flags that are not the recipe's."""
-    own = argparse.ArgumentParser(
+    own = Parser(
         usage="%(prog)s RECIPE [recipe flags] [flags]",
         description=(__doc__ or "").partition("\n")[0],
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = own.add_argument
     add("--gpus", type=int, default=1, metavar="N", help="GPUs, or processes, that share the work"

@@ -8,6 +8,8 @@ from typing import Literal
 
 import tyro
 
+from stillroom.flags import call
+
 
 def main(
     student: tyro.conf.Positional[Path],
@@ -66,4 +68,4 @@ def main(
 
 def run() -> None:
     """Do what the command line says."""
-    tyro.cli(main)
+    call(main)

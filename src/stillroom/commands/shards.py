@@ -3,11 +3,10 @@
 stillroom shards voc:PATH --out shards/NAME --size 256 256
 """
 
-import tyro
-
+from stillroom.flags import call
 from stillroom.pictures.make import make_shards
 
 
 def run() -> None:
     """Do what the command line says."""
-    tyro.cli(make_shards)
+    call(make_shards)

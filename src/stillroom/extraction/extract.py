@@ -114,7 +114,8 @@ def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Even
     pictures = open_pictures(Path(recipe.data.shards))
     check(recipe, pictures)
     if not recipe.teachers:
-        raise UserError(f"recipe {recipe.name!r} has no teacher, so there is nothing to cache")
+        what = f"recipe {recipe.name!r} has no teacher, so there is nothing to cache"
+        raise UserError(what, fix="stillroom train needs no cache of it")
     teachers = tuple(config.build(process.device) for config in recipe.teachers)
     for teacher in teachers:
         if isinstance(teacher, Reports) and teacher.report:

@@ -34,6 +34,7 @@ from stillroom.teachers.protocol import BuiltTeacher, TeacherConfig
 from stillroom.types import IGNORE, Row, ShardId
 
 MAX_PICTURES = 128  # that preprocessings are compared on
+_OF_A_RUN = "the colours of these pictures are not those that it was trained on, or it is too weak"
 _NUM_OBSERVED = 32  # of these, for what needs no label
 
 
@@ -125,7 +126,10 @@ def judge(
             reasons += steady[name][1]
         note = _unscored(outputs[name].channels, pictures, classes) if kind == "logits" else ""
         if kind == "logits" and not note and not infinite:
-            scored, misfed, below = _score(name, built, pictures, floor, bool(reasons), stop)
+            declares = hasattr(config, "channels")  # a run knows for itself what it was fed
+            scored, misfed, below = _score(
+                name, built, pictures, floor, bool(reasons), declares, stop
+            )
             figures |= scored
             dead = misfed or dead or below  # the first is the cause of the others
         reasons += dead
@@ -152,6 +156,7 @@ def _score(
     pictures: Sequence[Picture],
     floor: float,
     is_faulty: bool,
+    declares: bool,
     stop: threading.Event | None,
 ) -> tuple[dict[str, float], list[str], list[str]]:
     """Return figures, another preprocessing that does better, and what is wrong with the accuracy;
@@ -173,7 +178,8 @@ def _score(
             misfed.append(
                 f"{best} gives mIoU {results[best].miou:.3f}, the declared preprocessing"
                 f" {declared.miou:.3f}, and explains the labels of {results[best].wins} of"
-                f" {results[best].num_pictures} pictures better: declare {describe(right)}"
+                f" {results[best].num_pictures} pictures better: "
+                + (f"declare {describe(right)}" if declares else _OF_A_RUN)
             )
     return figures, misfed, _below(declared, floor, tried)
 

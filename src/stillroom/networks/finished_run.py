@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from stillroom.errors import DamageError, StillroomError
+from stillroom.errors import DamageError, StillroomError, UserError
 from stillroom.jsonfile import Sha256, file_sha256, read_json
 from stillroom.networks.build import Network, build_network, load_weights
 from stillroom.tensorfile import map_tensors
@@ -22,6 +22,27 @@ class RunDescription(TypedDict):
 
     network: dict[str, Any]  # what `build_network` takes
     weights_sha256: Sha256
+
+
+def require_finished(
+    run: Path, names: tuple[str, ...] = (WEIGHTS, DESCRIPTION), kind: type[UserError] = UserError
+) -> None:
+    """Raise a UserError (or that `kind` of it) for a folder that is not a finished run with these
+    files, and say what it is instead.
+    """
+    missing = [name for name in names if not (run / name).is_file()]
+    if not missing:
+        return
+    found = f"a folder without {' and '.join(missing)}" if run.is_dir() else "a file"
+    wanted, fix = "runs/NAME, of stillroom train", "stillroom list shows the runs"
+    if not run.exists():
+        found = "no such folder"
+    elif (run / "recipe.json").is_file():
+        found, wanted = "a run that has not come to its end", None
+        has_best = all((run / "best" / name).is_file() for name in names)
+        best = f", or take {run / 'best'}" * has_best
+        fix = f"go on with it: the same stillroom train, with --run.resume{best}"
+    raise kind(f"{run} is not a finished run", found=found, wanted=wanted, fix=fix)
 
 
 def read_run(run: Path, kind: Any = RunDescription) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stillroom.errors import UserError
 from stillroom.jsonfile import read_bytes
@@ -40,6 +40,12 @@ def open_picture(path: Path) -> tuple[bytes, Image.Image]:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadPicture(
             f"{path} has more than {MAX_PIXELS // 10**6} megapixels", found=str(error)
+        ) from None
+    except UnidentifiedImageError:
+        raise BadPicture(
+            f"{path} is not a readable picture",
+            found=f"{len(data)} bytes of something else, or damaged ones",
+            wanted=f"a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file",
         ) from None
     except Exception as error:  # what decoders raise on bad bytes cannot be listed
         raise BadPicture(f"{path} is not a readable picture", found=_reason(error)) from None

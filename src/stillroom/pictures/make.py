@@ -87,6 +87,8 @@ def make_shards(
     bad.report()
     rows, size_mb = sum(info.rows for info in shards), sum(info.size for info in shards) / 1e6
     print(f"{out}: {rows} pictures in {len(shards)} shards, {size_mb:.1f} MB")
+    if geometry is None:
+        print("note: no --size H W was given, and without one size there is no training with them")
 
 
 def labels_of(
@@ -129,7 +131,8 @@ class BadPictures:
 
     def add(self, error: BadPicture) -> None:
         if not self.skip:
-            raise error
+            fix = error.fix or "mend it, or leave out such pictures with --skip-bad"
+            raise BadPicture(error.what, found=error.found, wanted=error.wanted, fix=fix)
         self.errors.append(error)
 
     def without(

@@ -71,10 +71,8 @@ def refuse_existing(out: Path) -> None:
         finished = (out / "dataset.json").is_file()
         raise UserError(
             f"{out} exists already",
-            found="finished picture shards"
-            if finished
-            else "something else, or an unfinished folder",
-            fix=f"give another --out, or remove {out}",
+            found="finished picture shards" if finished else "something else",
+            fix="give another --out" + f", or remove {out}" * finished,
         )
 
 

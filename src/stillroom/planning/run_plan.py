@@ -117,7 +117,8 @@ def make_setting(
 
 def _require_targets(recipe: Recipe) -> None:
     if not recipe.teachers:
-        raise UserError(f"recipe {recipe.name!r} has no teacher, so there is nothing to cache")
+        what = f"recipe {recipe.name!r} has no teacher, so there is nothing to cache"
+        raise UserError(what, fix="stillroom train needs no cache of it")
     if not recipe.wanted_targets():
         raise UserError(
             f"no term of recipe {recipe.name!r} reads a target, so a cache would serve nothing",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from stillroom.errors import UserError
 from stillroom.networks.build import Network
-from stillroom.networks.finished_run import DESCRIPTION, WEIGHTS, read_run
+from stillroom.networks.finished_run import WEIGHTS, read_run, require_finished
 from stillroom.networks.weights import load_weights
 from stillroom.students.definitions import Student
 
@@ -21,12 +21,7 @@ def load_begin(begin: str, student: Student, network: Network) -> str:
     weights are not those that it names.
     """
     run = Path(begin)
-    if not ((run / WEIGHTS).is_file() and (run / DESCRIPTION).is_file()):
-        raise UserError(
-            "there is no finished run to begin from",
-            found=f"--student.begin {begin}",
-            fix=f"finish it with --run.resume, or begin from {run / 'best'}",
-        )
+    require_finished(run)
     about = read_run(run)
     found, wanted = about["network"], student.architecture()
     if found != wanted:

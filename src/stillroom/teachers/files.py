@@ -3,7 +3,7 @@
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from stillroom.errors import UserError
-from stillroom.networks.finished_run import DESCRIPTION, WEIGHTS
+from stillroom.networks.finished_run import require_finished
 
 
 class MissingTeacherError(UserError):
@@ -24,14 +24,12 @@ def existing(path: str, flag: str = "path") -> Path:
 
 def finished(path: str) -> Path:
     """Return the path of a run's folder; raises MissingTeacherError where it is not finished."""
-    missing = [name for name in (DESCRIPTION, WEIGHTS) if not (Path(path) / name).is_file()]
-    if missing:
-        raise MissingTeacherError(
-            f"the teacher's folder {path} is not a finished run",
-            found=f"no {' and no '.join(missing)}",
-            wanted="the folder of a finished run, runs/NAME",
-            fix="finish that run, or give its folder with --teachers.N.path runs/NAME",
-        )
+    try:
+        require_finished(Path(path), kind=MissingTeacherError)
+    except MissingTeacherError as error:
+        fix = f"{error.fix}; train it, or name another with --teachers.N.path runs/NAME"
+        what = f"the teacher {error.what}"
+        raise MissingTeacherError(what, found=error.found, wanted=error.wanted, fix=fix) from None
     return Path(path)
 
 

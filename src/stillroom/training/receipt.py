@@ -27,11 +27,12 @@ def describe(context: TrainContext) -> str:
     thrown = _count(context.distiller.projections.parameters())
     extra = f" (+ {_short(thrown)} in projections that are thrown away)" if thrown else ""
     views = f" in {recipe.views.count} views" * (recipe.views.count > 1)
+    precision = context.accelerator.mixed_precision.replace("no", "fp32")
     text = (
         f"run {context.folder}: {_short(total)} parameters{extra},"
         f" {len(context.dataset)} rows{views}, {context.steps} steps of {recipe.batch}"
         f" in micro-batches of {recipe.micro_batch} on {context.schedule.world} x"
-        f" {context.accelerator.device.type} ({context.accelerator.mixed_precision})"
+        f" {context.accelerator.device.type} ({precision})"
     )
     if report := context.distiller.student.report:
         text += f"\n{report}"

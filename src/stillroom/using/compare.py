@@ -16,6 +16,7 @@ import torch
 from stillroom.errors import UserError
 from stillroom.jsonfile import digest, read_json
 from stillroom.metrics import SCORES, predict
+from stillroom.networks.finished_run import DESCRIPTION, require_finished
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.draw import colour_mask, grid, legend_of
 from stillroom.pictures.loader import box_tensor, image_tensor, mask_array
@@ -90,8 +91,7 @@ class Row:
 
 def read_run(run: Path) -> RunFigures:
     """Read a finished run; UserError where it is not finished, DamageError for damaged files."""
-    if not (run / "receipt.json").is_file():
-        raise UserError(f"{run} is not a finished run", found="no receipt.json", fix="finish it")
+    require_finished(run, ("receipt.json", DESCRIPTION))
     about, receipt = (
         read_json(run / "student.json", _About),
         read_json(run / "receipt.json", _Receipt),

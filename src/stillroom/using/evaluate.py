@@ -46,7 +46,7 @@ def open_data(trained: Trained, shards: Path | None) -> PictureSet:
         )
     if pictures.geometry is None:
         raise UserError(
-            f"the pictures of {pictures.path} have different sizes, so they cannot be batched",
+            f"the pictures of {pictures.path} were not packed at one size, which it needs",
             fix="pack them with stillroom shards ... --size H W",
         )
     return pictures

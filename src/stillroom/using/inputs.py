@@ -55,6 +55,8 @@ def find_inputs(paths: Sequence[Path], out: Path) -> list[Input]:
     sources = {job.source.resolve() for job in found.values()}
     if same := sources & {target.resolve() for target in found}:
         raise UserError(f"{min(same)} would be overwritten", fix="another folder: --out DIR")
+    if not found and any(path.resolve().is_relative_to(out.resolve()) for path in paths):
+        raise UserError(f"the inputs lie in the output folder {out}", fix="another one: --out DIR")
     if not found:
         raise UserError(
             "there is no picture and no video",

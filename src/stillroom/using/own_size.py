@@ -12,7 +12,7 @@ from stillroom.metrics import confusion, predict
 from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.pictures.decode import decode_stored
 from stillroom.pictures.keys import key_of
-from stillroom.pictures.labels import Labels
+from stillroom.pictures.labels import Labels, decide_labels
 from stillroom.pictures.loader import mask_array, read_ahead
 from stillroom.pictures.prepare import prepare
 from stillroom.pictures.sources import Item, parse_source
@@ -28,8 +28,8 @@ def evaluate_at_own_size(
     """Return the figures of the pictures of a split as their source has them; the shards say which
     those are.
 
-    Raises UserError where the source has none of them or they have no labels, BadPicture for a
-    file that cannot be read.
+    Raises UserError where the source has none of them, they have no labels or nobody said what 0
+    and 255 mean, BadPicture for a file that cannot be read.
     """
     if trained.regions is not None:
         raise UserError(
@@ -42,6 +42,8 @@ def evaluate_at_own_size(
             f"{source} has no labelled picture of split {split!r} of {pictures.path}",
             fix="name the source that the shards were made of, and the same --split",
         )
+    masks = [item for _, item in items]
+    labels = decide_labels(None, labels.names, labels.mapping, masks, labels.by_colour)
     measures = Measures()
     trained.to(device)
     k = len(pictures.classes)

@@ -58,8 +58,9 @@ def predict(trained: Trained, inputs: Sequence[Input], out: Path, options: Optio
             if job.is_video:
                 predict_video(trained, job, counts, options.mode, options.batch, options.show)
     if bad:
+        others = f"; the others are in {out}" if len(bad) < len(inputs) else ""
         raise UserError(
-            f"{len(bad)} of {len(inputs)} inputs could not be read; the others are in {out}",
+            f"{len(bad)} of {len(inputs)} inputs could not be read{others}",
             found="; ".join(bad[:5]),
         )
 

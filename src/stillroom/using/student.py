@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stillroom.errors import UserError
 from stillroom.metrics import num_classes
 from stillroom.networks.build import Network
-from stillroom.networks.finished_run import DESCRIPTION, WEIGHTS, RunDescription, load_run
+from stillroom.networks.finished_run import WEIGHTS, RunDescription, load_run, require_finished
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.decode import MAX_SIDE_PX
 from stillroom.pictures.loader import image_tensor
@@ -201,12 +201,7 @@ def load_student(path: Path | str, code: str | None = None) -> Trained:
 
         network, about = open_onnx(path, StudentDescription)
         return Trained(run=path, network=network, about=about)
-    if not ((path / WEIGHTS).is_file() and (path / DESCRIPTION).is_file()):
-        raise UserError(
-            f"{path} is not a finished run",
-            found=f"no {WEIGHTS} with {DESCRIPTION}",
-            fix=f"finish it with --run.resume, or use {path / 'best'}",
-        )
+    require_finished(path)
     network, about = load_run(path, StudentDescription, code)
     return Trained(run=path, network=network.eval(), about=about)
 
