@@ -42,6 +42,7 @@ ENDS = {
     "Ctrl-C": ("raise KeyboardInterrupt", 130, "stillroom: interrupted"),
     "a mistake of ours": ("raise KeyError('x')", 1, "failed: KeyError: 'x'"),
     "the system": ("raise OSError(5, 'broken')", 1, "failed: OSError: [Errno 5] broken"),
+    "no permission": ("raise PermissionError(13, 'no', '/')", 2, "/ may not be read or written"),
     "status of children": ("sys.exit(75)", 75, ""),
     "no such flag": ("recipe_from(['tiny', '--no-such-flag'])", 2, "no-such-flag"),
     "no such value": ("recipe_from(['tiny', '--batch', 'many'])", 2, "batch"),

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import functools
 import io
+import itertools
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -67,7 +68,7 @@ def read(
     except SystemExit as end:
         if not end.code:
             raise
-        refused = _ours(end) or _refusal(box.getvalue(), help_words)
+        refused = _ours(end) or _refusal(box.getvalue(), words, help_words)
     else:
         if not rest:
             return value
@@ -124,10 +125,17 @@ def _ours(end: BaseException | None) -> StillroomError | None:
     return end
 
 
-def _refusal(box: str, help_words: str) -> UserError:
+def _refusal(box: str, words: Sequence[str], help_words: str) -> UserError:
     """Return the paragraph of the box that tyro prints, which has a title, rules and a frame."""
     lines = [line.strip(" │") for line in _plain(box).splitlines()[1:]]
     text = " ".join(line for line in lines if line.strip("─-╭╮╰╯"))
     what, _, wanted = text.partition("For full helptext")[0].partition("Argument helptext:")
-    what = what.partition("Got errors:")[0].strip().rstrip(".")
-    return UserError(what[:1].lower() + what[1:], wanted=wanted.strip() or None, fix=help_words)
+    flag = what.partition("Error parsing ")[2].partition(":")[0]
+    if wanted and flag in words:
+        given = itertools.takewhile(lambda w: w[:2] != "--", words[words.index(flag) + 1 :])
+        wanted = re.sub(r"^\S+ |\{None\}\||[{}]", "", wanted.strip())
+        return UserError(
+            f"{flag} is not understood", found=" ".join(given) or "nothing", wanted=wanted
+        )
+    what = what.partition("Got errors:")[0].strip(" .")
+    return UserError(what[:1].lower() + what[1:], fix=help_words)

@@ -47,7 +47,7 @@ def _told(path: str) -> Iterator[None]:
     except Exception as error:  # a user's code raises what it likes
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f.lineno for f in frames if Path(f.filename).resolve() == Path(path).resolve()]
-        at = f", line {lines[-1]}" if lines else ""
+        at = f" (line {lines[-1]})" if lines else ""
         what = f"{path} cannot be run{at}"
         found = f"{type(error).__name__}: {error}"
         raise UserError(what, found=found, fix="mend it; --debug shows more") from error

@@ -36,7 +36,7 @@ def require_finished(
     found = f"a folder without {' and '.join(missing)}" if run.is_dir() else "a file"
     wanted, fix = "runs/NAME, of stillroom train", "stillroom list shows the runs"
     if not run.exists():
-        found = "no such folder"
+        found, fix = "no such folder", f"train it, or name another; {fix}"
     elif (run / "recipe.json").is_file():
         found, wanted = "a run that has not come to its end", None
         has_best = all((run / "best" / name).is_file() for name in names)

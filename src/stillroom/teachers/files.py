@@ -27,7 +27,7 @@ def finished(path: str) -> Path:
     try:
         require_finished(Path(path), kind=MissingTeacherError)
     except MissingTeacherError as error:
-        fix = f"{error.fix}; train it, or name another with --teachers.N.path runs/NAME"
+        fix = f"{error.fix}; --teachers.N.path runs/NAME names the teacher's"
         what = f"the teacher's folder {error.what}"
         raise MissingTeacherError(what, found=error.found, wanted=error.wanted, fix=fix) from None
     return Path(path)

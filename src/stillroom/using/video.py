@@ -61,7 +61,7 @@ def _open(job: Input) -> Any:
         source = av.open(str(job.source), format="v4l2" if job.is_camera else None)
     except (FFmpegError, OSError) as error:
         raise UserError(
-            f"{job.source} cannot be read as a video", found=first_line(error)
+            f"{job.source} cannot be read as a video", found=error.strerror or first_line(error)
         ) from None
     if not source.streams.video:
         source.close()
