@@ -239,7 +239,7 @@ def test_none_that_fits_shows_the_nearest_with_both_sides(tmp_path: Path, make):
         match_cache(tmp_path, DIGEST, (32, 40), wanted)
     text = str(caught.value)
     assert str(near.path) in text and str(far.path) not in text
-    assert '"abab' in text and '"0000' in text and "teacher of mask.weights_sha256" in text
+    assert "= abab" in text and "= 0000" in text and "teacher of mask.weights_sha256" in text
 
 
 @pytest.mark.parametrize(
