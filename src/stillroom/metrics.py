@@ -1,6 +1,7 @@
 """Data-set metrics from confusion counts, which add up over batches and ranks."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -75,6 +76,16 @@ def iou(confusion: Int[Tensor, "k k"]) -> Float[Tensor, "k"]:
     """Return each class's IoU in float64; nan where it is in neither truth nor prediction."""
     hits = confusion.diagonal().double()
     return hits / (confusion.sum(0) + confusion.sum(1) - hits)
+
+
+def known(values: Float[Tensor, "k"]) -> list[float | None]:
+    """Return numbers for JSON: None for nan, a class that is neither in truth nor in prediction."""
+    return [None if value != value else value for value in values.tolist()]
+
+
+def by_class(classes: Sequence[str], values: Float[Tensor, "k"]) -> dict[str, float | None]:
+    """Return the same by the classes' names."""
+    return dict(zip(classes, known(values), strict=True))
 
 
 def miou(confusion: Int[Tensor, "k k"]) -> Float[Tensor, ""]:

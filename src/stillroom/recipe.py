@@ -7,9 +7,8 @@ from typing import Any, Literal
 from stillroom.errors import UserError
 from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet, PictureShard
-from stillroom.pictures.labels import palette_of
-from stillroom.pictures.regions import REGION_CLASSES
-from stillroom.pictures.rows import rows_of
+from stillroom.pictures.regions import classes_of, colours_of
+from stillroom.pictures.rows import places_of, rows_of
 from stillroom.pictures.views import Views as Views
 from stillroom.pictures.views import ViewSource
 from stillroom.recipe_optimizer import AdamW, Cosine, Optimizer, Schedule
@@ -161,8 +160,7 @@ class Recipe:
         """Return the rows of an epoch, whatever the label share: training pictures, or boxes."""
         if self.data.regions is None:
             return pictures.num_rows("train")
-        shards = map(pictures.open, pictures.shard_ids("train"))
-        return sum(len(rows_of(s, self.views, regions=True, first_only=True)) for s in shards)
+        return sum(1 for _ in places_of(pictures, "train", regions=True))
 
     def size_of(self, pictures: PictureSet) -> tuple[int, int]:
         """Return height and width in pixels of what both stages look at; needs `check`."""
@@ -171,13 +169,12 @@ class Recipe:
 
     def classes_of(self, pictures: PictureSet) -> tuple[str, ...]:
         """Return the names of the classes that labels tell apart, none where there are none."""
-        is_region = self.data.regions is not None and pictures.classes
-        return REGION_CLASSES if is_region else tuple(pictures.classes)
+        return classes_of(pictures, self.data.regions is not None)
 
     def palette_of(self, pictures: PictureSet) -> tuple[tuple[int, int, int], ...]:
         """Return the colours of these classes, or of the student's where labels have none."""
-        own = pictures.palette if self.data.regions is None else ()
-        return tuple(own) or palette_of(max(2, self.student.classes))
+        is_region = self.data.regions is not None
+        return colours_of(pictures, is_region, max(2, self.student.classes))
 
     @property
     def balance(self) -> tuple[float, float]:

@@ -1,20 +1,18 @@
 """The frozen teachers of a recipe on labelled pictures: data-set mIoU, time and parameters."""
 
 import time
-from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
 import torch
 
-from stillroom.metrics import confusion, iou, miou, num_classes, predict
-from stillroom.pictures.dataset import Picture, PictureSet
+from stillroom.metrics import by_class, confusion, iou, miou, num_classes, predict
+from stillroom.pictures.dataset import PictureSet
 from stillroom.pictures.loader import box_tensor, image_tensor, inside_array, mask_array
-from stillroom.pictures.rows import picture_of, rows_of
-from stillroom.pictures.views import Views
+from stillroom.pictures.rows import places_of, read_place
 from stillroom.recipe import Recipe
 from stillroom.teachers.protocol import BuiltTeacher, Counts, TeacherConfig
-from stillroom.types import IGNORE, Row
+from stillroom.types import IGNORE
 
 _WARM = 3  # pictures that are not timed
 
@@ -46,11 +44,11 @@ def _evaluate(
     k = len(classes)
     tables = {name: torch.zeros(k, k, dtype=torch.int64) for name in config.targets}
     times = []
-    for row, packed in _pictures(pictures, split, regions is not None):
-        picture = picture_of(packed, row, size, regions)
+    for place in places_of(pictures, split, regions=regions is not None):
+        picture = read_place(pictures, place, size, regions)
         image = image_tensor(picture.image)[None]
         began = time.perf_counter()
-        answers = built(image, rows=(row,), boxes=box_tensor([picture]))
+        answers = built(image, rows=(place[1],), boxes=box_tensor([picture]))
         answers = {name: answers[name].cpu() for name in config.targets}
         times.append(time.perf_counter() - began)
         mask = torch.from_numpy(mask_array(picture)).long()
@@ -71,11 +69,4 @@ def _evaluate(
 def _scores(table: torch.Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
     if not table.sum():
         return {"miou": None, "iou": None}
-    values = (None if v != v else v for v in iou(table).tolist())
-    return {"miou": float(miou(table)), "iou": dict(zip(classes, values, strict=True))}
-
-
-def _pictures(pictures: PictureSet, split: str, regions: bool) -> Iterator[tuple[Row, Picture]]:
-    for shard in map(pictures.open, pictures.shard_ids(split)):
-        for row in rows_of(shard, Views(), regions=regions, first_only=True):
-            yield row, shard.read(shard.index(row.key))
+    return {"miou": float(miou(table)), "iou": by_class(classes, iou(table))}

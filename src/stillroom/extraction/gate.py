@@ -28,8 +28,7 @@ from stillroom.extraction.preprocessing import (
 from stillroom.metrics import num_classes
 from stillroom.networks.normalise import Normalise
 from stillroom.pictures.dataset import Picture, PictureSet
-from stillroom.pictures.rows import picture_of, rows_of
-from stillroom.pictures.views import Views
+from stillroom.pictures.rows import places_of, read_place
 from stillroom.teachers.protocol import BuiltTeacher, TeacherConfig
 from stillroom.types import IGNORE, Row, ShardId
 
@@ -90,19 +89,17 @@ def gate_pictures(
     splits = sorted({s.split for s in pictures.shards}, key=lambda split: split != "val")
     places: list[tuple[ShardId, Row]] = []
     for split in splits:
-        opened = [(shard, pictures.open(shard)) for shard in pictures.shard_ids(split)]
-        every = [(s, row) for s, o in opened for row in rows_of(o, Views(), regions=bool(regions))]
-        of = dict(opened)
-        labelled = [(s, row) for s, row in every if of[s].has_mask(of[s].index(row.key))]
+        every = list(places_of(pictures, split, regions=regions is not None))
+        labelled = [place for place in every if _has_mask(pictures, *place)]
         places = labelled or places or every
         if labelled:
             break
-    found = []
-    for shard, row in _spread(places, wanted):
-        picture = pictures.open(shard).read(pictures.open(shard).index(row.key))
-        height, width = picture.image.shape[:2]
-        found.append(picture_of(picture, row, size or (height, width), regions))
-    return found
+    return [read_place(pictures, place, size, regions) for place in _spread(places, wanted)]
+
+
+def _has_mask(pictures: PictureSet, shard: ShardId, row: Row) -> bool:
+    opened = pictures.open(shard)
+    return opened.has_mask(opened.index(row.key))
 
 
 def judge(

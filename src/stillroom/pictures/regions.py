@@ -9,11 +9,29 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Bool, Int
 
-from stillroom.pictures.dataset import Picture
+from stillroom.pictures.dataset import Picture, PictureSet
+from stillroom.pictures.labels import palette_of
 from stillroom.pictures.run_lengths import from_run_lengths
 from stillroom.types import IGNORE, Row
 
 REGION_CLASSES = ("background", "target", "other")
+
+
+def classes_of(pictures: PictureSet, regions: bool) -> tuple[str, ...]:
+    """Return the names of the classes that labels tell apart, of boxes with `regions`; none where
+    there are no labels.
+    """
+    return REGION_CLASSES if regions and pictures.classes else tuple(pictures.classes)
+
+
+def colours_of(
+    pictures: PictureSet, regions: bool, num_classes: int
+) -> tuple[tuple[int, int, int], ...]:
+    """Return the classes' colours: the pictures' own, or, of boxes and where they have none, the
+    usual ones.
+    """
+    own = () if regions else pictures.palette
+    return tuple(own) or palette_of(num_classes)
 
 
 def with_region_labels(

@@ -5,7 +5,7 @@ means the same to whoever writes, reads or doubts it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +14,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from stillroom.errors import DamageError
-from stillroom.pictures.dataset import Picture, PictureShard
+from stillroom.pictures.dataset import Picture, PictureSet, PictureShard
 from stillroom.pictures.decode import PADDING_GREY
 from stillroom.pictures.regions import with_region_labels
-from stillroom.pictures.views import PixelBox, ViewSource, num_views
-from stillroom.types import IGNORE, Row, View
+from stillroom.pictures.views import PixelBox, Views, ViewSource, num_views
+from stillroom.types import IGNORE, Row, ShardId, View
 
+_WHOLE = Views()
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 
 
@@ -40,6 +41,32 @@ def rows_of(
             views_of = (views.view(key, number, shard.size(i), shown) for number in numbers)
             rows += [Row(key=key, region=region, view=view) for view in views_of]
     return tuple(rows)
+
+
+def places_of(
+    pictures: PictureSet, split: str | None, *, regions: bool
+) -> Iterator[tuple[ShardId, Row]]:
+    """Yield the whole pictures of a split (None: of all), or their boxes, in order, each with its
+    shard.
+    """
+    for shard in pictures.shard_ids(split):
+        for row in rows_of(pictures.open(shard), _WHOLE, regions=regions, first_only=True):
+            yield shard, row
+
+
+def read_place(
+    pictures: PictureSet,
+    place: tuple[ShardId, Row],
+    size: tuple[int, int] | None,
+    regions: tuple[int, int] | None = None,
+) -> Picture:
+    """Return the picture of a row of a shard, labels included, as `picture_of` does; None is the
+    size that it was packed at.
+    """
+    shard, row = pictures.open(place[0]), place[1]
+    picture = shard.read(shard.index(row.key))
+    height, width = picture.image.shape[:2]
+    return picture_of(picture, row, size or (height, width), regions)
 
 
 def other_view(shard: PictureShard, row: Row, views: ViewSource, number: int) -> Row:

@@ -48,7 +48,8 @@ def context_for(
     """Return stage 2's context of rows without targets, for a student that fits such targets."""
     accelerator = make_accelerator(recipe)
     recipe = with_class_counts(recipe, pictures, accelerator.main_process_first())
-    return make_context(recipe, accelerator, pictures, _pictures_of(recipe, pictures), specs)
+    rows, num_rows = _pictures_of(recipe, pictures), recipe.num_train_rows(pictures)
+    return make_context(recipe, accelerator, pictures, rows, specs, num_rows)
 
 
 def _pictures_of(recipe: Recipe, pictures: PictureSet) -> RowDataset:

@@ -40,13 +40,18 @@ class TrainContext:
     validation: RowDataset | None
     order: Order
     schedule: MicroBatchSchedule
-    epoch_steps: int
+    num_rows: int  # of an epoch, whatever the label share
     distiller: Distiller  # bare: evaluated, saved
     model: Any  # the same, as DDP and AMP wrap it: trained
     optimizer: Any
     average: Average | None  # of the distiller's weights, where the recipe wants one
     class_weights: RunningWeights  # of terms that follow what the batches hold
     begin: dict[str, str] | None  # the run that the student began from, and its weights' sha256
+
+    @property
+    def epoch_steps(self) -> int:
+        """Optimiser steps of an epoch."""
+        return max(1, self.num_rows // self.recipe.batch)
 
     @property
     def steps(self) -> int:

@@ -19,9 +19,8 @@ class Evaluation(TypedDict):
     """One evaluation, as a checkpoint holds it."""
 
     step: Count  # steps done
-    score: (
-        float | None
-    )  # target IoU of regions, mIoU where there are labels, else agreement with the teacher
+    # target IoU of regions, mIoU where there are labels, else agreement with the teacher
+    score: float | None
     ratio: float | None  # mIoU of the student by that of the teacher, where both are known
 
 

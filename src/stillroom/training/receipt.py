@@ -39,7 +39,7 @@ def describe(context: TrainContext) -> str:
     if context.begin is not None:
         sha256 = context.begin["weights_sha256"]
         text += f"\nthe student begins from {context.begin['run']} (sha256 {sha256[:12]}...)"
-    every = recipe.num_train_rows(context.pictures)
+    every = context.num_rows
     if len(context.dataset) < every:
         left = every - len(context.dataset)
         text += f"\n{left} of {every} training rows have no label that is used and are left out"

@@ -47,7 +47,8 @@ def prepare(recipe: Recipe) -> TrainContext:
     """
     pictures = open_pictures(Path(recipe.data.shards))
     check(recipe, pictures)
-    _require_a_step(recipe, pictures)
+    num_rows = recipe.num_train_rows(pictures)
+    _require_a_step(recipe, pictures, num_rows)
     accelerator = make_accelerator(recipe)
     recipe = with_class_counts(recipe, pictures, accelerator.main_process_first())
     require_free(recipe)
@@ -62,7 +63,7 @@ def prepare(recipe: Recipe) -> TrainContext:
             fix="a smaller --batch (and --micro-batch), or a larger --data.label-share",
         )
     specs = {} if cache is None else cache.specs
-    return make_context(recipe, accelerator, pictures, dataset, specs, cache, validation)
+    return make_context(recipe, accelerator, pictures, dataset, specs, num_rows, cache, validation)
 
 
 def make_context(
@@ -71,10 +72,13 @@ def make_context(
     pictures: PictureSet,
     dataset: RowDataset,
     specs: Mapping[str, TargetSpec],
+    num_rows: int,
     cache: Cache | None = None,
     validation: RowDataset | None = None,
 ) -> TrainContext:
-    """Build the student for targets of these specs, its optimiser, and the rest of the context."""
+    """Build the student for targets of these specs, its optimiser, and the rest of the context;
+    `num_rows` are those of an epoch.
+    """
     distiller = _distiller(recipe, specs, recipe.size_of(pictures), accelerator)
     begin = _begin(recipe, distiller)
     parts = parameters_in_parts(distiller, recipe)
@@ -94,7 +98,7 @@ def make_context(
         validation=validation,
         order=Order(rows=len(dataset), seed=recipe.seed),
         schedule=_schedule(recipe, accelerator),
-        epoch_steps=max(1, recipe.num_train_rows(pictures) // recipe.batch),
+        num_rows=num_rows,
         distiller=distiller,
         model=model,
         optimizer=wrapped,
@@ -159,8 +163,7 @@ def _schedule(recipe: Recipe, accelerator: Accelerator) -> MicroBatchSchedule:
     return make_schedule(recipe.batch, recipe.micro_batch, rank, world)
 
 
-def _require_a_step(recipe: Recipe, pictures: PictureSet) -> None:
-    rows = recipe.num_train_rows(pictures)
+def _require_a_step(recipe: Recipe, pictures: PictureSet, rows: int) -> None:
     if recipe.batch > rows:
         raise UserError(
             "one step takes more rows than there are",

@@ -11,7 +11,16 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from stillroom.losses import Term
-from stillroom.metrics import SCORES, confusion, iou, miou, predict, region_figures, region_sums
+from stillroom.metrics import (
+    SCORES,
+    confusion,
+    iou,
+    known,
+    miou,
+    predict,
+    region_figures,
+    region_sums,
+)
 from stillroom.training.checkpoint import save_best
 from stillroom.training.context import TrainContext
 from stillroom.training.evaluations import Evaluation, best_score, evaluation_of
@@ -127,9 +136,9 @@ def figures(tables: Int[Tensor, "3 k k"]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     if tables[0].sum():
-        found |= {"miou": float(miou(tables[0])), "iou": _known(iou(tables[0]))}
+        found |= {"miou": float(miou(tables[0])), "iou": known(iou(tables[0]))}
     if tables[1].sum():
-        found |= {"teacher_miou": float(miou(tables[1])), "teacher_iou": _known(iou(tables[1]))}
+        found |= {"teacher_miou": float(miou(tables[1])), "teacher_iou": known(iou(tables[1]))}
     if tables[2].sum():
         found["agreement"] = float(tables[2].diagonal().sum() / tables[2].sum())
     return found
@@ -146,8 +155,3 @@ def summary(found: dict[str, Any], classes: Sequence[str]) -> str:
             if found.get(name) and found[name][1] is not None
         ]
     return ", ".join(known) or "no score"
-
-
-def _known(values: Tensor) -> list[float | None]:
-    """Return numbers for JSON: None for a class that is neither in truth nor in prediction."""
-    return [None if value != value else value for value in values.tolist()]

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from stillroom.errors import UserError
 from stillroom.jsonfile import write_json
-from stillroom.metrics import confusion, iou, miou, num_classes, precision, predict, recall
+from stillroom.metrics import (
+    by_class,
+    confusion,
+    iou,
+    miou,
+    num_classes,
+    precision,
+    predict,
+    recall,
+)
 from stillroom.pictures.dataset import Picture, PictureSet, open_pictures
 from stillroom.pictures.loader import (
     box_tensor,
@@ -24,7 +33,7 @@ from stillroom.pictures.loader import (
     read_ahead,
 )
 from stillroom.types import IGNORE
-from stillroom.using.measures import Measures, by_class
+from stillroom.using.measures import Measures
 from stillroom.using.rows import class_names, places, read
 from stillroom.using.student import Trained, flops, milliseconds
 

@@ -63,8 +63,10 @@ def export(
         if int8:
             some = samples(trained, pictures, "train", _CALIBRATED)
             to_int8(full, Path(aside) / "student.int8.onnx", map(_by_name, some))
-        for path in sorted(Path(aside).glob("student.*.onnx")):
-            found[path.name] = _beside(trained, pictures, path)
+        if fp16 or int8:
+            some, before = samples(trained, pictures, "val", _CHECKED), _miou(trained, pictures)
+            for path in sorted(Path(aside).glob("student.*.onnx")):
+                found[path.name] = _beside(trained, pictures, path, some, before)
         if pth:
             torch.save(plain_weights(trained), Path(aside) / "student.pth")
             found["student.pth"] = "a bare state dict"
@@ -236,17 +238,24 @@ def _batches(some: list[Sample]) -> Iterator[tuple[Tensor, ...]]:
         yield tuple(torch.cat(column) for column in columns if column[0] is not None)
 
 
-def _beside(trained: Trained, pictures: PictureSet, path: Path) -> str:
-    """Return what is lost by lower precision: agreement, and mIoU of all of val where labelled."""
+def _miou(trained: Trained, pictures: PictureSet) -> float | None:
+    """Return the mIoU of all of val, None where nothing is labelled."""
+    is_labelled = pictures.classes and pictures.shard_ids("val")
+    return float(miou(confusion_of(trained, pictures, "val"))) if is_labelled else None
+
+
+def _beside(
+    trained: Trained, pictures: PictureSet, path: Path, some: list[Sample], before: float | None
+) -> str:
+    """Return what is lost by lower precision: agreement on some pictures, and mIoU, which was
+    `before` (None: unknown) in fp32.
+    """
     exported = OnnxNetwork(path).eval()
-    found = compare(trained, exported, samples(trained, pictures, "val", _CHECKED))
+    found = compare(trained, exported, some)
     if found.difference == float("inf"):
         raise UserError(f"{path.name} gives values that are not finite; nothing was written")
     text = f"argmax agreement {found.agreement:.6f}"
-    if pictures.classes and pictures.shard_ids("val"):
-        before, after = (
-            float(miou(confusion_of(replace(trained, network=network), pictures, "val")))
-            for network in (trained.network, exported)
-        )
+    if before is not None:
+        after = _miou(replace(trained, network=exported), pictures)
         text += f", mIoU {after:.4f} (fp32 {before:.4f})"
     return text

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stillroom.metrics import (
     boundary_counts,
+    by_class,
     calibration,
     calibration_error,
     confusion,
@@ -95,9 +96,3 @@ class Measures:
             "calibration_error": calibration_error(self._bins),
             "calibration": self._bins.T.tolist(),
         }
-
-
-def by_class(classes: Sequence[str], values: Float[Tensor, "k"]) -> dict[str, float | None]:
-    """Return a value for each class by its name; None where it is nan."""
-    numbers = (None if value != value else value for value in values.tolist())
-    return dict(zip(classes, numbers, strict=True))
