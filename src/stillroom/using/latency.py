@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from stillroom.pictures.draw import Rgb
+from stillroom.types import whole_box
 from stillroom.using.resampling import mask_at
 from stillroom.using.student import Trained
 
@@ -18,14 +19,19 @@ def latency_text(trained: Trained, image: Rgb, batch: int = 1) -> str:
     are neither read nor written while the clock runs.
     """
     normalise = trained.network.normalise
-    placed = torch.rand(batch, 3, *trained.size, device=normalise.mean.device)
+    device = normalise.mean.device
+    placed = torch.rand(batch, 3, *trained.size, device=device)
     height, width = image.shape[:2]
+    seen, boxes = None, None
+    if trained.network.needs_boxes:  # all of the picture
+        seen = whole_box(trained.size).repeat(batch, 1).to(device)
+        boxes = [(0.0, 0.0, float(width), float(height))] * batch
 
     def alone() -> None:
-        trained.network(placed)
+        trained.network(placed, seen)
 
     def whole() -> None:
-        for logits in trained.small_logits([image] * batch):
+        for logits in trained.small_logits([image] * batch, boxes):
             mask_at(logits, image.shape[:2])
 
     with torch.inference_mode():
