@@ -23,7 +23,7 @@ from stillroom.jsonfile import read_json
 from stillroom.pictures.make import make_shards
 from stillroom.pictures.synthetic import CLASSES, write_shapes
 from stillroom.training.loop import train
-from stillroom.using.evaluate import evaluate, open_data
+from stillroom.using.evaluation import evaluate, open_data
 from stillroom.using.student import load_student
 
 ROOT = Path(__file__).resolve().parents[1]

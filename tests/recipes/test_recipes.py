@@ -18,7 +18,7 @@ from stillroom.recipe_check import check, check_targets
 from stillroom.recipes import RECIPES
 from stillroom.students.distiller import Distiller, build_distiller
 from stillroom.teachers.pooling import pooled
-from stillroom.training.class_weights import RunningWeights
+from stillroom.training.running_weights import RunningWeights
 from stillroom.types import IGNORE, Batch, TargetSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")

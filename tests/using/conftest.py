@@ -9,8 +9,8 @@ from stillroom.networks.taps import Network
 from stillroom.pictures.synthetic import CLASSES
 from stillroom.students.definitions import UNetStudent
 from stillroom.training.checkpoint import save_student
-from stillroom.using.evaluate import open_data
-from stillroom.using.export import export
+from stillroom.using.evaluation import open_data
+from stillroom.using.onnx_export import export
 from stillroom.using.student import load_student
 
 

@@ -13,7 +13,7 @@ from stillroom.cli import recipe_from
 from stillroom.errors import UserError
 from stillroom.teachers.configs import RunTeacher
 from stillroom.training.loop import train
-from stillroom.using.evaluate import evaluate, open_data
+from stillroom.using.evaluation import evaluate, open_data
 from stillroom.using.student import load_student
 
 HERE = Path(__file__).parent

@@ -20,7 +20,7 @@ from stillroom.extraction.process import ProcessContext
 from stillroom.pictures.dataset import open_pictures
 from stillroom.recipe import Recipe
 from stillroom.training.loop import train
-from stillroom.using.evaluate import evaluate, open_data
+from stillroom.using.evaluation import evaluate, open_data
 from stillroom.using.student import load_student
 
 HERE = Path(__file__).parent

@@ -23,10 +23,10 @@ from stillroom.training import loop
 from stillroom.training.checkpoint import save_student
 from stillroom.training.log import read_metrics
 from stillroom.using.cached_masks import find_masks
-from stillroom.using.compare import compare
+from stillroom.using.comparison import compare
 from stillroom.using.comparison_page import write_comparison_page
 from stillroom.using.comparison_table import write_comparison
-from stillroom.using.evaluate import confusion_of, evaluate, open_data
+from stillroom.using.evaluation import confusion_of, evaluate, open_data
 from stillroom.using.examples import choose
 from stillroom.using.measures import Measures
 from stillroom.using.own_size import evaluate_at_own_size

@@ -4,7 +4,7 @@ stillroom check-data voc:PATH
 """
 
 from stillroom.flags import call
-from stillroom.using.check_data import check_data
+from stillroom.using.data_check import check_data
 
 
 def run() -> None:

@@ -28,7 +28,7 @@ def main(
         code: path/to/file.py:function that builds a student of your own
     """
     from stillroom.errors import UserError
-    from stillroom.using.compare import compare
+    from stillroom.using.comparison import compare
     from stillroom.using.comparison_page import write_comparison_page
     from stillroom.using.comparison_table import write_comparison
 

@@ -79,7 +79,7 @@ def _train(out: Path, role: str, flags: list[str]) -> None:
 
 
 def _report(out: Path) -> None:
-    from stillroom.using.compare import draw_comparison
+    from stillroom.using.comparison import draw_comparison
     from stillroom.using.student import load_student, milliseconds
 
     trained = {role: load_student(out / recipe) for role, recipe in RUNS.items()}

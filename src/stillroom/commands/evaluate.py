@@ -48,7 +48,7 @@ def main(
         mask_colours: how the colours of its RGB masks do, e.g. 0,0,0:0 128,0,0:1
     """
     from stillroom.using.cached_masks import find_masks
-    from stillroom.using.evaluate import evaluate, open_data, write_evaluation
+    from stillroom.using.evaluation import evaluate, open_data, write_evaluation
     from stillroom.using.measures import Measures
     from stillroom.using.report import write_report
     from stillroom.using.student import load_student

@@ -106,7 +106,7 @@ class Book:
 
 
 def compare_finished(runs: Sequence[Path], out: Path) -> None:
-    from stillroom.using.compare import compare
+    from stillroom.using.comparison import compare
     from stillroom.using.comparison_table import write_comparison
 
     finished = [run for run in runs if (run / "receipt.json").is_file()]

@@ -30,8 +30,8 @@ def main(
         shards: picture shards; those of the run where absent
         code: path/to/file.py:function that builds a student of your own
     """
-    from stillroom.using.evaluate import open_data
-    from stillroom.using.export import export
+    from stillroom.using.evaluation import open_data
+    from stillroom.using.onnx_export import export
     from stillroom.using.student import load_student
 
     trained = load_student(run, code)

@@ -48,7 +48,7 @@ def main(
     from stillroom.errors import UserError
     from stillroom.using.inputs import find_inputs
     from stillroom.using.latency import latency_text
-    from stillroom.using.predict import Options, first_picture, predict
+    from stillroom.using.prediction import Options, first_picture, predict
     from stillroom.using.student import load_student
 
     if min(batch, threads or 1) < 1:

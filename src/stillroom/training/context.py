@@ -17,9 +17,9 @@ from stillroom.recipe import Recipe
 from stillroom.recipe_optimizer import Moment
 from stillroom.students.distiller import Distiller
 from stillroom.training.average import Average
-from stillroom.training.class_weights import RunningWeights
 from stillroom.training.evaluations import Evaluation, scores
 from stillroom.training.order import MicroBatchSchedule, Order
+from stillroom.training.running_weights import RunningWeights
 from stillroom.training.stream import HostBatch, RowDataset, training_batches
 
 

@@ -29,13 +29,13 @@ from stillroom.recipe_check import check
 from stillroom.students.begin import begin_of, load_begin
 from stillroom.students.distiller import Distiller, build_distiller, upstream_parameters
 from stillroom.training.average import Average
-from stillroom.training.class_weights import RunningWeights
 from stillroom.training.context import TrainContext, run_folder
 from stillroom.training.find_cache import find_cache
 from stillroom.training.optimizer import make_optimizer
 from stillroom.training.order import MicroBatchSchedule, Order, make_schedule
 from stillroom.training.parameters import frozen_parameters, parameters_in_parts
 from stillroom.training.run_folder import added_epochs, require_free, stored_begin
+from stillroom.training.running_weights import RunningWeights
 from stillroom.training.step import seed_forward
 from stillroom.training.stream import RowDataset
 from stillroom.types import TargetSpec

@@ -15,8 +15,8 @@ from stillroom.jsonfile import read_json
 from stillroom.metrics import num_classes, predict
 from stillroom.pictures.dataset import PictureSet
 from stillroom.types import ShardId, View
-from stillroom.using.rows import places
 from stillroom.using.student import Trained
+from stillroom.using.student_rows import places
 
 _OPEN_SHARDS = 8
 

@@ -65,7 +65,7 @@ def chart(
     across, up = _axis(xs, False), _axis(ys, log)
     styles = [_style(i if one.colour is None else one.colour, one.dash) for i, one in kept]
     drawn = "".join(_drawn(one, s, across, up) for (_, one), s in zip(kept, styles, strict=True))
-    words = [_in_words(one, x) for _, one in kept]
+    words = [_described(one, x) for _, one in kept]
     names = "".join(
         f'<li><svg viewBox="0 0 26 12" aria-hidden="true"><path d="M1 6H25" {style}/></svg>'
         f" {escape(one.name)}</li>"
@@ -143,7 +143,7 @@ def _y(axis: _Axis, value: Number) -> Number:
     return _BOTTOM - (_BOTTOM - _TOP) * axis.share(value)
 
 
-def _in_words(one: Series, x: str) -> str:
+def _described(one: Series, x: str) -> str:
     points = one.points
     if len(points) == 1:
         return f"{one.name}: {number(points[0][1])} at {x} {number(points[0][0])}"

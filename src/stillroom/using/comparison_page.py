@@ -8,15 +8,15 @@ from stillroom.jsonfile import write_bytes
 from stillroom.using.browse import viewer
 from stillroom.using.cached_masks import CachedMasks, find_masks
 from stillroom.using.charts import Series, chart
-from stillroom.using.compare import Row
+from stillroom.using.comparison import Row
 from stillroom.using.comparison_table import cells, differences, figures, short
 from stillroom.using.curves import comparison_charts
-from stillroom.using.evaluate import open_data
+from stillroom.using.evaluation import open_data
 from stillroom.using.examples import choose, examples, legend_for
 from stillroom.using.page import lines, page, paragraph, table
 from stillroom.using.report import MOST, WORST
-from stillroom.using.rows import class_names, palette_for
 from stillroom.using.student import load_student
+from stillroom.using.student_rows import class_names, palette_for
 
 
 def write_comparison_page(

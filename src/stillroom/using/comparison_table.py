@@ -9,7 +9,7 @@ from typing import Any
 from stillroom.columns import in_columns
 from stillroom.jsonfile import write_bytes, write_json
 from stillroom.metrics import SCORES
-from stillroom.using.compare import Row, differing
+from stillroom.using.comparison import Row, differing
 
 _LONGEST = 40  # characters of a recipe's value in the text
 _HEAD = (

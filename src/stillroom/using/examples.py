@@ -16,8 +16,8 @@ from stillroom.pictures.draw import WRONG_COLOUR, blend, grid, legend_of, mistak
 from stillroom.pictures.loader import box_tensor, image_tensor, inside_array
 from stillroom.types import IGNORE
 from stillroom.using.cached_masks import CachedMasks
-from stillroom.using.rows import class_names, palette_for, places, read, tile
 from stillroom.using.student import Trained
+from stillroom.using.student_rows import class_names, palette_for, places, read, tile
 
 Score = tuple[str, float]  # a picture's key, and its mIoU
 _EACH = 2  # pictures of the best, the middle and the worst

@@ -8,8 +8,8 @@ from stillroom.jsonfile import read_json
 from stillroom.metrics import SCORES
 from stillroom.networks.smp import SmpNetwork
 from stillroom.pictures.dataset import PictureSet
-from stillroom.using.rows import class_names
 from stillroom.using.student import Trained
+from stillroom.using.student_rows import class_names
 
 _WEAK = 0.5  # IoU
 

@@ -16,7 +16,7 @@ from stillroom.pictures.labels import Labels, decide_labels
 from stillroom.pictures.loader import mask_array, read_ahead
 from stillroom.pictures.prepare import prepare
 from stillroom.pictures.sources import Item, parse_source
-from stillroom.using.evaluate import scores
+from stillroom.using.evaluation import scores
 from stillroom.using.measures import Measures
 from stillroom.using.student import Trained
 

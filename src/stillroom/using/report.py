@@ -22,8 +22,8 @@ from stillroom.using.examples import (
 )
 from stillroom.using.measures import Measures
 from stillroom.using.page import cards, details, lines, page, paragraph, table
-from stillroom.using.rows import class_names, palette_for
 from stillroom.using.student import Trained
+from stillroom.using.student_rows import class_names, palette_for
 
 WORST, MOST = 8, 64  # pictures of a page
 

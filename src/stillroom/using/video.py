@@ -13,7 +13,7 @@ from stillroom.errors import UserError, first_line
 from stillroom.pictures.draw import Rgb
 from stillroom.using.answers import Counts, Mode, names_and_palette, shown
 from stillroom.using.inputs import Input
-from stillroom.using.predict import batches
+from stillroom.using.prediction import batches
 from stillroom.using.resampling import mask_at
 from stillroom.using.student import Trained
 from stillroom.using.window import Window

@@ -24,12 +24,12 @@ from stillroom.pictures.dataset import PictureSet
 from stillroom.pictures.decode import MAX_SIDE_PX, PADDING_GREY
 from stillroom.pictures.loader import box_tensor, image_tensor
 from stillroom.types import whole_box
-from stillroom.using.evaluate import confusion_of
+from stillroom.using.evaluation import confusion_of
 from stillroom.using.low_precision import to_fp16, to_int8
 from stillroom.using.model_card import write_card
 from stillroom.using.onnx_network import BOXES, IMAGES, LOGITS, OnnxNetwork
-from stillroom.using.rows import places, read
 from stillroom.using.student import Trained
+from stillroom.using.student_rows import places, read
 
 # of logits, in parts of the largest where that is above 1 (PyTorch's own float32 against float64:
 # 4e-5 at 128 px, 1.2e-4 at 256 px, of 14); of pixels' classes

@@ -8,7 +8,7 @@ import torch
 
 from stillroom.errors import UserError
 from stillroom.losses import CrossEntropy, RunningCrossEntropy
-from stillroom.training.class_weights import RunningWeights
+from stillroom.training.running_weights import RunningWeights
 from stillroom.types import IGNORE, Batch
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from stillroom.errors import FailureError
 from stillroom.jsonfile import read_json
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.make import make_shards
-from stillroom.using.check_data import check_data
+from stillroom.using.data_check import check_data
 
 COLOURS = np.array([[0, 0, 0], [10, 200, 30], [220, 20, 60]], np.uint8)
 

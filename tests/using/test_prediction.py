@@ -13,7 +13,7 @@ from stillroom.errors import UserError
 from stillroom.using.answers import Counts
 from stillroom.using.inputs import Input, find_inputs
 from stillroom.using.latency import latency_text
-from stillroom.using.predict import Options, first_picture, predict
+from stillroom.using.prediction import Options, first_picture, predict
 from stillroom.using.resampling import probabilities_at
 from stillroom.using.student import load_student
 

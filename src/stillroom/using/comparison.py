@@ -22,8 +22,8 @@ from stillroom.pictures.draw import colour_mask, grid, legend_of
 from stillroom.pictures.loader import box_tensor, image_tensor, mask_array
 from stillroom.using.charts import Point
 from stillroom.using.curves import points, read_lines
-from stillroom.using.rows import class_names, palette_for, places, read, tile
 from stillroom.using.student import Trained
+from stillroom.using.student_rows import class_names, palette_for, places, read, tile
 
 ROLES = ("teacher", "without", "with")
 

@@ -18,9 +18,9 @@ from stillroom.networks.smp import SmpNetwork
 from stillroom.networks.taps import Network
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.make import make_shards
-from stillroom.using import export as module
-from stillroom.using.evaluate import open_data
-from stillroom.using.export import export, plain_weights
+from stillroom.using import onnx_export as module
+from stillroom.using.evaluation import open_data
+from stillroom.using.onnx_export import export, plain_weights
 from stillroom.using.student import load_student
 
 pytestmark = pytest.mark.usefixtures("one_thread")

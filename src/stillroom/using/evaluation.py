@@ -34,8 +34,8 @@ from stillroom.pictures.loader import (
 )
 from stillroom.types import IGNORE
 from stillroom.using.measures import Measures
-from stillroom.using.rows import class_names, places, read
 from stillroom.using.student import Trained, flops, milliseconds
+from stillroom.using.student_rows import class_names, places, read
 
 
 def open_data(trained: Trained, shards: Path | None) -> PictureSet:

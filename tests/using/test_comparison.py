@@ -12,7 +12,7 @@ from PIL import Image
 
 from stillroom.errors import UserError
 from stillroom.jsonfile import read_json, write_json
-from stillroom.using.compare import compare, differing
+from stillroom.using.comparison import compare, differing
 from stillroom.using.comparison_table import figures, short, table_text, write_comparison
 
 

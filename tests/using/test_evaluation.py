@@ -16,7 +16,7 @@ from stillroom.pictures.make import make_shards
 from stillroom.pictures.synthetic import CLASSES
 from stillroom.students.definitions import UNetStudent
 from stillroom.training.checkpoint import save_student
-from stillroom.using.evaluate import confusion_of, draw_confusion, evaluate, open_data
+from stillroom.using.evaluation import confusion_of, draw_confusion, evaluate, open_data
 from stillroom.using.student import Trained, load_student, milliseconds
 
 pytestmark = pytest.mark.usefixtures("one_thread")
