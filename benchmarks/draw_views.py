@@ -27,7 +27,7 @@ from stillroom.pictures.rows import other_view, picture_of
 from stillroom.pictures.views import Views
 from stillroom.recipe import Augment
 from stillroom.training.order import MicroBatchSchedule, Order
-from stillroom.training.stream import HostBatch, RowDataset, training_batches
+from stillroom.training.stream import RowDataset, StoredBatch, training_batches
 
 RECIPES = Path(__file__).parent / "bench" / "recipes.py"
 NUM_PICTURES, SIZE_PX, BATCH, STEPS = 128, 256, 8, 160
@@ -108,7 +108,7 @@ def _streams(pictures: PictureSet, caches: dict[int, Cache]) -> dict[str, float]
     return found
 
 
-def _batches(dataset: RowDataset) -> Iterator[HostBatch]:
+def _batches(dataset: RowDataset) -> Iterator[StoredBatch]:
     """Micro-batches, each read when it is asked for: read ahead, the ways would share the core."""
     order = Order(rows=len(dataset), seed=0)
     schedule = MicroBatchSchedule(batch=BATCH, micro_batch=BATCH, rank=0, world=1)

@@ -25,10 +25,10 @@ from stillroom.codecs import parse_codec, stochastic
 from stillroom.codecs.uniform import uniform
 from stillroom.losses import Term
 from stillroom.recipe import Augment
+from stillroom.training.batches import to_batch
 from stillroom.training.context import TrainContext
 from stillroom.training.setup import prepare
 from stillroom.training.step import local_counts, loss_factors, seed_forward, term_totals
-from stillroom.training.stream import to_batch
 from stillroom.types import Batch, Row, View
 
 RECIPE = f"{Path(__file__).parent / 'bench' / 'recipes.py'}:people_features"
@@ -102,7 +102,7 @@ def _gradient(context: TrainContext, batch: Batch, alone: bool) -> Tensor:
     distiller = context.distiller.train()
     distiller.zero_grad()
     seed_forward(0, 0, 0)
-    factors = loss_factors([t.weight for t in terms], local_counts(terms, [batch], CPU), 1)
+    factors = loss_factors([t.weight for t in terms], local_counts(terms, batch), 1)
     (factors * term_totals(terms, distiller(batch.image), batch, 0.0)).sum().backward()
     return torch.cat([p.grad.flatten() for p in distiller.parameters() if p.grad is not None])
 

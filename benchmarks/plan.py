@@ -42,9 +42,9 @@ from stillroom.planning.run_plan import Plan, run_plan
 from stillroom.recipe import Data, Recipe, Run
 from stillroom.students.definitions import UNetStudent
 from stillroom.teachers.configs import OnnxTeacher, RunTeacher
+from stillroom.training.batches import to_batch
 from stillroom.training.checkpoint import save_student
 from stillroom.training.loop import train
-from stillroom.training.stream import to_batch
 from stillroom.types import TargetSpec
 
 SIZE, TRAIN, VAL, BATCH = 96, 192, 32, 8

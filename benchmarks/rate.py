@@ -32,10 +32,11 @@ from bench.machine import RESULTS, result_path, save
 from stillroom.cache import Cache, find_caches
 from stillroom.cli import recipe_from
 from stillroom.recipe import Recipe
+from stillroom.training.batches import to_batch
 from stillroom.training.checkpoint import load_checkpoint, newest_checkpoint
 from stillroom.training.log import read_metrics
 from stillroom.training.setup import prepare
-from stillroom.training.stream import to_batch, validation_batches
+from stillroom.training.stream import validation_batches
 from stillroom.types import ShardId
 
 RECIPES = Path(__file__).parent / "bench" / "recipes.py"

@@ -17,9 +17,10 @@ from stillroom.losses import FeatureMSE, LogitMSE, SoftKL
 from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.loader import image_tensor
 from stillroom.recipe import Recipe
+from stillroom.training.batches import to_batch
 from stillroom.training.find_cache import find_cache
 from stillroom.training.loop import train
-from stillroom.training.stream import RowDataset, collate, to_batch
+from stillroom.training.stream import RowDataset, collate
 from stillroom.types import Batch, ShardId
 
 pytestmark = pytest.mark.usefixtures("one_thread")

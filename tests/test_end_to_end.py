@@ -117,7 +117,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def lines(run: Path) -> list[dict]:
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "rows_per_s"} for line in found]
+    return [{k: v for k, v in line.items() if k not in ("rows_per_s", "waiting")} for line in found]
 
 
 def same_rows(one: Cache, two: Cache) -> bool:

@@ -92,6 +92,7 @@ class FirstStep:
         return self.context
 
     def step_counts(self, context, batches):
+        batches = list(batches)
         counts = self.found["counts"] = step_counts(context, batches)
         terms = context.recipe.terms
         self.found["first"] = torch.stack([term.count(batches[0]) for term in terms])

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from stillroom.errors import UserError
 from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet, PictureShard
+from stillroom.pictures.loader import num_decoders
 from stillroom.pictures.regions import classes_of, colours_of
 from stillroom.pictures.rows import places_of, rows_of
 from stillroom.pictures.views import Views as Views
@@ -77,7 +78,9 @@ class Run:
     resume: bool = False  # go on with the run of that name from its newest checkpoint
     overwrite: bool = False  # delete the run of that name first
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = CUDA where there is one
-    workers: int = 2  # threads that decode pictures and read targets
+    # threads of each process that decode pictures and read targets; None = one for each core that
+    # is this process's share
+    workers: int | None = None
     quiet: bool = False  # nothing but warnings, errors and the last line on the terminal
     tracker: str | None = None  # a tracker of Accelerate's that gets the figures too, such as wandb
     log_every: int = 10  # steps between two lines of the log
@@ -86,6 +89,11 @@ class Run:
     shard_limit_gb: float = 1.0  # stage 1 warns of teacher shards larger than this, GB
     preflight: bool = True  # stage 1 refuses to begin what will not fit on the disk
     additional_epochs: int = 0  # with resume: epochs that a finished run gets on top of its own
+
+    @property
+    def num_workers(self) -> int:
+        """Threads that read."""
+        return self.workers or num_decoders()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

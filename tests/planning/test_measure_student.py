@@ -9,17 +9,17 @@ import torch
 import stillroom.planning.measure_student as student
 from stillroom.pictures.dataset import open_pictures
 from stillroom.planning.measure_teachers import measure_teachers
+from stillroom.training.batches import to_batch
 from stillroom.training.loop import train
 from stillroom.training.setup import prepare
 from stillroom.training.step import labels, local_counts
-from stillroom.training.stream import to_batch
 
 
 def test_a_step_is_that_of_stage_2(tiny_recipe, one_thread):
     context = prepare(tiny_recipe)
     with closing(context.stream(range(1))) as stream:
         batches = [to_batch(host, torch.device("cpu"), context.cache) for host in stream]
-    counts = local_counts(tiny_recipe.terms, batches, torch.device("cpu"))
+    counts = sum(local_counts(tiny_recipe.terms, b) for b in batches)
     means = student.train_step(context, batches) / counts
     line = json.loads((train(tiny_recipe) / "metrics.jsonl").read_text().splitlines()[0])
     for name, mean in zip(labels(tiny_recipe.terms), means.tolist(), strict=True):

@@ -123,7 +123,7 @@ def require_equal(one: Path, two: Path, last: int) -> None:
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[n], wanted[n]) for n in wanted)
     for a, b in zip(read_metrics(one), read_metrics(two), strict=True):
-        assert {**a, "rows_per_s": 0} == {**b, "rows_per_s": 0}
+        assert {**a, "rows_per_s": 0, "waiting": 0} == {**b, "rows_per_s": 0, "waiting": 0}
 
 
 def figure(run: Path, kind: str, name: str) -> list[Any]:

@@ -7,10 +7,10 @@ import torch
 
 from stillroom.codecs import parse_codec
 from stillroom.recipe import Augment
+from stillroom.training.batches import to_batch
 from stillroom.training.context import TrainContext
 from stillroom.training.setup import prepare
 from stillroom.training.step import local_counts, loss_factors, seed_forward, term_totals
-from stillroom.training.stream import to_batch
 from stillroom.types import Batch, Row, View
 
 INNER = "inner"
@@ -41,7 +41,7 @@ def gradient(
     distiller = context.distiller.train()
     distiller.zero_grad()
     factors = loss_factors(
-        [t.weight for t in terms], local_counts(terms, batches, torch.device("cpu")), 1
+        [t.weight for t in terms], sum(local_counts(terms, batch) for batch in batches), 1
     )
     for micro, batch in enumerate(batches):
         seed_forward(0, 0, micro)

@@ -98,16 +98,16 @@ def test_a_skipped_step_moves_no_weight(in_fp16, tiny_recipe, monkeypatch):
 def test_an_overflow_in_the_forward_pass_leaves_the_running_buffers_finite(
     tiny_recipe, monkeypatch
 ):
-    to_batch, seen = loop.to_batch, []
+    decoded_batches, seen = loop.decoded_batches, []
 
-    def spoiled(*words) -> Batch:
-        batch = to_batch(*words)
-        seen.append(batch)
-        if len(seen) == 3:  # the first micro-batch of the second step
-            batch.image = batch.image + 1e6  # infinite in fp16
-        return batch
+    def spoiled(*words) -> Iterator[Batch]:
+        for batch in decoded_batches(*words):
+            seen.append(batch)
+            if len(seen) == 3:  # the first micro-batch of the second step
+                batch.image = batch.image + 1e6  # infinite in fp16
+            yield batch
 
-    monkeypatch.setattr(loop, "to_batch", spoiled)
+    monkeypatch.setattr(loop, "decoded_batches", spoiled)
     folder = run(tiny_recipe, 1)
     assert [line["skipped_steps"] for line in train_lines(folder)] == [0, 1, 0]
     state = load_file(folder / "checkpoints" / "step-000003" / "model.safetensors")

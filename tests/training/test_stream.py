@@ -20,8 +20,9 @@ from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.pictures.keys import is_label_used
 from stillroom.pictures.loader import image_tensor
 from stillroom.recipe import Augment
+from stillroom.training.batches import to_batch
 from stillroom.training.order import MicroBatchSchedule, Order
-from stillroom.training.stream import RowDataset, to_batch, training_batches, validation_batches
+from stillroom.training.stream import RowDataset, training_batches, validation_batches
 
 TARGETS = ("shapes", "inner")
 

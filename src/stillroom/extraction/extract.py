@@ -67,7 +67,7 @@ class _Job:
     ) -> Generator[tuple[list[RowPicture], dict[str, Tensor]], None, None]:
         """Yield rows with their pictures and what the teachers answer, by batch, on the device."""
         size, run = self.recipe.size_of(self.pictures), self.recipe.run
-        read = read_batches(self.pictures, places, size, self.recipe.micro_batch, run.workers)
+        read = read_batches(self.pictures, places, size, self.recipe.micro_batch, run.num_workers)
         with closing(read) as batches:
             for batch in batches:
                 self.check_stop(under_way)

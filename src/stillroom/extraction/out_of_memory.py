@@ -55,7 +55,7 @@ def _run_two_batches(recipe: Recipe, device: str) -> None:
     rows = recipe.rows_of(pictures.open(shard))[: 2 * recipe.micro_batch]
     places = ((shard, row) for row in rows)
     size = recipe.size_of(pictures)
-    read = read_batches(pictures, places, size, recipe.micro_batch, recipe.run.workers)
+    read = read_batches(pictures, places, size, recipe.micro_batch, recipe.run.num_workers)
     with closing(read) as batches:
         for batch in batches:  # the outputs of one are held while the next is run, as in `_fill`
             outputs = run_teachers(teachers, batch, device)

@@ -184,7 +184,7 @@ class HeadAgreement(OnLabels):
 
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:
         """Sum over labelled pixels."""
-        groups = torch.tensor(self.relabel, device=batch.mask.device)
+        groups = vector(tuple(map(float, self.relabel)), batch.mask.device).long()
         valid = self._labels(batch)[1]
         return functions.agreement(self._logits(outputs, batch), outputs["logits"], groups, valid)
 

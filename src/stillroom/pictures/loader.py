@@ -24,8 +24,11 @@ _MAX_DECODERS = 16
 
 
 def num_decoders() -> int:
-    """Return how many threads decode pictures where nothing else is to be done."""
-    return min(_MAX_DECODERS, len(os.sched_getaffinity(0)))
+    """Return how many threads decode pictures where nothing else is to be done: one for each core
+    that this process may use, if it shares them evenly with those that a launcher started here.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(_MAX_DECODERS, len(os.sched_getaffinity(0)) // here))
 
 
 def read_ahead(

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import median
 
@@ -15,6 +15,7 @@ from stillroom.pictures.dataset import PictureSet
 from stillroom.planning.measure_teachers import Answers, wait_for
 from stillroom.recipe import Recipe
 from stillroom.signals import raise_if_stopped
+from stillroom.training.batches import to_batch
 from stillroom.training.batchnorm import RunningBuffers
 from stillroom.training.context import TrainContext
 from stillroom.training.order import Order, make_schedule
@@ -26,7 +27,7 @@ from stillroom.training.step import (
     loss_factors,
     step_counts,
 )
-from stillroom.training.stream import HostBatch, RowDataset, to_batch, training_batches
+from stillroom.training.stream import RowDataset, StoredBatch, training_batches
 from stillroom.types import Batch, TargetSpec
 
 _WARM_STEPS, _LEAST_STEPS, _MOST_STEPS = 2, 3, 30
@@ -98,7 +99,7 @@ def measure_student(
     )
 
 
-def read_pictures(recipe: Recipe, pictures: PictureSet) -> tuple[list[HostBatch], float]:
+def read_pictures(recipe: Recipe, pictures: PictureSet) -> tuple[list[StoredBatch], float]:
     """Return the micro-batches of one step, and the ms of one core that a row of them took."""
     dataset, num_micros = _pictures_of(recipe, pictures), recipe.batch // recipe.micro_batch
     steps = -(-_LEAST_ROWS // recipe.batch)
@@ -109,7 +110,7 @@ def read_pictures(recipe: Recipe, pictures: PictureSet) -> tuple[list[HostBatch]
         range(steps),
         augment=recipe.augment,
         seed=recipe.seed,
-        workers=recipe.run.workers,
+        workers=recipe.run.num_workers,
         pin=recipe.run.device != "cpu" and torch.cuda.is_available(),
     )
     with closing(stream):
@@ -120,7 +121,7 @@ def read_pictures(recipe: Recipe, pictures: PictureSet) -> tuple[list[HostBatch]
 
 
 def _with_targets(
-    context: TrainContext, hosts: list[HostBatch], targets: dict[str, Tensor]
+    context: TrainContext, hosts: list[StoredBatch], targets: dict[str, Tensor]
 ) -> list[dict[str, Tensor]]:
     """Return the decoded targets of each micro-batch: those of the kept rows in turn."""
     found, size = [], context.recipe.micro_batch
@@ -131,14 +132,17 @@ def _with_targets(
 
 
 def _timed_step(
-    context: TrainContext, hosts: list[HostBatch], targets: list[dict[str, Tensor]]
+    context: TrainContext, hosts: list[StoredBatch], targets: list[dict[str, Tensor]]
 ) -> float:
     device = context.accelerator.device
     wait_for(str(device))
     began = time.perf_counter()
-    batches = [to_batch(host, device, None) for host in hosts]
-    for batch, known in zip(batches, targets, strict=True):
-        batch.targets = known
-    train_step(context, batches)
+    train_step(
+        context,
+        [
+            replace(to_batch(h, device, None), targets=t)
+            for h, t in zip(hosts, targets, strict=True)
+        ],
+    )
     wait_for(str(device))
     return time.perf_counter() - began

@@ -105,7 +105,7 @@ def make_setting(
         fit_rows=min(NUM_ROWS, there),
         gpus=options.gpus,
         cores=options.cores or max(1, num_cores() // max(1, torch.cuda.device_count())),
-        readers=recipe.run.workers,
+        readers=recipe.run.num_workers,
         teacher_threads=threads if options.teacher_ms is None else 0,
         student_threads=threads if options.student_ms is None else 0,
         decode_on_cores=process.device == "cpu",

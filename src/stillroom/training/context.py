@@ -20,7 +20,7 @@ from stillroom.training.average import Average
 from stillroom.training.evaluations import Evaluation, scores
 from stillroom.training.order import MicroBatchSchedule, Order
 from stillroom.training.running_weights import RunningWeights
-from stillroom.training.stream import HostBatch, RowDataset, training_batches
+from stillroom.training.stream import RowDataset, StoredBatch, training_batches
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -77,7 +77,7 @@ class TrainContext:
         """True for the process that writes and talks."""
         return self.accelerator.is_main_process
 
-    def stream(self, steps: range) -> Generator[HostBatch, None, None]:
+    def stream(self, steps: range) -> Generator[StoredBatch, None, None]:
         """Yield this rank's micro-batches of these steps, in order, read ahead."""
         return training_batches(
             self.dataset,
@@ -86,7 +86,7 @@ class TrainContext:
             steps,
             augment=self.recipe.augment,
             seed=self.recipe.seed,
-            workers=self.recipe.run.workers,
+            workers=self.recipe.run.num_workers,
             pin=self.accelerator.device.type == "cuda",
             may_substitute=self.recipe.on_damage == "substitute",
         )

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from stillroom.losses import epoch_progress
 from stillroom.os_errors import explain_os_errors
 from stillroom.recipe import Recipe
 from stillroom.signals import stop_on_signals
+from stillroom.training.batches import countable_batch, decoded_batches, with_labels_on
 from stillroom.training.batchnorm import RunningBuffers
 from stillroom.training.checkpoint import (
     clear_leftovers,
@@ -53,7 +55,7 @@ from stillroom.training.step import (
     step_counts,
     temperatures,
 )
-from stillroom.training.stream import HostBatch, to_batch
+from stillroom.training.stream import StoredBatch
 from stillroom.training.validate import evaluate
 
 
@@ -72,7 +74,7 @@ def train(recipe: Recipe) -> Path:
         with claim_run(context), stop_on_signals(signal.SIGINT) as stop:
             step, evaluations, is_over = _restore(context)
             context.print(describe(context))
-            full = ""
+            full, meter = "", TermMeter(context)
             try:
                 with (
                     _open_log(context, step) as log,
@@ -80,7 +82,9 @@ def train(recipe: Recipe) -> Path:
                     Progress(context, step) as progress,
                 ):
                     if not is_over:
-                        step = _run_steps(context, stream, log, progress, stop, step, evaluations)
+                        step = _run_steps(
+                            context, stream, log, progress, meter, stop, step, evaluations
+                        )
             except Stopped:
                 context.leave()
                 raise
@@ -90,7 +94,8 @@ def train(recipe: Recipe) -> Path:
                 full = first_line(error)
             if full:  # not within `except`: the traceback holds the step's tensors
                 raise out_of_memory(context, full)
-            _finish(context, step, evaluations, time.perf_counter() - began)
+            pace = {"seconds": round(time.perf_counter() - began, 1), **meter.summary()}
+            _finish(context, step, evaluations, pace)
             context.leave()
     return context.folder
 
@@ -103,9 +108,10 @@ def _open_log(context: TrainContext, step: int) -> AbstractContextManager[Log | 
 
 def _run_steps(
     context: TrainContext,
-    stream: Iterator[HostBatch],
+    stream: Iterator[StoredBatch],
     log: Log | None,
     progress: Progress,
+    meter: TermMeter,
     stop: threading.Event,
     step: int,
     evaluations: list[Evaluation],
@@ -116,16 +122,20 @@ def _run_steps(
     recipe, accelerator, schedule = context.recipe, context.accelerator, context.schedule
     distiller, optimizer = context.distiller, context.optimizer
     device, num_micros = accelerator.device, len(schedule.micro_batches())
-    meter, buffers = TermMeter(context), RunningBuffers(distiller, schedule.num_micro_batches)
+    specs = {} if context.cache is None else context.cache.specs
+    buffers = RunningBuffers(distiller, schedule.num_micro_batches)
     while step < context.steps:
         epoch = step // context.epoch_steps
         set_mode(context.model, distiller, recipe, epoch)
 
         # A row that cannot be read raises DamageError here; the launcher stops the other ranks.
-        batches = [to_batch(next(stream), device, context.cache) for _ in range(num_micros)]
-        counts = step_counts(context, batches)
+        with meter.waiting():
+            stored = list(islice(stream, num_micros))
+        stored = [with_labels_on(one, device) for one in stored]
+        counts = step_counts(context, (countable_batch(one, specs) for one in stored))
         weights = recipe.term_weights(balance(recipe, evaluations))
         factors = loss_factors(weights, counts, schedule.world)
+        batches = decoded_batches(stored, device, context.cache)
         totals = forward_and_backward(context, batches, factors, buffers, step)
 
         rate = learning_rate(recipe, context.moment(step, evaluations))
@@ -150,6 +160,7 @@ def _run_steps(
             if due:
                 evaluations.append(evaluate(context, log, step, epoch, evaluations))
             _save(context, step, evaluations)
+            meter.clear()
         if due and ends_early(recipe, evaluations):
             break
         if told_to_stop:
@@ -224,7 +235,7 @@ def _save(context: TrainContext, step: int, evaluations: list[Evaluation]) -> No
 
 
 def _finish(
-    context: TrainContext, step: int, evaluations: list[Evaluation], seconds: float
+    context: TrainContext, step: int, evaluations: list[Evaluation], pace: dict[str, float]
 ) -> None:
     """Put the best student at the run's top, and the receipt; of a run that was finished already
     both stay as they are.
@@ -240,7 +251,7 @@ def _finish(
     best = context.folder / "best"
     for name in ("student.safetensors", "student.json"):
         write_bytes(context.folder / name, (best / name).read_bytes())
-    write_json(context.folder / "receipt.json", receipt(context, step, seconds, num_substituted))
+    write_json(context.folder / "receipt.json", receipt(context, step, pace, num_substituted))
     if num_substituted:
         print(
             f"{num_substituted} damaged rows were left out; the rows after them took their places"

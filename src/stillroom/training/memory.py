@@ -7,10 +7,10 @@ import torch
 
 from stillroom.device_memory import largest_that_fits, smaller_micro_batches
 from stillroom.errors import UserError
+from stillroom.training.batches import decoded_batches, with_labels_on
 from stillroom.training.context import TrainContext
 from stillroom.training.order import make_schedule
 from stillroom.training.step import term_totals
-from stillroom.training.stream import to_batch
 
 
 def out_of_memory(context: TrainContext, found: str) -> UserError:
@@ -53,8 +53,10 @@ def _try_step(context: TrainContext, micro_batch: int) -> None:
     trained = [p for p in context.distiller.parameters() if p.requires_grad]
     sums: tuple[torch.Tensor, ...] = ()  # of earlier micro-batches, as a step holds them
     with closing(replace(context, schedule=cut).stream(range(1))) as hosts:
-        batches = [to_batch(host, device, context.cache) for host in hosts]
-        for batch in map(context.class_weights.give, batches):
+        stored = [with_labels_on(host, device) for host in hosts]
+        for batch in map(
+            context.class_weights.give, decoded_batches(stored, device, context.cache)
+        ):
             outputs = context.distiller(batch.image, batch.boxes)
             totals = term_totals(recipe.terms, outputs, batch, 0.0)
             found = torch.autograd.grad(totals.sum(), trained, allow_unused=True)

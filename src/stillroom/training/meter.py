@@ -1,8 +1,11 @@
-"""Means of the terms between two lines of the log, summed on the device so that no step waits."""
+"""Means of the terms between two lines of the log, summed on the device so that no step waits, and
+where the time went.
+"""
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,16 +30,26 @@ class TermMeter:
         self._names = labels(context.recipe.terms)
         device = context.accelerator.device
         self._row = torch.zeros((), dtype=torch.int64, device=device)  # skipped, up to now
-        self._clear()
+        self._sums = [0.0, 0.0, 0.0]  # rows, and this rank's seconds and waiting, of all steps
+        self._all_skipped = 0
+        self.clear()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Begin anew: what was done since the last step is none of the next steps' time."""
         terms, device = len(self._names), self._context.accelerator.device
         self._totals = torch.zeros(terms, dtype=torch.float64, device=device)  # of this rank
         self._overflows = torch.zeros(terms, dtype=torch.float64, device=device)  # of this rank
         self._counts = torch.zeros(terms, dtype=torch.float64, device=device)
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
-        self._steps = 0
+        self._steps, self._waited = 0, 0.0
         self._began = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count what is done within as waiting for rows."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
 
     def add(self, totals: Tensor, counts: Tensor, norm: Tensor) -> None:
         """Add one step: this rank's totals and the global counts, (terms,), and the norm of the
@@ -67,16 +80,35 @@ class TermMeter:
             loss += weight * mean if there else 0.0
             if there and not math.isfinite(mean):
                 raise FailureError(f"the term {name} is not finite at step {step}", found=mean)
+        return {"loss": loss, **found, **self._pace(), **scaling}
+
+    def _pace(self) -> dict[str, float]:
+        """Return how fast the steps since the last call were, and begin anew."""
         rows = self._steps * self._context.recipe.batch
-        rate = rows / (time.perf_counter() - self._began)
-        self._clear()
-        return {"loss": loss, **found, "rows_per_s": round(rate, 2), **scaling}
+        seconds, waited = time.perf_counter() - self._began, self._waited
+        self._sums = [a + b for a, b in zip(self._sums, (rows, seconds, waited), strict=True)]
+        self.clear()
+        return {"rows_per_s": round(rows / seconds, 2), "waiting": round(waited / seconds, 3)}
+
+    def summary(self) -> dict[str, float]:
+        """Return the pace of all steps up to the last figures, evaluations apart."""
+        rows, seconds, waited = self._sums
+        device = self._context.accelerator.device
+        memory = {}
+        if device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(device)
+            memory = {"peak_device_mb": round(peak / 2**20, 1)}
+        if not seconds:
+            return memory
+        pace = {"rows_per_s": round(rows / seconds, 2), "waiting": round(waited / seconds, 4)}
+        return {**pace, "skipped_steps": self._all_skipped, **memory}
 
     def _scaling(self, step: int, overflows: Tensor) -> dict[str, Any]:
         """Return what the gradient scaler did since the last call, nothing where there is none."""
         if self._scaler is None:
             return {}
         scale, skipped, row = self._scaler.get_scale(), int(self._skipped), int(self._row)
+        self._all_skipped += skipped
         if row >= _MOST_SKIPPED:
             names = [n for n, k in zip(self._names, overflows.tolist(), strict=True) if k]
             where = (

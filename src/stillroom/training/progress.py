@@ -11,6 +11,7 @@ from tqdm import tqdm
 from stillroom.training.context import TrainContext
 
 COLUMNS = 100  # of a line
+_WAITING = 0.05  # share of the time that is said, when steps waited so long for rows
 
 
 class Progress:
@@ -64,7 +65,9 @@ def step_line(steps: int, step: int, figures: dict[str, Any], left: str) -> str:
     head = f"step {step}/{steps}: loss {figures['loss']:.4f}"
     skipped = figures.get("skipped_steps")
     scaling = f", {skipped} steps skipped (scale {figures['scale']:g})" if skipped else ""
-    tail = f", {figures['rows_per_s']:.1f} rows/s{scaling}, {left} left"
+    waits = not skipped and figures["waiting"] >= _WAITING
+    waiting = f", {figures['waiting']:.0%} waiting for rows" if waits else ""
+    tail = f", {figures['rows_per_s']:.1f} rows/s{waiting}{scaling}, {left} left"
     for shown in range(len(terms), -1, -1):
         rest = [f"+{len(terms) - shown} more"] if shown < len(terms) else []
         text = f" ({', '.join([*terms[:shown], *rest])})" if terms else ""

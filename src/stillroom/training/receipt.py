@@ -90,8 +90,10 @@ def about_student(context: TrainContext, step: int, found: dict[str, Any]) -> di
     }
 
 
-def receipt(context: TrainContext, step: int, seconds: float, substituted: int) -> dict[str, Any]:
-    """Return what was read, by what, in how long and how many steps; `teacher_modules` is empty
+def receipt(
+    context: TrainContext, step: int, pace: dict[str, float], substituted: int
+) -> dict[str, Any]:
+    """Return what was read, by what, how fast and in how many steps; `teacher_modules` is empty
     where the stages stayed apart.
     """
     cache = context.cache
@@ -107,7 +109,7 @@ def receipt(context: TrainContext, step: int, seconds: float, substituted: int) 
         "pictures": context.pictures.digest,
         "precision": context.accelerator.mixed_precision,
         "processes": context.schedule.world,
-        "seconds": round(seconds, 1),
+        **pace,  # since the run was last started; waiting: share of the time, for rows
         "seed": context.recipe.seed,
         "steps": step,
         "substituted_rows": substituted,  # over all ranks, since the run was last started

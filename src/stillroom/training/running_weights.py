@@ -29,17 +29,14 @@ class RunningWeights:
             for head, term in self._terms.items()
         }
 
-    def pixels(self, batches: Sequence[Batch]) -> list[Tensor]:
-        """Return the pixels of each term's classes over this rank's micro-batches."""
-        counts = [[term.pixels(batch) for batch in batches] for term in self._terms.values()]
-        return [torch.stack(count).sum(0) for count in counts]
+    def pixels(self, batch: Batch) -> list[Tensor]:
+        """Return the pixels of each term's classes in a micro-batch."""
+        return [term.pixels(batch) for term in self._terms.values()]
 
-    def follow(self, pixels: Sequence[Tensor], batches: Sequence[Batch]) -> None:
-        """Move the weights by the pixels of a step over all ranks; the batches get them."""
+    def follow(self, pixels: Sequence[Tensor]) -> None:
+        """Move the weights by the pixels of a step over all ranks."""
         for (head, term), seen in zip(self._terms.items(), pixels, strict=True):
             self.values[head] = term.next_weights(self.values[head], seen)
-        for batch in batches:
-            self.give(batch)
 
     def give(self, batch: Batch) -> Batch:
         """Put the weights, as they are now, into a batch."""

@@ -7,8 +7,9 @@ import torch
 
 from stillroom.metrics import predict
 from stillroom.pictures.draw import blend, cut_out, grid, legend_of
+from stillroom.training.batches import to_batch
 from stillroom.training.context import TrainContext
-from stillroom.training.stream import RowDataset, collate, to_batch
+from stillroom.training.stream import RowDataset, collate
 from stillroom.types import IGNORE, Batch
 
 _PICTURES = 4

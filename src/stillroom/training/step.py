@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stillroom.hashing import keyed_hash
 from stillroom.losses import Temperature, Term, epoch_progress
+from stillroom.losses.class_weights import vector
 from stillroom.training.batchnorm import RunningBuffers
 from stillroom.training.context import TrainContext
 from stillroom.training.parameters import drop_frozen_gradients
@@ -42,26 +43,21 @@ def temperatures(terms: Sequence[Term], progress: float) -> dict[str, float]:
     }
 
 
-def local_counts(
-    terms: Sequence[Term], batches: Iterable[Batch], device: torch.device
-) -> Float[Tensor, " terms"]:
-    """Return each term's count over this rank's micro-batches, float64."""
-    total = torch.zeros(len(terms), dtype=torch.float64, device=device)
-    for batch in batches:
-        total += torch.stack([term.count(batch) for term in terms])
-    return total
-
-
-def step_counts(context: TrainContext, batches: Sequence[Batch]) -> Float[Tensor, " terms"]:
-    """Return each term's count over all ranks; running class weights follow the step, and the
-    batches get them. One sum over the ranks.
+def step_counts(context: TrainContext, batches: Iterable[Batch]) -> Float[Tensor, " terms"]:
+    """Return each term's count over all micro-batches of all ranks, float64; running class weights
+    follow the step. One sum over the ranks.
     """
-    recipe, running = context.recipe, context.class_weights
-    own = local_counts(recipe.terms, batches, context.accelerator.device)
-    pixels = running.pixels(batches)
-    parts = context.reduce(torch.cat([own, *pixels])).split([len(own), *map(len, pixels)])
-    running.follow(parts[1:], batches)
-    return parts[0]
+    terms, running = context.recipe.terms, context.class_weights
+    own = [[local_counts(terms, batch), *running.pixels(batch)] for batch in batches]
+    parts = [torch.stack(part).sum(0) for part in zip(*own, strict=True)]
+    counts, *pixels = context.reduce(torch.cat(parts)).split([len(part) for part in parts])
+    running.follow(pixels)
+    return counts
+
+
+def local_counts(terms: Sequence[Term], batch: Batch) -> Float[Tensor, " terms"]:
+    """Return each term's count over one micro-batch, float64."""
+    return torch.stack([term.count(batch) for term in terms])
 
 
 def loss_factors(
@@ -70,7 +66,7 @@ def loss_factors(
     """Return what a term's total is multiplied by, float32: weight * world / global count, and 0
     where nothing counts.
     """
-    weights = torch.tensor(term_weights, dtype=torch.float64, device=counts.device)
+    weights = vector(tuple(term_weights), counts.device)
     return torch.where(counts > 0, weights * world / counts.clamp_min(1e-12), 0.0).float()
 
 
@@ -88,27 +84,34 @@ def seed_forward(seed: int, step: int, micro: int) -> None:
 
 def forward_and_backward(
     context: TrainContext,
-    batches: list[Batch],
+    batches: Iterable[Batch],
     factors: Tensor,
     buffers: RunningBuffers,
     step: int,
 ) -> Tensor:
-    """Leave the gradient of a step over all ranks; return this rank's total of each term."""
-    recipe, micros = context.recipe, context.schedule.micro_batches()
-    progress = epoch_progress(step // context.epoch_steps, recipe.epochs)
+    """Leave the gradient of a step over all ranks; return this rank's total of each term. One
+    micro-batch is held at a time.
+    """
+    micros, source = context.schedule.micro_batches(), iter(batches)
     totals = torch.zeros_like(factors)
     buffers.begin()
-    for micro, batch in zip(micros, batches, strict=True):
-        seed_forward(recipe.seed, step, micro)
+    for micro in micros:
+        seed_forward(context.recipe.seed, step, micro)
         with nullcontext() if micro == micros[-1] else context.accelerator.no_sync(context.model):
-            sums = term_totals(
-                recipe.terms, context.model(batch.image, batch.boxes), batch, progress
-            )
-            context.accelerator.backward((factors * sums).sum())
+            totals += _backward(context, next(source), factors, step)
         buffers.keep(micro)
-        totals += sums.detach()
     buffers.finish(context.reduce)
     return totals
+
+
+def _backward(context: TrainContext, batch: Batch, factors: Tensor, step: int) -> Tensor:
+    """Add a micro-batch's gradient; return its total of each term."""
+    progress = epoch_progress(step // context.epoch_steps, context.recipe.epochs)
+    outputs = context.model(batch.image, batch.boxes)
+    batch = context.class_weights.give(batch)
+    sums = term_totals(context.recipe.terms, outputs, batch, progress)
+    context.accelerator.backward((factors * sums).sum())
+    return sums.detach()
 
 
 def apply_gradient(context: TrainContext, step: int) -> Float[Tensor, ""]:

@@ -1,5 +1,5 @@
-"""Rows -> micro-batches: threads read pictures and targets into (pinned) host memory, the device
-decodes.
+"""Rows -> micro-batches as they are stored: threads read pictures and targets into (pinned) host
+memory.
 
 A row is joined by key: the picture and what the teachers said of it are looked up separately and
 must name the same key.
@@ -27,16 +27,17 @@ from stillroom.pictures.rows import other_view, picture_of, rows_of
 from stillroom.pictures.views import Views, ViewSource, num_views
 from stillroom.recipe import Augment
 from stillroom.training.order import MicroBatchSchedule, Order
-from stillroom.types import IGNORE, Batch, Row, ShardId
+from stillroom.types import IGNORE, Row, ShardId
 
 _OPEN_SHARDS = 64
+_AHEAD_BYTES = 2 << 30  # of rows that were read and wait, a rank
 _NOISE = "noise/"  # no target's name has a slash
 _WHOLE, _UNCHANGED = Views(), Augment()
 _MAX_SUBSTITUTED = 0.001  # share of rows; more is a broken cache, not bad luck
 
 
 @dataclass(frozen=True, slots=True)
-class HostBatch:
+class StoredBatch:
     """A micro-batch as it was read: bytes, not yet decoded; `parts` are named `<target>.<part>`."""
 
     keys: tuple[str, ...]
@@ -74,7 +75,10 @@ class RowDataset:
         self._size, self._regions = size or pictures.geometry, regions
         self._num_views = num_views(views, split)
         self.places = self._find_places(labelled_only)
-        self.parts = tuple(f"{name}.{part}" for name in targets for part in _parts(cache, name))
+        kept = () if cache is None else cache.parts
+        parts = [part for part in kept if part.name.partition(".")[0] in targets]
+        self.parts = tuple(part.name for part in parts)
+        self._target_bytes = sum(part.num_bytes for part in parts)
         self._noisy = tuple(n for n in targets if cache is not None and cache.codecs[n].is_noisy)
         self._target_shard = (
             None if cache is None else functools.lru_cache(_OPEN_SHARDS)(cache.reader)
@@ -85,6 +89,13 @@ class RowDataset:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in memory: picture, labels, and targets as they are stored."""
+        assert self._size is not None
+        (h, w), (y, x) = self._size, self._regions or self._size
+        return h * w * 3 + y * x * 2 + self._target_bytes
 
     def _find_places(self, labelled_only: bool) -> list[tuple[ShardId, Row]]:
         """Return view 0 of each picture, or of each region of one."""
@@ -171,11 +182,6 @@ class RowDataset:
         raise DamageError(f"no readable row in split {self.split!r}")
 
 
-def _parts(cache: Cache | None, target: str) -> tuple[str, ...]:
-    assert cache is not None
-    return tuple(cache.codecs[target].parts(cache.specs[target].shape))
-
-
 def training_batches(
     dataset: RowDataset,
     order: Order,
@@ -187,12 +193,12 @@ def training_batches(
     workers: int,
     pin: bool,
     may_substitute: bool = False,
-) -> Generator[HostBatch, None, None]:
+) -> Generator[StoredBatch, None, None]:
     """Yield this rank's micro-batches of the given steps, in order, read ahead by `workers`
     threads.
     """
 
-    def read(job: tuple[int, int]) -> HostBatch:
+    def read(job: tuple[int, int]) -> StoredBatch:
         rows = []
         for position in schedule.positions(*job):
             number, place = order.at(position)
@@ -202,24 +208,34 @@ def training_batches(
             )
         return collate(rows, pin)
 
-    jobs = ((step, micro) for step in steps for micro in schedule.micro_batches())
-    return read_ahead(jobs, read, workers, depth=workers + 1)
+    micros = schedule.micro_batches()
+    jobs = ((step, micro) for step in steps for micro in micros)
+    size = len(schedule.positions(steps.start, micros[0]))
+    depth = _depth(size * dataset.row_bytes, len(micros), workers)
+    return read_ahead(jobs, read, workers, depth)
 
 
 def validation_batches(
     dataset: RowDataset, size: int, rank: int, world: int, *, workers: int, pin: bool
-) -> Generator[HostBatch, None, None]:
+) -> Generator[StoredBatch, None, None]:
     """Yield this rank's batches of a whole split, unaugmented; ranks may get unequal numbers."""
     starts = range(0, len(dataset), size)[rank::world]
 
-    def read(start: int) -> HostBatch:
+    def read(start: int) -> StoredBatch:
         rows = range(start, min(start + size, len(dataset)))
         return collate([dataset.read(row) for row in rows], pin)
 
-    return read_ahead(starts, read, workers, depth=workers + 1)
+    return read_ahead(starts, read, workers, _depth(size * dataset.row_bytes, 1, workers))
 
 
-def collate(rows: list[tuple[str, dict[str, np.ndarray]]], pin: bool) -> HostBatch:
+def _depth(micro_bytes: int, micros: int, workers: int) -> int:
+    """Return how many micro-batches are read ahead: the next step's, of which there are `micros` on
+    this rank, while threads have work beyond it and memory allows.
+    """
+    return max(micros, min(micros + max(micros, workers), _AHEAD_BYTES // micro_bytes))
+
+
+def collate(rows: list[tuple[str, dict[str, np.ndarray]]], pin: bool) -> StoredBatch:
     """Stack rows into one batch in host memory, page-locked where `pin`."""
     tensors = {}
     for name, first in rows[0][1].items():
@@ -233,29 +249,7 @@ def collate(rows: list[tuple[str, dict[str, np.ndarray]]], pin: bool) -> HostBat
     noisy = [name for name in tensors if name.startswith(_NOISE)]
     noise = {name.removeprefix(_NOISE): tensors.pop(name)[:, 0] for name in noisy}
     keys = tuple(key for key, _ in rows)
-    return HostBatch(keys, image, mask, inside, boxes, tensors, noise, mirrored)
-
-
-def to_batch(host: HostBatch, device: torch.device, cache: Cache | None) -> Batch:
-    """Copy a micro-batch to the device and decode it there."""
-
-    def move(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
-
-    assert cache is not None or not host.parts
-    targets = {} if cache is None else cache.decode(host.parts, device)
-    if host.mirrored is not None:
-        mirrored = move(host.mirrored)[:, None, None, None]
-        targets = {name: torch.where(mirrored, t.flip(3), t) for name, t in targets.items()}
-    return Batch(
-        keys=host.keys,
-        image=move(host.image).permute(0, 3, 1, 2).float().div_(255),  # stays channels-last
-        mask=move(host.mask).long(),
-        inside=move(host.inside),
-        boxes=None if host.boxes is None else move(host.boxes),
-        targets=targets,
-        noise={name: move(value) for name, value in host.noise.items()},
-    )
+    return StoredBatch(keys, image, mask, inside, boxes, tensors, noise, mirrored)
 
 
 def _augmented(arrays: dict[str, Any], augment: Augment, seed: int) -> dict[str, Any]:

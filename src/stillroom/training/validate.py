@@ -21,6 +21,7 @@ from stillroom.metrics import (
     region_figures,
     region_sums,
 )
+from stillroom.training.batches import decoded_batches
 from stillroom.training.checkpoint import save_best
 from stillroom.training.context import TrainContext
 from stillroom.training.evaluations import Evaluation, best_score, evaluation_of
@@ -28,7 +29,7 @@ from stillroom.training.log import Log, draw_curves, write_history
 from stillroom.training.receipt import about_student
 from stillroom.training.show import draw_grid, teacher_target
 from stillroom.training.step import labels, term_totals
-from stillroom.training.stream import RowDataset, to_batch, validation_batches
+from stillroom.training.stream import RowDataset, validation_batches
 from stillroom.types import Batch
 
 
@@ -74,14 +75,14 @@ def _validate(context: TrainContext, dataset: RowDataset) -> dict[str, Any]:
         context.recipe.micro_batch,
         context.schedule.rank,
         context.schedule.world,
-        workers=context.recipe.run.workers,
+        workers=context.recipe.run.num_workers,
         pin=device.type == "cuda",
     )
     with closing(stream) as hosts:
         found = validate(
             context.distiller,
             context.recipe.terms,
-            (context.class_weights.give(to_batch(host, device, context.cache)) for host in hosts),
+            map(context.class_weights.give, decoded_batches(hosts, device, context.cache)),
             context.recipe.student.classes,
             device=device,
             reduce=context.reduce,
