@@ -150,6 +150,16 @@ def test_a_student_is_trained_from_the_cache_and_evaluated_alone(flags, tmp_path
     assert np.sum(read_json(run / "evaluation.json")["confusion"]) > 0
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_student_learns_what_another_does(flags, tmp_path):
+    words = ("tiny", *flags, "--run.out", tmp_path, "--epochs", 1)
+    call("train_student.py", *words, "--run.name", "plain")
+    call("train_student.py", *words, "--run.name", "compiled", "--compile", "--channels-last")
+    one, two = (load_file(tmp_path / n / "student.safetensors") for n in ("plain", "compiled"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one | two)
+
+
 def test_teacher_miou_and_agreement_come_from_the_cache(flags, teacher, tmp_path):
     last = lines(stage_2("tiny", *flags, "--run.out", tmp_path, "--epochs", 1))[-1]
     stored = read_json(teacher / "student.json")["score"]["miou"]

@@ -135,6 +135,9 @@ class Recipe:
     batch: int = 8  # pictures in one optimiser step, over all ranks
     micro_batch: int = 8  # pictures in one forward pass
     epochs: int = 20  # one epoch is (training pictures // batch) steps, whatever the label share
+    # the student's weights lie in memory as pictures do: faster on some GPUs; changes last bits
+    channels_last: bool = False
+    compile: bool = False  # torch.compile of the student: needs a C compiler; changes last bits
     seed: int = 0  # of first weights, order, augmentation and dropout
     # what a row that cannot be read does: stops the run, or is replaced by the next (at most 0.1 %)
     on_damage: Literal["fail", "substitute"] = "fail"

@@ -124,3 +124,35 @@ def test_a_term_that_waits_is_seen(tiny_recipe, monkeypatch):
 
     monkeypatch.setattr(type(tiny_recipe.terms[0]), "total", waiting)
     assert "_local_scalar_dense" in waits_of_a_step(tiny_recipe, monkeypatch)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_gpu_is_waited_for_only_where_a_line_is_logged(tiny_recipe, monkeypatch, precision):
+    apply_gradient, steps = loop.apply_gradient, []
+
+    def watched(*words):
+        norm = apply_gradient(*words)
+        steps.append(norm)
+        torch.cuda.set_sync_debug_mode("error" if len(steps) in (1, 2) else "default")
+        return norm
+
+    monkeypatch.setattr(loop, "apply_gradient", watched)
+    run = replace(tiny_recipe.run, device="cuda", log_every=100, evaluate_every=100)
+    recipe = replace(tiny_recipe, precision=precision, epochs=2, batch=8, micro_batch=4, run=run)
+    try:
+        loop.train(recipe)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(steps) == 6
+
+
+@pytest.mark.gpu
+def test_a_gpu_holds_the_targets_of_one_micro_batch(tiny_recipe):
+    peaks = []
+    for num_micros in (1, 4):
+        run = replace(tiny_recipe.run, device="cuda", name=f"of-{num_micros}")
+        torch.cuda.reset_peak_memory_stats()
+        loop.train(replace(tiny_recipe, epochs=1, batch=4 * num_micros, micro_batch=4, run=run))
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[1] < 1.05 * peaks[0]

@@ -127,8 +127,12 @@ def test_an_error_in_validation_gives_threads_back(tiny_recipe, monkeypatch):
     assert kept.value.what == "broken"
 
 
-def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(tiny_recipe, monkeypatch):
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(
+    tiny_recipe, monkeypatch, channels_last
+):
     recipe = plain(tiny_recipe, epochs=3, augment=Augment(photometric=0.2))
+    recipe = replace(recipe, channels_last=channels_last)
     recipe = replace(recipe, run=replace(recipe.run, log_every=2))
     straight = loop.train(replace(recipe, run=replace(recipe.run, name="straight")))
     rate, calls = loop.learning_rate, []

@@ -29,7 +29,8 @@ def batch_of(pixels: list[int]) -> Batch:
 def steps(*batches: Batch) -> RunningWeights:
     running = RunningWeights((CrossEntropy(), FOREGROUND, WHOSE), CPU)
     for batch in batches:
-        running.follow(running.pixels([batch]), [batch])
+        running.follow(running.pixels(batch))
+        running.give(batch)
     return running
 
 
@@ -56,10 +57,11 @@ def test_a_steps_weights_are_bounded_and_a_missing_class_keeps_its_own():
 def test_two_micro_batches_are_one():
     one, two = batch_of([6, 1, 3, 5]), batch_of([2, 1, 1, 0])
     running = RunningWeights((FOREGROUND,), CPU)
-    running.follow(running.pixels([one, two]), [one, two])
+    pixels = zip(running.pixels(one), running.pixels(two), strict=True)
+    running.follow([a + b for a, b in pixels])
     wanted = steps(batch_of([8, 2, 4, 5])).values["bg_fg"]
     assert torch.equal(running.values["bg_fg"], wanted)
-    assert one.class_weights["bg_fg"] is two.class_weights["bg_fg"]
+    assert running.give(one).class_weights["bg_fg"] is running.give(two).class_weights["bg_fg"]
 
 
 def test_the_loss_is_weighted_and_divided_by_pixels():

@@ -139,12 +139,14 @@ def load_checkpoint(
     DamageError where the tensors are not theirs.
     """
     tensors, moments = (map_tensors(folder / name) for name in _TENSORS)
+    parameters = dict(model.named_parameters())
     numbers = {name: number for number, name in _optimized(optimizer, model).items()}
     state: dict[int, dict[str, Tensor]] = {}
     try:
         for name, tensor in moments.items():
             parameter, _, field = name.rpartition(".")
-            state.setdefault(numbers[parameter], {})[field] = tensor
+            place = state.setdefault(numbers[parameter], {})
+            place[field] = _laid_as(parameters[parameter], tensor)
         model.load_state_dict(tensors)
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -211,6 +213,13 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> di
         for number, fields in state.items()
         for field, value in fields.items()
     }
+
+
+def _laid_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """Return a moment in the memory format of its parameter, which a fused optimiser asks for."""
+    if tensor.shape != parameter.shape:
+        return tensor
+    return torch.empty_like(parameter, device=tensor.device, dtype=tensor.dtype).copy_(tensor)
 
 
 def _optimized(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[int, str]:

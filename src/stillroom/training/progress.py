@@ -66,7 +66,7 @@ def step_line(steps: int, step: int, figures: dict[str, Any], left: str) -> str:
     skipped = figures.get("skipped_steps")
     scaling = f", {skipped} steps skipped (scale {figures['scale']:g})" if skipped else ""
     waits = not skipped and figures["waiting"] >= _WAITING
-    waiting = f", {figures['waiting']:.0%} waiting for rows" if waits else ""
+    waiting = f", {figures['waiting']:.0%} waiting" if waits else ""
     tail = f", {figures['rows_per_s']:.1f} rows/s{waiting}{scaling}, {left} left"
     for shown in range(len(terms), -1, -1):
         rest = [f"+{len(terms) - shown} more"] if shown < len(terms) else []

@@ -81,6 +81,10 @@ def make_context(
     """
     distiller = _distiller(recipe, specs, recipe.size_of(pictures), accelerator)
     begin = _begin(recipe, distiller)
+    if recipe.channels_last:
+        distiller.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if recipe.compile:
+        distiller.compile()
     parts = parameters_in_parts(distiller, recipe)
     optimizer = make_optimizer(
         recipe.optimizer, distiller, accelerator.device, parts, recipe.freeze_lr
