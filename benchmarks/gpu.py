@@ -11,6 +11,8 @@
   torch and as ONNX;
 - stage_2_fp16, stage_2_bf16, stage_2_fp32: `train_student.py` from that cache and with labels
   alone: seconds a step, device memory, losses;
+- step: steps alone, from the cache and with the teachers in them: rates and memory;
+- profile: ten steps as a Chrome trace (`benchmarks/rehearsals/steps_<device>.trace.json.gz`);
 - two_ranks: the same losses as one process (NCCL on two GPUs, gloo on one).
 
 Networks and pictures are made up and the weights random: no score. A part is a process with a time
@@ -52,6 +54,8 @@ LIMITS_S = {
     "stage_2_fp16": 100,
     "stage_2_bf16": 100,
     "stage_2_fp32": 100,
+    "step": 100,
+    "profile": 60,
     "two_ranks": 100,
     "stage_1_onnx": 120,
 }

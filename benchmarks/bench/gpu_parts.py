@@ -15,9 +15,13 @@ import torch
 from bench.commands import ROOT, call, call_ranks
 from bench.detector import convolutions, count_macs
 from bench.gpu_bench import BATCH, RECIPES, Bench
+from bench.machine import RESULTS
 from bench.stages import TENSOR, about_cache, about_run, save_detector
+from bench.step_times import profile_steps, step_times
 from torch import Tensor
 
+from stillroom.cli import recipe_from
+from stillroom.recipe import Recipe
 from stillroom.teachers.configs import OnnxTeacher
 from stillroom.training.log import read_metrics
 
@@ -239,6 +243,28 @@ def _require_below(name: str, found: float, limit: float) -> None:
         raise RuntimeError(f"{name} differs by {found:.3g}, more than {limit:.3g}")
 
 
+def step(bench: Bench, figures: dict[str, Any]) -> str:
+    """Compare steps alone, from the cache and with the teachers in them."""
+    _ensure_cache(bench)
+    rounds, steps = (3, 12) if bench.device == "cuda" else (1, 1)
+    figures |= step_times(_in_process(bench, "steps"), rounds, steps)
+    return PASSED
+
+
+def profile(bench: Bench, figures: dict[str, Any]) -> str:
+    """Leave a Chrome trace of ten steps beside the results."""
+    _ensure_cache(bench)
+    path = RESULTS.with_name("rehearsals") / f"steps_{bench.device}.trace.json.gz"
+    figures |= profile_steps(_in_process(bench, "profiled"), path)
+    return PASSED
+
+
+def _in_process(bench: Bench, name: str) -> Recipe:
+    """Return the recipe for a run in this process."""
+    out = ("--run.out", bench.folder / "runs", "--run.name", name, "--gate", "off")
+    return recipe_from([str(word) for word in (*bench.with_torch_detector(), *out)])
+
+
 PARTS: dict[str, Callable[[Bench, dict[str, Any]], str]] = {
     "gpu_tests": gpu_tests,
     "onnx_teacher": onnx_teacher,
@@ -246,6 +272,8 @@ PARTS: dict[str, Callable[[Bench, dict[str, Any]], str]] = {
     "stage_2_fp16": functools.partial(stage_2, precision="fp16"),
     "stage_2_bf16": functools.partial(stage_2, precision="bf16"),
     "stage_2_fp32": functools.partial(stage_2, precision="fp32"),
+    "step": step,
+    "profile": profile,
     "two_ranks": two_ranks,
     "stage_1_onnx": stage_1_onnx,
 }
