@@ -39,7 +39,7 @@ docs: $(READY)
 	$(BIN)/python -m mkdocs build --strict --site-dir site
 
 # Not those that need pictures, networks or runs, named on their command line: their first lines say how.
-STUDIES := draw_views fidelity five_systems gpu people_groups quality_gate rare_classes rate step stored_views students
+STUDIES := fidelity five_systems gpu people_groups quality_gate rare_classes rate step stored_views students
 bench: $(READY)
 	for script in $(filter-out $(STUDIES:%=benchmarks/%.py),$(wildcard benchmarks/*.py)); do \
 	  $(BIN)/python $$script || exit 1; done

@@ -96,6 +96,14 @@ def test_better_is_a_margin_or_more_pictures_than_luck_explains(gained, wins, ga
     assert found.is_better is is_better
 
 
+@pytest.mark.parametrize(("gained", "is_better"), [(0.05, False), (0.2, True)])
+def test_of_few_pictures_a_small_margin_says_nothing(gained, is_better):
+    found = Comparison(
+        miou=0.7 + gained, declared_miou=0.7, wins=4, num_pictures=4, gain=0.3, loss=0.1
+    )
+    assert found.is_better is is_better
+
+
 def test_pictures_without_labels_count_for_nobody(labels):
     labels[:10] = 255
     one, two = scores(answers(labels, 1.0), labels), scores(answers(labels, 0.5, 2), labels)

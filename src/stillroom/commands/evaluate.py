@@ -91,6 +91,9 @@ def print_figures(found: dict, reason: str) -> None:
             f" {found['pixel_accuracy']:.4f}, calibration error {found['calibration_error']:.4f}"
             f" ({found['split']})"
         )
+        answered = [name for name, value in found["precision"].items() if value is not None]
+        if len(answered) == 1:
+            print(f"every pixel was answered with {answered[0]}: this student knows no other class")
     if "target_iou" in found:
         print(
             f"target IoU {found['target_iou']:.4f}, above .5: {found['detection_rate_50']:.1%},"

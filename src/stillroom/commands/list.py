@@ -27,6 +27,9 @@ def main(
     """
     from stillroom.using.inventory import deletion_text, inventory_text, take_inventory
 
+    for path, usual in ((shards, "shards"), (cache, "cache"), (runs, "runs")):
+        if not path.is_dir() and path != Path(usual):
+            raise UserError(f"there is no folder {path}", fix=f"--{usual} FOLDER that is there")
     found = take_inventory(shards, cache, runs)
     print(inventory_text(found))
     if not delete:

@@ -26,6 +26,7 @@ from stillroom.teachers.protocol import BuiltTeacher
 from stillroom.types import IGNORE
 
 MARGIN = 0.01  # of mIoU, which alone makes another preprocessing the better one
+FEW, FEW_MARGIN = 8, 0.1  # below so many pictures it takes that much: all may be better by chance
 GAIN = 0.05  # share of the cross-entropy that it must save where the margin is smaller
 CHANCE = 1e-3  # the probability that so many pictures are answered better by luck
 _GRID = 20  # pixels of an answer in each direction that the cross-entropy is taken from
@@ -69,10 +70,11 @@ class Comparison:
     @property
     def is_better(self) -> bool:
         """By the margin and on most pictures, or by less and on more than luck explains."""
-        if self.miou > self.declared_miou + MARGIN and 2 * self.wins > self.num_pictures:
+        luck = at_least(self.wins, self.num_pictures)
+        margin = MARGIN if self.num_pictures >= FEW else FEW_MARGIN
+        if self.miou > self.declared_miou + margin and 2 * self.wins > self.num_pictures:
             return True
-        lucky = at_least(self.wins, self.num_pictures) > CHANCE
-        return self.miou > self.declared_miou and self.gain > GAIN and not lucky
+        return self.miou > self.declared_miou and self.gain > GAIN and luck <= CHANCE
 
 
 def score(
