@@ -144,9 +144,14 @@ def test_the_rows_of_a_step_depend_neither_on_workers_nor_on_ranks(dataset):
     assert all(same(b, alone[job]) for rank in process for job, b in rank.items())
 
 
-def test_a_resume_in_mid_epoch_reads_what_would_have_come(dataset):
-    alone = batches(dataset)
-    assert all(same(b, alone[job]) for job, b in batches(dataset, steps=range(4, 6)).items())
+def test_from_every_step_of_three_epochs_a_resume_reads_what_would_have_come(dataset):
+    steps = 3 * len(dataset) // 8
+    alone = batches(dataset, steps=range(steps))
+    assert steps == 9 and len({key for b in alone.values() for key in b.keys}) == len(dataset)
+    for first in range(1, steps):
+        tail = batches(dataset, steps=range(first, steps))
+        assert tail.keys() == {job for job in alone if job[0] >= first}
+        assert all(same(b, alone[job]) for job, b in tail.items())
 
 
 def test_one_pass_holds_every_row_once(dataset):
