@@ -67,7 +67,7 @@ def test_the_error_of_each_row_is_measured_and_kept(recipe):
             (row,) = cache.rows(picture.key)
             for name, value in row.targets.items():
                 found = float((value - outputs[name][0]).double().square().mean())
-                assert reader.statistics[name].error[i] == pytest.approx(found, rel=1e-2)
+                assert reader.errors[name][i] == pytest.approx(found, rel=1e-2)
                 assert found > 0
 
 

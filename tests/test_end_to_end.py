@@ -124,7 +124,7 @@ def same_rows(one: Cache, two: Cache) -> bool:
     """Whether two caches hold equal rows."""
     for shard in one.shard_ids():
         with one.reader(shard) as a, two.reader(shard) as b:
-            assert a.rows == b.rows
+            assert tuple(a.rows) == tuple(b.rows)
             for i in range(len(a)):
                 first, second = a.read(i), b.read(i)
                 if not all(np.array_equal(first[part], second[part]) for part in first):

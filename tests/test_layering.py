@@ -20,6 +20,7 @@ BASE = {
     "hashing",
     "user_code",
     "columns",
+    "random_access",
 }
 ALLOWED = {
     "types": {"hashing"},
@@ -32,6 +33,7 @@ ALLOWED = {
     "hashing": set(),
     "user_code": {"errors"},
     "columns": set(),
+    "random_access": {"errors"},
     "flags": {"errors"},
     "networks": BASE,
     "metrics": BASE,

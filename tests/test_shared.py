@@ -171,7 +171,7 @@ def test_small_targets_of_real_teachers_are_forty_times_smaller_and_run_again(
     (path,) = tmp_path.iterdir()
     coded, (shard, *_) = open_cache(path), cache.shard_ids("val")
     with coded.reader(shard) as reader:
-        spans, errors = reader.shard_index.spans, reader.statistics["detector"].error
+        spans, errors = reader.shard_index.spans, reader.errors["detector"]
     with cache.reader(shard) as reader:
         exact = reader.shard_index.spans
         values = np.stack([reader.read(i)["detector.value"] for i in range(len(reader))])

@@ -123,14 +123,18 @@ def test_statistics_and_provenance_are_kept_with_a_shard(recipe):
     with cache.reader(SHARDS[1]) as reader:
         for i in range(len(reader)):
             value = reader.read(i)["shapes.value"].astype(np.float32)
-            low, high = (getattr(reader.statistics["shapes"], name)[i] for name in ("min", "max"))
+            low, high = (
+                getattr(reader.shard_index.statistics["shapes"], name)[i] for name in ("min", "max")
+            )
             assert low == pytest.approx(value.min(), rel=1e-3)
             assert high == pytest.approx(value.max(), rel=1e-3)
             shifted = np.exp(value - value.max(0))
             wanted = (shifted / shifted.sum(0)).max(0).mean()
-            assert reader.statistics["shapes"].confidence[i] == pytest.approx(wanted, abs=1e-3)
-        assert set(reader.statistics["shapes"].finite) == {1.0}
-        assert set(reader.statistics["inner"].confidence) == {None}
+            assert reader.shard_index.statistics["shapes"].confidence[i] == pytest.approx(
+                wanted, abs=1e-3
+            )
+        assert set(reader.shard_index.statistics["shapes"].finite) == {1.0}
+        assert set(reader.shard_index.statistics["inner"].confidence) == {None}
         found = reader.provenance
     assert found["device"] == "cpu"
     assert found["providers"] == ["torch"]

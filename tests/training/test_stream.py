@@ -77,7 +77,7 @@ def test_a_teacher_shard_in_another_order_is_joined_by_key(pictures, cache):
         """A reader that numbers its rows from the end; `index` alone knows."""
 
         def __init__(self, reader):
-            self.reader, self.rows = reader, reader.rows[::-1]
+            self.reader, self.rows = reader, list(reader.rows)[::-1]
             self.pixels, self.provenance = reader.pixels[::-1], reader.provenance
 
         def index(self, key, region, view):
@@ -304,7 +304,7 @@ def spoilt(tiny_world: Path, folder: Path, rows: tuple[int, ...]) -> RowDataset:
     shard = pictures.open(pictures.shard_ids("train")[0])
     data = bytearray(shard.path.read_bytes())
     for row in rows:
-        data[shard._rows.picture[row][0] + 40] ^= 16
+        data[shard._spans["picture"][row, 0] + 40] ^= 16
     shard.path.write_bytes(data)
     return RowDataset(open_pictures(folder), "train")
 

@@ -6,7 +6,7 @@ one decompression straight into the result. Figures: `benchmarks/read_rows.py`.
 
 import os
 import threading
-import weakref
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ import numpy as np
 
 from stillroom.cache.body import Part
 from stillroom.cache.frames import crc32c, decode_frame
-from stillroom.cache.shard_index import ShardSpec, check_files, read_shard_index
+from stillroom.cache.row_table import RowTable
+from stillroom.cache.shard_index import ShardIndex, ShardSpec, check_files, read_shard_index
 from stillroom.errors import DamageError, FailureError, UserError
-from stillroom.types import Row
+from stillroom.random_access import RandomAccessFile
 
 _BLOCK_BYTES = 1 << 18  # read and checked piecewise while in the cache: 0.4 instead of 2.1 ms a row
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW  # a FIFO would block
 _scratch = threading.local()  # one growing buffer per thread, for compressed frames
 
 
@@ -32,36 +32,38 @@ class ShardReader:
     """
 
     def __init__(self, folder: Path, spec: ShardSpec, *, check: bool = True) -> None:
-        self.shard_index, _ = read_shard_index(folder, spec)
-        check_files(folder, spec, self.shard_index)
-        self.shard_id = spec.shard_id
-        self.rows: tuple[Row, ...] = self.shard_index.rows
-        self.pixels = self.shard_index.columns.pixels  # crc32c of what the teachers were shown
-        self.statistics = self.shard_index.statistics
-        self.provenance: dict[str, Any] = self.shard_index.provenance
-        self._folder, self._body, self._check = folder, spec.body, check
-        self._parts = {part.name: part for part in spec.parts}
-        self._descriptors: dict[str, int] = {}
-        self._finalizer = weakref.finalize(self, _close_all, self._descriptors)
-        for part in spec.parts:
-            path = spec.body.file_of(part)
-            if path not in self._descriptors:
-                self._descriptors[path] = os.open(folder / path, _FLAGS)
-        self._numbers = {
-            (row.key, row.region, row.view.number): i for i, row in enumerate(self.rows)
+        self._folder, self._spec, self._check = folder, spec, check
+        index = self.shard_index
+        check_files(folder, spec, index)
+        self.shard_id, self.rows = spec.shard_id, RowTable(index.columns)
+        self.pixels = array("I", index.columns.pixels)  # crc32c of what was shown
+        self.errors = {  # per target, mean of (decoded - value)^2 of each row
+            name: np.array(figures.error, np.float32) for name, figures in index.statistics.items()
         }
+        self.provenance: dict[str, Any] = index.provenance
+        self._parts = {part.name: part for part in spec.parts}
+        self._spans = {
+            name: np.column_stack((spans.offset, spans.size, spans.crc32c)).astype(np.int64)
+            for name, spans in index.spans.items()
+        }
+        paths = {spec.body.file_of(part) for part in spec.parts}
+        self._files = {path: RandomAccessFile(folder / path) for path in paths}
+
+    @property
+    def shard_index(self) -> ShardIndex:
+        """All that `shard.json` says, read and checked again: a reader keeps what reading needs."""
+        return read_shard_index(self._folder, self._spec)[0]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def index(self, key: str, region: int | None = None, view: int = 0) -> int:
         """Return the number of a row. Raises UserError where the shard has no such row."""
-        try:
-            return self._numbers[key, region, view]
-        except KeyError:
+        if (i := self.rows.find(key, region, view)) is None:
             raise UserError(
                 f"shard {self.shard_id} has no row for key {key!r}, region {region}, view {view}"
-            ) from None
+            )
+        return i
 
     def read(
         self,
@@ -89,7 +91,8 @@ class ShardReader:
 
     def close(self) -> None:
         """Close the files; also done when the reader is collected."""
-        self._finalizer()
+        while self._files:
+            self._files.popitem()[1].close()
 
     def __enter__(self) -> "ShardReader":
         return self
@@ -98,13 +101,11 @@ class ShardReader:
         self.close()
 
     def _read(self, i: int, part: Part, out: np.ndarray) -> None:
-        spans = self.shard_index.spans[part.name]
-        offset, size, crc = spans.offset[i], spans.size[i], spans.crc32c[i]
-        path = self._body.file_of(part)
-        if path not in self._descriptors:
+        offset, size, crc = self._spans[part.name][i].tolist()
+        if (file := self._files.get(self._spec.body.file_of(part))) is None:
             raise FailureError(f"the reader of shard {self.shard_id} is closed")
-        frame = _buffer(size)
-        num_read, found = _pread(self._descriptors[path], frame, offset, check=self._check)
+        frame, opened = _buffer(size), file.open()
+        num_read, found = _pread(opened.number, frame, offset, check=self._check)
         if num_read != size:
             raise self._damage(i, part, "the file ends early", num_read, size)
         if self._check and found != crc:
@@ -115,8 +116,8 @@ class ShardReader:
             raise self._damage(i, part, error.what, error.found, error.wanted) from None
 
     def _damage(self, i: int, part: Part, what: str, found: object, wanted: object) -> DamageError:
-        path = self._folder / self._body.file_of(part)
-        offset = self.shard_index.spans[part.name].offset[i]
+        path = self._folder / self._spec.body.file_of(part)
+        offset = int(self._spans[part.name][i, 0])
         return DamageError(
             f"shard {self.shard_id}, key {self.rows[i].key} (row {i}), part {part.name} is damaged"
             f" in {path} at offset {offset}: {what}",
@@ -146,8 +147,3 @@ def _pread(descriptor: int, buffer: np.ndarray, offset: int, *, check: bool) -> 
             crc = crc32c(buffer[done : done + num_read], crc)
         done += num_read
     return done, crc
-
-
-def _close_all(descriptors: dict[str, int]) -> None:
-    while descriptors:
-        os.close(descriptors.popitem()[1])

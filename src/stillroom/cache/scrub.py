@@ -94,6 +94,7 @@ def _row_problems(
     """crc32c and decode of every part of every row."""
     problems = []
     out = {part.name: np.empty(part.shape, part.stored) for part in spec.parts}
+    stored = reader.shard_index.spans.values()
     for i in range(len(reader)):
         for part in spec.parts:
             path = folder / spec.body.file_of(part)
@@ -108,7 +109,7 @@ def _row_problems(
                     f" {path} does not hold what was written"
                 )
                 problems.append(Problem(shard=spec.shard_id, path=path, what=what))
-        tick(sum(spans.size[i] for spans in reader.shard_index.spans.values()), 1)
+        tick(sum(spans.size[i] for spans in stored), 1)
     return problems
 
 

@@ -5,22 +5,20 @@ Everything that a reader later allocates or seeks to passes through here.
 
 import stat
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
 from stillroom.cache.body import Body, Part, Spans, StoredFile
 from stillroom.cache.identity import FORMAT
+from stillroom.cache.row_table import RowColumns, RowTable, row_order
 from stillroom.errors import DamageError
-from stillroom.jsonfile import Crc32c, Declared, read_json, read_json_and_digest
-from stillroom.types import Key, Kind, Row, ShardId, View
+from stillroom.jsonfile import Declared, read_json, read_json_and_digest
+from stillroom.types import Kind, ShardId
 
 FILE = "shard.json"
-_Number = Annotated[int, msgspec.Meta(ge=0, le=100_000_000)]  # of a view or a region
-_Pixels = Annotated[int, msgspec.Meta(ge=-100_000_000, le=100_000_000)]
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _SquaredError = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -44,17 +42,6 @@ class ShardSpec:
         return f"{self.shard_id}{self.body.suffix}"
 
 
-class RowColumns(Declared, frozen=True):
-    """Who each row is; a view is number, x0, y0, x1, y1 in packed pixels, and mirrored; `pixels` is
-    the crc32c of what the teachers were shown.
-    """
-
-    key: list[Key]
-    region: list[_Number | None]
-    view: list[tuple[_Number, _Pixels, _Pixels, _Pixels, _Pixels, Literal[0, 1]]]
-    pixels: list[Crc32c]
-
-
 class Statistics(Declared, frozen=True):
     """Figures of one target per row, of the values before encoding; confidence of logits only.
 
@@ -68,7 +55,7 @@ class Statistics(Declared, frozen=True):
     error: list[_SquaredError]
 
 
-class ShardIndex(Declared, frozen=True, dict=True):
+class ShardIndex(Declared, frozen=True):
     """The content of a `shard.json`, as it lies there."""
 
     format: str
@@ -81,35 +68,6 @@ class ShardIndex(Declared, frozen=True, dict=True):
     files: dict[str, StoredFile]  # per path inside the folder, all but `shard.json`
     statistics: dict[str, Statistics]  # per target
     provenance: dict[str, Any]
-
-    @cached_property
-    def rows(self) -> tuple[Row, ...]:
-        """The rows in order; ValueError for a view of nothing."""
-        columns = zip(self.columns.key, self.columns.region, self.columns.view, strict=True)
-        return tuple(
-            Row(
-                key=key,
-                region=region,
-                view=View(number=number, x0=x0, y0=y0, x1=x1, y1=y1, mirrored=bool(mirrored)),
-            )
-            for key, region, (number, x0, y0, x1, y1, mirrored) in columns
-        )
-
-
-def row_order(row: Row) -> tuple[str, int, int]:
-    """Rows are ordered by key, region (None first), view number."""
-    return row.key, -1 if row.region is None else row.region, row.view.number
-
-
-def row_columns(rows: list[Row], pixels: list[int]) -> RowColumns:
-    """Return rows, and the crc32c of each one's pixels, as `shard.json` holds them."""
-    views = [row.view for row in rows]
-    return RowColumns(
-        key=[row.key for row in rows],
-        region=[row.region for row in rows],
-        view=[(v.number, v.x0, v.y0, v.x1, v.y1, 1 if v.mirrored else 0) for v in views],
-        pixels=pixels,
-    )
 
 
 def read_shard_index(folder: Path, spec: ShardSpec) -> tuple[ShardIndex, str]:
@@ -188,7 +146,7 @@ def _row_problem(shard_index: ShardIndex, spec: ShardSpec) -> str | None:
         ):
             return f"the confidence of {name}, which are {kind}"
     try:
-        rows = shard_index.rows
+        rows = tuple(RowTable(shard_index.columns))
     except ValueError as error:
         return str(error)
     for before, after in pairwise(rows):

@@ -21,15 +21,9 @@ from stillroom.cache.body import Spans, StoredFile
 from stillroom.cache.faults import reach
 from stillroom.cache.frames import crc32c, encode_frame, is_finite, sync_file
 from stillroom.cache.identity import FORMAT
+from stillroom.cache.row_table import row_columns, row_order
 from stillroom.cache.scrub import scrub_folder
-from stillroom.cache.shard_index import (
-    FILE,
-    ShardIndex,
-    ShardSpec,
-    Statistics,
-    row_columns,
-    row_order,
-)
+from stillroom.cache.shard_index import FILE, ShardIndex, ShardSpec, Statistics
 from stillroom.errors import DamageError, FailureError, UserError
 from stillroom.jsonfile import sync_folder, write_json
 from stillroom.types import Row, RowStatistics

@@ -79,7 +79,7 @@ def _problems(
         with ShardReader(folder, spec) as reader:
             return [
                 *scrub_reader(reader, folder, spec, tick=tick),
-                *_row_problems(pictures, rows_of, reader.rows, spec, folder),
+                *_row_problems(pictures, rows_of, tuple(reader.rows), spec, folder),
             ]
     except DamageError as error:
         return [problem_of(error, shard_id, folder)]

@@ -8,11 +8,11 @@ import functools
 import hashlib
 import json
 import os
-import weakref
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import google_crc32c
 import msgspec
@@ -31,11 +31,11 @@ from stillroom.jsonfile import (
 )
 from stillroom.pictures.decode import MAX_FILE_BYTES, MAX_PIXELS, decode_stored
 from stillroom.pictures.prepare import Fit, Geometry, PictureFormat
+from stillroom.random_access import RandomAccessFile
 from stillroom.types import IGNORE, Key, ShardId, ShardNumber, Split
 
 FORMAT = "stillroom pictures 1"
 Member = Literal["picture", "mask", "extra"]
-_MAX_OPEN_SHARDS = 128  # file descriptors, and about 80 KB of index each
 
 _Pixels = Annotated[int, msgspec.Meta(ge=0, le=MAX_PIXELS)]
 _Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
@@ -115,7 +115,9 @@ class Picture:
 
 
 class PictureShard:
-    """An open shard, safe to read from many threads; its file is closed with the last reference."""
+    """A shard, safe to read from many threads: its index in 96 bytes a row and the row's key, and a
+    file that is opened when it is read.
+    """
 
     def __init__(self, folder: Path, info: ShardInfo, geometry: tuple[int, int] | None) -> None:
         """Open and check; raises DamageError where tar or index are not those of `dataset.json`.
@@ -125,13 +127,18 @@ class PictureShard:
         self.info = info
         self.path = folder / f"{info.id}.tar"
         rows = _read_index(folder / f"{info.id}.json", info, geometry)
-        self.keys, self._rows = rows.key, rows
+        self.keys = rows.key
+        self._pixels = np.column_stack((rows.height, rows.width, np.array(rows.inside))).astype(
+            np.int32
+        )
+        self._spans = {name: _span_array(getattr(rows, name)) for name in get_args(Member)}
+        self._file = RandomAccessFile(self.path)
         try:
-            self._file = open_regular(self.path)
+            with open_regular(self.path) as file:
+                size = os.fstat(file.fileno()).st_size
         except FileNotFoundError:
             raise DamageError(f"{self.path} is missing", fix=_fix(folder)) from None
-        weakref.finalize(self, self._file.close)
-        if (size := os.fstat(self._file.fileno()).st_size) != info.size:
+        if size != info.size:
             raise DamageError(
                 f"{self.path} has the wrong size", found=size, wanted=info.size, fix=_fix(folder)
             )
@@ -139,31 +146,32 @@ class PictureShard:
     def __len__(self) -> int:
         return len(self.keys)
 
-    @functools.cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {key: i for i, key in enumerate(self.keys)}
-
     def index(self, key: str) -> int:
         """Return the number of a picture; raises KeyError where the shard has none of this key."""
-        return self._numbers[key]
+        i = bisect_left(self.keys, key)
+        if self.keys[i : i + 1] != (key,):
+            raise KeyError(key)
+        return i
 
     def size(self, i: int) -> tuple[int, int]:
         """Return height and width of a picture, pixels."""
-        return self._rows.height[i], self._rows.width[i]
+        height, width = self._pixels[i, :2].tolist()
+        return height, width
 
     def inside(self, i: int) -> tuple[int, int, int, int]:
         """Return x0, y0, x1, y1 of a picture without its padding, pixels."""
-        return self._rows.inside[i]
+        x0, y0, x1, y1 = self._pixels[i, 2:].tolist()
+        return x0, y0, x1, y1
 
     def has_mask(self, i: int) -> bool:
-        return self._rows.mask[i] is not None
+        return bool(self._spans["mask"][i, 0] >= 0)
 
     def read_bytes(self, i: int, member: Member = "picture") -> bytes:
         """Return a member as it lies in the tar; DamageError names shard, key and offset."""
-        span = getattr(self._rows, member)[i]
-        assert span is not None, f"{self.keys[i]} has no {member}"
-        offset, size, crc = span
-        data = os.pread(self._file.fileno(), size, offset)
+        offset, size, crc = self._spans[member][i].tolist()
+        assert offset >= 0, f"{self.keys[i]} has no {member}"
+        opened = self._file.open()
+        data = os.pread(opened.number, size, offset)
         if len(data) != size or google_crc32c.value(data) != crc:
             raise DamageError(
                 f"{self.path}: the {member} of {self.keys[i]} at byte {offset} is damaged",
@@ -177,19 +185,19 @@ class PictureShard:
         """Return row `i` decoded, with its mask if wanted and there; raises DamageError."""
         return Picture(
             key=self.keys[i],
-            image=self._pixels(i, "picture", ("RGB",)),
+            image=self._decoded(i, "picture", ("RGB",)),
             mask=self.read_mask(i) if labels and self.has_mask(i) else None,
-            inside=self._rows.inside[i],
+            inside=self.inside(i),
             extra=self.extra(i),
         )
 
     def read_mask(self, i: int) -> UInt8[np.ndarray, "h w"]:
         """Return the mask of row `i`, which has one; raises DamageError."""
-        return self._pixels(i, "mask", ("L", "P"))
+        return self._decoded(i, "mask", ("L", "P"))
 
     def extra(self, i: int) -> dict[str, Any]:
         """Return what a source had to say of a picture besides its pixels; raises DamageError."""
-        if self._rows.extra[i] is None:
+        if self._spans["extra"][i, 0] < 0:
             return {}
         try:
             extra = json.loads(self.read_bytes(i, "extra"))
@@ -201,7 +209,7 @@ class PictureShard:
             )
         return extra
 
-    def _pixels(self, i: int, member: Member, modes: tuple[str, ...]) -> UInt8[np.ndarray, "..."]:
+    def _decoded(self, i: int, member: Member, modes: tuple[str, ...]) -> UInt8[np.ndarray, "..."]:
         data = self.read_bytes(i, member)
         try:
             return decode_stored(data, self.size(i), modes)
@@ -225,9 +233,7 @@ class PictureSet:
         self.fit: Fit | None = None if geometry is None else geometry.fit
         self.shards, self.digest = body.shards, body.digest
         infos = {info.id: info for info in self.shards}
-        self._opened = functools.lru_cache(_MAX_OPEN_SHARDS)(
-            lambda shard: PictureShard(path, infos[shard], size)
-        )
+        self._opened = functools.cache(lambda shard: PictureShard(path, infos[shard], size))
 
     def shard_ids(self, split: str | None = None) -> tuple[ShardId, ...]:
         """Return the shards of a split, or of all splits, in order."""
@@ -238,7 +244,7 @@ class PictureSet:
         return sum(info.rows for info in self.shards if info.split == split)
 
     def open(self, shard: ShardId) -> PictureShard:
-        """Return an open shard, the same one while it is among the last 128; raises DamageError."""
+        """Return an open shard, always the same one; raises DamageError."""
         return self._opened(shard)
 
 
@@ -277,6 +283,11 @@ def set_digest(shards: Iterable[ShardInfo]) -> str:
     """Return the data set's digest."""
     lines = (f"{info.id} {info.rows} {info.pictures}\n" for info in shards)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _span_array(spans: Sequence[_PictureSpan | None]) -> np.ndarray:
+    """Return offset, size and crc32c of each row's member; the offset is -1 where it has none."""
+    return np.array([span or (-1, 0, 0) for span in spans], np.int64)
 
 
 def _read_index(path: Path, info: ShardInfo, geometry: tuple[int, int] | None) -> _Columns:

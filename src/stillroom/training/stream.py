@@ -29,7 +29,6 @@ from stillroom.recipe import Augment
 from stillroom.training.order import MicroBatchSchedule, Order
 from stillroom.types import IGNORE, Row, ShardId
 
-_OPEN_SHARDS = 64
 _AHEAD_BYTES = 2 << 30  # of rows that were read and wait, a rank
 _NOISE = "noise/"  # no target's name has a slash
 _WHOLE, _UNCHANGED = Views(), Augment()
@@ -80,9 +79,7 @@ class RowDataset:
         self.parts = tuple(part.name for part in parts)
         self._target_bytes = sum(part.num_bytes for part in parts)
         self._noisy = tuple(n for n in targets if cache is not None and cache.codecs[n].is_noisy)
-        self._target_shard = (
-            None if cache is None else functools.lru_cache(_OPEN_SHARDS)(cache.reader)
-        )
+        self._target_shard = None if cache is None else functools.cache(cache.reader)
         self._lock = threading.Lock()  # the counts are those of all reading threads
         self.substituted = 0
         self.read_rows = 0
@@ -149,11 +146,12 @@ class RowDataset:
         assert self._target_shard is not None
         reader = self._target_shard(shard)
         i = reader.index(row.key, row.region, view)
-        picture = self._picture(shard, reader.rows[i])
-        require_pixels(picture, reader.rows[i], reader.pixels[i], reader.provenance)
+        seen = reader.rows[i]
+        picture = self._picture(shard, seen)
+        require_pixels(picture, seen, reader.pixels[i], reader.provenance)
         arrays = reader.read(i, parts=self.parts)
         for name in self._noisy:
-            arrays[f"{_NOISE}{name}"] = np.array([reader.statistics[name].error[i]], np.float32)
+            arrays[f"{_NOISE}{name}"] = reader.errors[name][i : i + 1]
         return picture, arrays
 
     def _picture(self, shard: ShardId, row: Row) -> Picture:

@@ -2,7 +2,7 @@
 runs.
 """
 
-from functools import lru_cache
+import functools
 from pathlib import Path
 
 import torch
@@ -18,8 +18,6 @@ from stillroom.types import ShardId, View
 from stillroom.using.student import Trained
 from stillroom.using.student_rows import places
 
-_OPEN_SHARDS = 8
-
 
 class CachedMasks:
     """Masks of one target of logits, of those rows of a split that were looked at whole, all
@@ -29,7 +27,7 @@ class CachedMasks:
     def __init__(self, cache: Cache, target: str, split: str, size: tuple[int, int]) -> None:
         self.cache, self.target = cache, target
         self._parts = [p.name for p in cache.parts if p.name.partition(".")[0] == target]
-        self._open = lru_cache(_OPEN_SHARDS)(cache.reader)
+        self._open = functools.cache(cache.reader)
         self._places: dict[str, tuple[ShardId, int]] = {}
         whole = View(x0=0, y0=0, x1=size[1], y1=size[0])
         for shard in cache.shard_ids(split):

@@ -1,0 +1,53 @@
+"""Files that are read at offsets, from many threads: any number may be known, few are open."""
+
+import os
+import resource
+import weakref
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar
+
+from stillroom.errors import DamageError
+
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW  # a FIFO would block
+_MAX_OPEN = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # the rest is for others
+
+
+class Descriptor:
+    """An open file, `number` to the system; closed with its last reference: under no reader."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, _FLAGS)
+        # not in __del__, in which weak references, and so other threads, still find this
+        weakref.finalize(self, os.close, self.number)
+
+
+class RandomAccessFile:
+    """A file that is opened when it is read, and closed once many others were opened since."""
+
+    _recent: ClassVar[deque[Descriptor]] = deque(maxlen=_MAX_OPEN)  # the only lasting references
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._last: weakref.ref[Descriptor] | None = None
+
+    def open(self) -> Descriptor:
+        """Return the open file, to be held while it is read; DamageError where it is gone."""
+        if self._last is None or (descriptor := self._last()) is None:
+            try:
+                descriptor = Descriptor(self.path)
+            except FileNotFoundError:
+                raise DamageError(f"{self.path} is missing") from None
+            self._last = weakref.ref(descriptor)
+            self._recent.append(descriptor)
+        return descriptor
+
+    def close(self) -> None:
+        """Close the file as soon as nobody reads it; also done when this is collected."""
+        descriptor = None if self._last is None else self._last()
+        if descriptor is not None:
+            with suppress(ValueError):  # others were opened since
+                self._recent.remove(descriptor)
+
+    __del__ = close
