@@ -33,14 +33,25 @@ def rows_of(
     with `first_only` it has view 0 alone.
     """
     numbers = range(1 if first_only else num_views(views, shard.info.split))
-    rows = []
-    for i, key in enumerate(shard.keys):
-        boxes = dict(enumerate(_boxes(key, shard.extra(i)))) if regions else {None: None}
-        for region, box in boxes.items():
-            shown = _shown(box, shard.inside(i))
-            views_of = (views.view(key, number, shard.size(i), shown) for number in numbers)
-            rows += [Row(key=key, region=region, view=view) for view in views_of]
-    return tuple(rows)
+    return tuple(
+        row_at(shard, i, region, views, number)
+        for i in range(len(shard))
+        for region in (range(num_regions(shard, i)) if regions else (None,))
+        for number in numbers
+    )
+
+
+def num_regions(shard: PictureShard, i: int) -> int:
+    """Return how many boxes the json of picture `i` names."""
+    return len(_boxes(shard.keys[i], shard.extra(i)))
+
+
+def row_at(shard: PictureShard, i: int, region: int | None, views: ViewSource, number: int) -> Row:
+    """Return the row that is view `number` of picture `i` of a shard, or of a region of it."""
+    key = shard.keys[i]
+    box = None if region is None else _boxes(key, shard.extra(i))[region]
+    view = views.view(key, number, shard.size(i), _shown(box, shard.inside(i)))
+    return Row(key=key, region=region, view=view)
 
 
 def places_of(
@@ -71,10 +82,7 @@ def read_place(
 
 def other_view(shard: PictureShard, row: Row, views: ViewSource, number: int) -> Row:
     """Return a row of a shard as view `number` shows it."""
-    i = shard.index(row.key)
-    box = None if row.region is None else _boxes(row.key, shard.extra(i))[row.region]
-    view = views.view(row.key, number, shard.size(i), _shown(box, shard.inside(i)))
-    return replace(row, view=view)
+    return row_at(shard, shard.index(row.key), row.region, views, number)
 
 
 def whole_row(picture: Picture) -> Row:

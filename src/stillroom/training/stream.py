@@ -19,15 +19,16 @@ from stillroom.cache.folder import Cache
 from stillroom.errors import DamageError, UserError
 from stillroom.hashing import keyed_hash
 from stillroom.pictures.augment import blur, gamma, hsv, jpeg, mirror, noise, photometric
-from stillroom.pictures.dataset import Picture, PictureSet
+from stillroom.pictures.dataset import Picture, PictureSet, PictureShard
 from stillroom.pictures.keys import is_label_used
 from stillroom.pictures.loader import inside_array, mask_array, read_ahead
 from stillroom.pictures.pixels import require_pixels
-from stillroom.pictures.rows import other_view, picture_of, rows_of
+from stillroom.pictures.places import Places
+from stillroom.pictures.rows import picture_of, row_at
 from stillroom.pictures.views import Views, ViewSource, num_views
 from stillroom.recipe import Augment
 from stillroom.training.order import MicroBatchSchedule, Order
-from stillroom.types import IGNORE, Row, ShardId
+from stillroom.types import IGNORE, Row
 
 _AHEAD_BYTES = 2 << 30  # of rows that were read and wait, a rank
 _NOISE = "noise/"  # no target's name has a slash
@@ -94,19 +95,20 @@ class RowDataset:
         (h, w), (y, x) = self._size, self._regions or self._size
         return h * w * 3 + y * x * 2 + self._target_bytes
 
-    def _find_places(self, labelled_only: bool) -> list[tuple[ShardId, Row]]:
+    def _find_places(self, labelled_only: bool) -> Places:
         """Return view 0 of each picture, or of each region of one."""
-        places = []
-        for shard in self.pictures.shard_ids(self.split):
-            opened = self.pictures.open(shard)
-            regions = self._regions is not None
-            for row in rows_of(opened, self._views, regions=regions, first_only=True):
-                labelled = opened.has_mask(opened.index(row.key)) and is_label_used(
-                    row.key, self.label_share
-                )
-                if labelled or not labelled_only:
-                    places.append((shard, row))
-        if not places:
+
+        def is_labelled(shard: PictureShard, i: int) -> bool:
+            return shard.has_mask(i) and is_label_used(shard.keys[i], self.label_share)
+
+        places = Places(
+            self.pictures,
+            self.split,
+            self._views,
+            regions=self._regions is not None,
+            is_wanted=is_labelled if labelled_only else None,
+        )
+        if not len(places):
             raise UserError(
                 f"split {self.split!r} of {self.pictures.path} has no"
                 f" {'labelled ' if labelled_only else ''}row",
@@ -124,15 +126,15 @@ class RowDataset:
         often. Raises DamageError for bytes that are not those that were written, UserError for
         pixels that are not those that the teachers saw.
         """
-        shard, row = self.places[place]
-        turn = number + keyed_hash("view", row.key) % self._num_views
+        shard, i, region = self.places.at(place)
+        opened = self.pictures.open(shard)
+        turn = number + keyed_hash("view", opened.keys[i]) % self._num_views
         view = turn % self._num_views
         if self._target_shard is not None:
-            picture, arrays = self._stored(shard, row, view)
+            picture, arrays = self._stored(opened, i, region, view)
         else:
-            if view != 0:
-                row = other_view(self.pictures.open(shard), row, self._views, turn)
-            picture, arrays = self._picture(shard, row), {}
+            row = row_at(opened, i, region, self._views, turn if view else 0)
+            picture, arrays = self._picture(opened, i, row), {}
         mask = mask_array(picture)
         if not is_label_used(picture.key, self.label_share):
             mask = np.full_like(mask, IGNORE)
@@ -141,24 +143,24 @@ class RowDataset:
             arrays["box"] = np.array(picture.box, np.float32)
         return picture.key, arrays
 
-    def _stored(self, shard: ShardId, row: Row, view: int) -> tuple[Picture, dict[str, np.ndarray]]:
+    def _stored(
+        self, shard: PictureShard, i: int, region: int | None, view: int
+    ) -> tuple[Picture, dict[str, np.ndarray]]:
         """Return the picture and the targets of a view as the teachers saw it, to the bit."""
         assert self._target_shard is not None
-        reader = self._target_shard(shard)
-        i = reader.index(row.key, row.region, view)
-        seen = reader.rows[i]
-        picture = self._picture(shard, seen)
-        require_pixels(picture, seen, reader.pixels[i], reader.provenance)
-        arrays = reader.read(i, parts=self.parts)
+        reader = self._target_shard(shard.info.id)
+        at = reader.index(shard.keys[i], region, view)
+        row = reader.rows[at]
+        picture = self._picture(shard, i, row)
+        require_pixels(picture, row, reader.pixels[at], reader.provenance)
+        arrays = reader.read(at, parts=self.parts)
         for name in self._noisy:
-            arrays[f"{_NOISE}{name}"] = reader.errors[name][i : i + 1]
+            arrays[f"{_NOISE}{name}"] = reader.errors[name][at : at + 1]
         return picture, arrays
 
-    def _picture(self, shard: ShardId, row: Row) -> Picture:
+    def _picture(self, shard: PictureShard, i: int, row: Row) -> Picture:
         assert self._size is not None
-        opened = self.pictures.open(shard)
-        picture = opened.read(opened.index(row.key))
-        return picture_of(picture, row, self._size, self._regions)
+        return picture_of(shard.read(i), row, self._size, self._regions)
 
     def read_or_substitute(
         self, place: int, number: int, may_substitute: bool
