@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 import stillroom.training.checkpoint as checkpoint
 import stillroom.training.loop as loop
 import stillroom.training.step as step_sums
+import stillroom.training.stop_request as stop_request
 import stillroom.training.validate as validate
 from stillroom.errors import DamageError, FailureError, Stopped, UserError
 from stillroom.jsonfile import read_json, write_json
@@ -157,6 +158,27 @@ def test_told_to_stop_it_saves_at_the_next_line_and_a_resume_is_exact(
     assert all(torch.equal(one[name], two[name]) for name in one)
     for a, b in zip(read_metrics(straight), read_metrics(run), strict=True):
         assert {**a, "rows_per_s": 0, "waiting": 0} == {**b, "rows_per_s": 0, "waiting": 0}
+
+
+def test_between_two_lines_it_asks_by_time_and_a_resume_is_exact(tiny_recipe, monkeypatch):
+    recipe = plain(tiny_recipe, epochs=3)
+    recipe = replace(recipe, run=replace(recipe.run, log_every=100, evaluate_every=3))
+    straight = loop.train(replace(recipe, run=replace(recipe.run, name="straight")))
+    rate = loop.learning_rate
+
+    def signalled(recipe, moment):
+        if moment.step == 4:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return rate(recipe, moment)
+
+    monkeypatch.setattr(stop_request, "_EVERY_S", 0.0)
+    monkeypatch.setattr(loop, "learning_rate", signalled)
+    with pytest.raises(Stopped, match="saved at step 5 of 9"):
+        loop.train(recipe)
+    run = loop.train(replace(recipe, run=replace(recipe.run, resume=True)))
+    assert [x["step"] for x in read_metrics(run) if x["kind"] == "train"] == [5, 9]
+    one, two = (load_file(f / "student.safetensors") for f in (straight, run))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_run_that_had_a_scaler_of_losses_goes_on_where_there_is_none(tiny_recipe, capsys):

@@ -5,7 +5,6 @@ far, so these are all that a resume needs besides tensors.
 """
 
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -55,6 +54,7 @@ from stillroom.training.step import (
     step_counts,
     temperatures,
 )
+from stillroom.training.stop_request import StopRequest
 from stillroom.training.stream import StoredBatch
 from stillroom.training.validate import evaluate
 
@@ -82,8 +82,9 @@ def train(recipe: Recipe) -> Path:
                     Progress(context, step) as progress,
                 ):
                     if not is_over:
+                        request = StopRequest(context, stop, step)
                         step = _run_steps(
-                            context, stream, log, progress, meter, stop, step, evaluations
+                            context, stream, log, progress, meter, request, step, evaluations
                         )
             except Stopped:
                 context.leave()
@@ -112,7 +113,7 @@ def _run_steps(
     log: Log | None,
     progress: Progress,
     meter: TermMeter,
-    stop: threading.Event,
+    request: StopRequest,
     step: int,
     evaluations: list[Evaluation],
 ) -> int:
@@ -146,14 +147,14 @@ def _run_steps(
 
         meter.add(totals, counts, norm)
         due = step % (context.epoch_steps * recipe.run.evaluate_every) == 0 or step == context.steps
-        told_to_stop = False
-        if due or step % recipe.run.log_every == 0:
+        has_line = due or step % recipe.run.log_every == 0
+        told_to_stop = request.seen(step, has_line) and step < context.steps
+        if has_line or told_to_stop:
             figures = meter.figures(step, weights) | {"lr": rate}
             figures |= temperatures(recipe.terms, epoch_progress(epoch, recipe.epochs))
             if log is not None:
                 log.write("train", step, epoch, figures)
                 progress.show(step, figures)
-            told_to_stop = context.any(stop.is_set()) and step < context.steps
         if due or told_to_stop:
             progress.clear()
             _require_finite(context, step)
