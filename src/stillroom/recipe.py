@@ -86,6 +86,7 @@ class Run:
     log_every: int = 10  # steps between two lines of the log
     evaluate_every: int = 1  # epochs between two evaluations
     keep: int = 2  # checkpoints kept
+    timeout_s: int = 600  # one process of several that hangs so long ends the run, s
     shard_limit_gb: float = 1.0  # stage 1 warns of teacher shards larger than this, GB
     preflight: bool = True  # stage 1 refuses to begin what will not fit on the disk
     additional_epochs: int = 0  # with resume: epochs that a finished run gets on top of its own

@@ -67,6 +67,7 @@ def _check_numbers(recipe: Recipe) -> None:
         ("augment.blur", augment.blur, 0 <= augment.blur < math.inf, ">= 0"),
         ("augment.noise", augment.noise, 0 <= augment.noise <= 1, "0 to 1"),
         ("augment.jpeg", jpeg, jpeg is None or 1 <= jpeg <= 95, "1 to 95"),
+        ("run.timeout-s", recipe.run.timeout_s, recipe.run.timeout_s >= 1, "1 or more"),
         ("gate-floor", recipe.gate_floor, 0 <= recipe.gate_floor <= 1, "0 to 1"),
     ):
         if not is_legal:

@@ -41,6 +41,7 @@ from stillroom.training.evaluations import (
 from stillroom.training.log import Log, start_trackers
 from stillroom.training.memory import out_of_memory
 from stillroom.training.meter import TermMeter
+from stillroom.training.missing_ranks import name_missing_ranks
 from stillroom.training.optimizer import learning_rate, set_rate
 from stillroom.training.parameters import set_mode
 from stillroom.training.progress import Progress
@@ -80,6 +81,7 @@ def train(recipe: Recipe) -> Path:
                     _open_log(context, step) as log,
                     closing(context.stream(range(step, context.steps))) as stream,
                     Progress(context, step) as progress,
+                    name_missing_ranks(context, progress),
                 ):
                     if not is_over:
                         request = StopRequest(context, stop, step)

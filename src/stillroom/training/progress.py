@@ -19,6 +19,7 @@ class Progress:
 
     def __init__(self, context: TrainContext, step: int) -> None:
         self._context, self._first, self._began = context, step, time.perf_counter()
+        self.num_steps = step  # done, those of an earlier start too
         shows = context.is_first and not context.recipe.run.quiet and sys.stderr.isatty()
         self._bar = tqdm(
             total=context.steps,
@@ -37,6 +38,7 @@ class Progress:
 
     def step(self) -> None:
         """Count one step."""
+        self.num_steps += 1
         self._bar.update()
 
     def show(self, step: int, figures: dict[str, Any]) -> None:

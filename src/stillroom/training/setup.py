@@ -9,12 +9,13 @@ import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import parse_flag_from_env
 from torch.nn.parallel import DistributedDataParallel
@@ -196,11 +197,13 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     # that nothing depends on.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    # Not a round 600 s: Accelerate passes on what differs from that, and gloo's default is 1800 s.
+    patience = timedelta(seconds=recipe.run.timeout_s, milliseconds=1)
     _require_tracker(recipe.run.tracker)
     return Accelerator(
         cpu=on_cpu,
         mixed_precision=launch,
-        kwargs_handlers=[ddp],
+        kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=patience)],
         log_with=recipe.run.tracker,
         project_dir=run_folder(recipe),
     )
