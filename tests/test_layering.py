@@ -21,6 +21,7 @@ BASE = {
     "user_code",
     "columns",
     "random_access",
+    "progress_bar",
 }
 ALLOWED = {
     "types": {"hashing"},
@@ -34,6 +35,7 @@ ALLOWED = {
     "user_code": {"errors"},
     "columns": set(),
     "random_access": {"errors"},
+    "progress_bar": set(),
     "flags": {"errors"},
     "networks": BASE,
     "metrics": BASE,

@@ -21,7 +21,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from stillroom.cache.audit_file import CONTROL, MIRROR, MOST_ERROR, Audit, Equivariance, write_audit
 from stillroom.cache.folder import Cache
@@ -30,6 +29,7 @@ from stillroom.extraction.encode import RowPicture, run_teachers
 from stillroom.pictures.dataset import Picture, PictureSet
 from stillroom.pictures.rows import picture_of, rows_of
 from stillroom.pictures.views import PixelBox
+from stillroom.progress_bar import progress_bar
 from stillroom.recipe import Recipe
 from stillroom.signals import raise_if_stopped, stop_on_signals
 from stillroom.types import Row, ShardId, View
@@ -116,7 +116,7 @@ def run_audit(
     run = partial(run_teachers, teachers, device=device)
     sums: dict[str, dict[str, _Sums]] = {}
     with stop_on_signals() as stop:
-        for shard_id, i in tqdm(rows, unit="row", desc="audit"):
+        for shard_id, i in progress_bar(rows, unit="row", desc="audit"):
             raise_if_stopped(stop, "the audit is not finished")
             opened = pictures.open(shard_id)
             row = rows_of(opened, recipe.views, first_only=True)[i]

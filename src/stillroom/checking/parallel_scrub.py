@@ -11,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from stillroom.cache.folder import Cache
 from stillroom.cache.reader import ShardReader
 from stillroom.cache.scrub import Problem, Tick, problem_of, scrub_reader
@@ -20,6 +18,7 @@ from stillroom.cache.shard_index import ShardSpec
 from stillroom.checking.leftovers import num_bytes
 from stillroom.errors import DamageError, FailureError
 from stillroom.pictures.dataset import PictureSet, PictureShard
+from stillroom.progress_bar import progress_bar
 from stillroom.signals import raise_if_stopped, stop_on_signals
 from stillroom.types import Row, ShardId
 
@@ -45,7 +44,7 @@ def scrub_shards(
     total, lock, counted = sum(spec.num_rows for spec in specs), threading.Lock(), 0
     with (
         stop_on_signals() as stop,
-        tqdm(total=total, unit="row", desc=cache.path.name) as bar,
+        progress_bar(total=total, unit="row", desc=cache.path.name) as bar,
         ThreadPoolExecutor(workers, thread_name_prefix="scrub") as pool,
     ):
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from stillroom.cache.folder import Cache
 from stillroom.cache.identity import both_sides, differences, plain
@@ -23,6 +22,7 @@ from stillroom.metrics import predict
 from stillroom.pictures.dataset import PictureSet
 from stillroom.pictures.pixels import require_pixels
 from stillroom.pictures.rows import picture_of
+from stillroom.progress_bar import progress_bar
 from stillroom.recipe import Recipe, teacher_identities, views_identity
 from stillroom.signals import raise_if_stopped, stop_on_signals
 from stillroom.types import Kind, Row, ShardId
@@ -181,7 +181,7 @@ def rerun(
     }
     problems: list[Problem] = []
     with stop_on_signals() as stop:
-        for shard_id, i in tqdm(rows, unit="row", desc="rerun"):
+        for shard_id, i in progress_bar(rows, unit="row", desc="rerun"):
             raise_if_stopped(stop, "the check is not finished")
             source = pictures.open(shard_id)
             with cache.reader(shard_id) as reader:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import stillroom
 from stillroom.cache.folder import Cache, claim_cache
@@ -43,6 +42,7 @@ from stillroom.os_errors import explain_os_errors
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.pictures.loader import read_ahead
 from stillroom.pictures.pixels import decoder_versions
+from stillroom.progress_bar import progress_bar
 from stillroom.recipe import Recipe
 from stillroom.recipe_check import check, check_targets
 from stillroom.signals import raise_if_stopped, stop_on_signals
@@ -214,7 +214,9 @@ def _make_shards(job: _Job, missing: tuple[ShardId, ...]) -> None:
     done = rows - sum(cache.shard_rows(shard) for shard in missing)
     hidden = job.recipe.run.quiet or not process.is_first
     estimate = Estimate(rows - done, process.world, lambda text: _say(bar, process, text))
-    with tqdm(total=rows, initial=done, unit="row", disable=hidden, desc=cache.path.name) as bar:
+    with progress_bar(
+        total=rows, initial=done, unit="row", disable=hidden, desc=cache.path.name
+    ) as bar:
         for shard in own + rest:
             if cache.is_published(shard):
                 bar.update(cache.shard_rows(shard))
@@ -224,7 +226,7 @@ def _make_shards(job: _Job, missing: tuple[ShardId, ...]) -> None:
                 _make_shard(job, shard, bar, estimate)
             row_mb = cache.shard_bytes(shard) / cache.shard_rows(shard) / 1e6
             published = f"{len(every) - len(cache.missing())}/{len(every)} shards"
-            bar.set_postfix_str(f"{published}, {row_mb:.3g} MB/row")
+            bar.set_postfix_str(f"{published}, {row_mb:.3g} MB/row", refresh=False)
 
 
 def _say(bar: Any, process: ProcessContext, text: str) -> None:
