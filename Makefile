@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | format | docs | bench | bench-gpu: each makes .venv first and installs what
+# make demo | test | test-all | test-cluster | lint | format | docs | bench | bench-gpu: each makes .venv first and installs what
 # constraints.txt pins. make bench-gpu DEVICE=cpu rehearses; with PYTHON_BIN=python3 it takes that Python as it is.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 # A mark that the environment fits the project's files; made again when they change.
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint format docs bench bench-gpu install
+.PHONY: demo test test-all test-cluster lint format docs bench bench-gpu install
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -22,7 +22,15 @@ test: $(READY)
 	$(PYTEST) -m 'not slow and not gpu'
 
 test-all: $(READY)
-	$(PYTEST)
+	$(PYTEST) -m 'not cluster'
+
+# Both stages under a real Slurm of two nodes on this machine, in four minutes; nothing is left running. Root gets Debian's
+# packages installed where they are missing; elsewhere the tests are skipped with the reason.
+APT := DEBIAN_FRONTEND=noninteractive apt-get -qq
+test-cluster: $(READY)
+	-command -v slurmctld || test "$$(id -u)" != 0 || \
+	  { $(APT) update && $(APT) install -y --no-install-recommends slurm-wlm munge; }
+	$(BIN)/python -m pytest -q -s -n 0 -m cluster tests/cluster
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -43,6 +43,12 @@ def test_the_rank_that_says_nothing_is_named_with_the_step(context):
     assert error.found == TIMED_OUT
 
 
+def test_a_rank_that_sees_another_s_end_says_that_it_is_alive(context):
+    store = missing_ranks._get_default_store()
+    told(context, RuntimeError(CLOSED))
+    assert store.check(["waits in vain/0"])
+
+
 def test_an_error_that_was_told_in_words_gets_the_step_and_names_nobody_where_one_is_gone(context):
     words = FailureError("another process of this run has ended")
     words.__cause__ = RuntimeError(CLOSED)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch.distributed.distributed_c10d import _get_default_store
@@ -27,14 +27,11 @@ def name_missing_ranks(context: TrainContext, progress: Progress) -> Iterator[No
         cause = error.__cause__ or error
         if not isinstance(cause, torch.distributed.DistError) and "gloo" not in str(cause):
             raise
-        who, timeout_s = (
-            "another process of this run has ended or hangs",
-            context.recipe.run.timeout_s,
-        )
-        hanging = _hanging(context.accelerator.process_index, context.accelerator.num_processes)
-        if hanging and "timed out" in str(cause).lower():
-            ranks = f"rank{'s' * (len(hanging) > 1)} {', '.join(map(str, hanging))}"
-            who = f"{ranks} did not answer for {timeout_s} s (--run.timeout-s)"
+        ranks = _hanging(context) if "timed out" in str(cause).lower() else _say_so(context)
+        who = "another process of this run has ended or hangs"
+        if ranks:
+            names = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+            who = f"{names} did not answer for {context.recipe.run.timeout_s} s (--run.timeout-s)"
         raise FailureError(
             f"{who}, at step {progress.num_steps + 1} of {context.steps}",
             found=first_line(cause),
@@ -42,12 +39,18 @@ def name_missing_ranks(context: TrainContext, progress: Progress) -> Iterator[No
         ) from error
 
 
-def _hanging(rank: int, world: int) -> list[int]:
+def _say_so(context: TrainContext) -> list[int]:
+    """Tell the others that this rank is alive; none is known to hang."""
+    with suppress(torch.distributed.DistError):  # the launcher of the first machine has ended
+        _get_default_store().set(f"waits in vain/{context.accelerator.process_index}", "")
+    return []
+
+
+def _hanging(context: TrainContext) -> list[int]:
     """Return the ranks that do not say, as this one does, that they wait in vain."""
-    store, others = _get_default_store(), set(range(world)) - {rank}
-    store.set(f"waits in vain/{rank}", "")
-    began = time.monotonic()
-    while others and time.monotonic() < began + _PATIENCE_S:
-        others = {other for other in others if not store.check([f"waits in vain/{other}"])}
+    ranks, began = _say_so(context), time.monotonic()
+    while time.monotonic() < began + _PATIENCE_S:
+        every = range(context.accelerator.num_processes)
+        ranks = [r for r in every if not _get_default_store().check([f"waits in vain/{r}"])]
         time.sleep(0.1)
-    return sorted(others)
+    return ranks
