@@ -195,6 +195,7 @@ def test_the_page_of_flags_is_what_the_parsers_say(load_module):
 def test_a_flag_that_is_named_by_itself_exists(page):
     known = set(re.findall(r"`--(\S+?)[ `]", (ROOT / "docs" / "flags.md").read_text()))
     others = {"help", "version", "debug", "codec.NAME", "teacher", "pth"}
+    others |= {"gres", "time", "signal", "cpus-per-task", "partition", "requeue"}  # Slurm's
     for flag in re.findall(r"`--([a-zA-Z0-9.-]+)", page.read_text()):
         plain = re.sub(r"^(teachers|terms)\.\d+", r"\1.N", flag)
         plain = re.sub(r"(^|\.)no-", r"\1", re.sub(r"^codec\.[a-z]+$", "codec.TARGET", plain))
