@@ -44,9 +44,8 @@ def cluster(make_tiny, load_module, tmp_path_factory) -> Iterator:
 @pytest.fixture(scope="module")
 def cached(cluster) -> Cache:
     """What an array of two tasks made of which one was killed."""
-    job = cluster.submit("--array=0-1", "cluster/cache_teacher.sbatch", "paced.py:killed")
+    cluster.submit("--array=0-1", "cluster/cache_teacher.sbatch", "paced.py:killed")
     cluster.wait_for("both tasks have ended", lambda: not cluster.call("squeue", "-h"))
-    cluster.event(f"task 1: {cluster.log(f'{job}_1').splitlines()[-1][-60:]}")
     (folder,) = (cluster.checkout / "cache").glob("paced-*")
     return open_cache(folder)
 
@@ -116,6 +115,7 @@ def test_an_array_of_which_a_task_is_killed_makes_the_whole_cache(cluster, cache
     assert "Killed" in cluster.log("1_1")
     assert "complete" in cluster.log("1_0")
     assert "\r" not in cluster.log("1_0")
+    cluster.event("task 1 was killed in its first shard, task 0 made the rest")
 
 
 def test_told_to_stop_while_a_node_is_drained_it_saves_waits_for_the_node_and_resumes(
