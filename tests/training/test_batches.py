@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stillroom.training.loop as loop
+import stillroom.training.stop_request as stop_request
 from stillroom.training.batches import countable_batch, decoded_batches, to_batch
 from stillroom.training.setup import prepare
 from stillroom.training.step import local_counts
@@ -94,6 +95,7 @@ def waits_of_a_step(recipe, monkeypatch) -> list[str]:
         with waits.paused():
             return make_optimizer(*words, **more)
 
+    monkeypatch.setattr(stop_request, "_EVERY_S", 1e6)
     monkeypatch.setattr(loop, "apply_gradient", counted)
     monkeypatch.setattr(torch.optim.AdamW, "step", unseen)
     run = replace(recipe.run, log_every=100, evaluate_every=100)
@@ -137,6 +139,7 @@ def test_a_gpu_is_waited_for_only_where_a_line_is_logged(tiny_recipe, monkeypatc
         torch.cuda.set_sync_debug_mode("error" if len(steps) in (1, 2) else "default")
         return norm
 
+    monkeypatch.setattr(stop_request, "_EVERY_S", 1e6)
     monkeypatch.setattr(loop, "apply_gradient", watched)
     run = replace(tiny_recipe.run, device="cuda", log_every=100, evaluate_every=100)
     recipe = replace(tiny_recipe, precision=precision, epochs=2, batch=8, micro_batch=4, run=run)

@@ -1,6 +1,6 @@
 """What one process of a run works with."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from stillroom.training.evaluations import Evaluation, scores
 from stillroom.training.order import MicroBatchSchedule, Order
 from stillroom.training.running_weights import RunningWeights
 from stillroom.training.stream import RowDataset, StoredBatch, training_batches
+from stillroom.types import TargetSpec
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -47,6 +48,11 @@ class TrainContext:
     average: Average | None  # of the distiller's weights, where the recipe wants one
     class_weights: RunningWeights  # of terms that follow what the batches hold
     begin: dict[str, str] | None  # the run that the student began from, and its weights' sha256
+
+    @property
+    def specs(self) -> Mapping[str, TargetSpec]:
+        """The targets of the cache, none where there is no cache."""
+        return {} if self.cache is None else self.cache.specs
 
     @property
     def epoch_steps(self) -> int:

@@ -125,7 +125,6 @@ def _run_steps(
     recipe, accelerator, schedule = context.recipe, context.accelerator, context.schedule
     distiller, optimizer = context.distiller, context.optimizer
     device, num_micros = accelerator.device, len(schedule.micro_batches())
-    specs = {} if context.cache is None else context.cache.specs
     buffers = RunningBuffers(distiller, schedule.num_micro_batches)
     while step < context.steps:
         epoch = step // context.epoch_steps
@@ -135,7 +134,7 @@ def _run_steps(
         with meter.waiting():
             stored = list(islice(stream, num_micros))
         stored = [with_labels_on(one, device) for one in stored]
-        counts = step_counts(context, (countable_batch(one, specs) for one in stored))
+        counts = step_counts(context, (countable_batch(one, context.specs) for one in stored))
         weights = recipe.term_weights(balance(recipe, evaluations))
         factors = loss_factors(weights, counts, schedule.world)
         batches = decoded_batches(stored, device, context.cache)
@@ -167,13 +166,18 @@ def _run_steps(
         if due and ends_early(recipe, evaluations):
             break
         if told_to_stop:
-            (context.folder / "requeue").touch()
-            raise Stopped(
-                "told to stop",
-                found=f"saved at step {step} of {context.steps}, in {context.folder}",
-                fix="the same command with --run.resume goes on from there",
-            )
+            raise _stopped(context, step)
     return step
+
+
+def _stopped(context: TrainContext, step: int) -> Stopped:
+    """Leave word for cluster scripts; return what is said of a run that was told to stop."""
+    (context.folder / "requeue").touch()
+    return Stopped(
+        "told to stop",
+        found=f"saved at step {step} of {context.steps}, in {context.folder}",
+        fix="the same command with --run.resume goes on from there",
+    )
 
 
 def _restore(context: TrainContext) -> tuple[int, list[Evaluation], bool]:
