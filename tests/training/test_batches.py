@@ -82,7 +82,7 @@ class Waits(TorchDispatchMode):
 
 
 def waits_of_a_step(recipe, monkeypatch) -> list[str]:
-    """The waits of the second of three steps, without the optimiser's own: on CUDA it is fused."""
+    """The waits of the last of three steps, without the optimiser's own: on CUDA it is fused."""
     waits, ends = Waits(), []
     apply_gradient, make_optimizer = loop.apply_gradient, torch.optim.AdamW.step
 
@@ -101,7 +101,7 @@ def waits_of_a_step(recipe, monkeypatch) -> list[str]:
     run = replace(recipe.run, log_every=100, evaluate_every=100)
     with waits:
         loop.train(replace(recipe, epochs=1, batch=8, micro_batch=4, run=run))
-    return waits.found[ends[0] : ends[1]]
+    return waits.found[ends[1] : ends[2]]
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -136,7 +136,7 @@ def test_a_gpu_is_waited_for_only_where_a_line_is_logged(tiny_recipe, monkeypatc
     def watched(*words):
         norm = apply_gradient(*words)
         steps.append(norm)
-        torch.cuda.set_sync_debug_mode("error" if len(steps) in (1, 2) else "default")
+        torch.cuda.set_sync_debug_mode("error" if len(steps) in (2, 3, 4) else "default")
         return norm
 
     monkeypatch.setattr(stop_request, "_EVERY_S", 1e6)
