@@ -303,3 +303,16 @@ def test_a_rank_resumes_where_the_first_says_and_does_not_look_for_itself(tiny_r
     steps.clear()
     with pytest.raises(DamageError, match=r"step-000012 cannot be read, though another process"):
         loop.train(again)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_receipt_says_how_fast_it_was_how_long_it_waited_and_how_much_was_read(tiny_recipe):
+    found = read_json(loop.train(replace(tiny_recipe, epochs=1)) / "receipt.json")
+    assert 0 <= found["waiting"] < 1 and found["skipped_steps"] == 0
+    lines = [line for line in read_metrics(Path(tiny_recipe.run.out) / "tiny") if "waiting" in line]
+    rates = [line["rows_per_s"] for line in lines]
+    assert min(rates) <= found["rows_per_s"] <= max(rates)
+    rows = loop.prepare(replace(tiny_recipe, run=replace(tiny_recipe.run, name="other"))).dataset
+    for place in range(len(rows)):
+        rows.read(place)
+    assert found["read_mb"] == pytest.approx(rows.num_bytes / 1e6, abs=0.06) and rows.num_bytes

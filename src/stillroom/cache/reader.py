@@ -89,6 +89,10 @@ class ShardReader:
             values[name] = value
         return values
 
+    def num_bytes(self, i: int, parts: Sequence[str]) -> int:
+        """Return how many bytes of the disk hold these parts of row i."""
+        return sum(int(self._spans[name][i, 1]) for name in parts)
+
     def close(self) -> None:
         """Close the files; also done when the reader is collected."""
         while self._files:

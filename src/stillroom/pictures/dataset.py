@@ -166,6 +166,10 @@ class PictureShard:
     def has_mask(self, i: int) -> bool:
         return bool(self._spans["mask"][i, 0] >= 0)
 
+    def num_bytes(self, i: int) -> int:
+        """Return how many bytes of the tar hold picture, mask and json of row `i`."""
+        return sum(int(spans[i, 1]) for spans in self._spans.values())
+
     def read_bytes(self, i: int, member: Member = "picture") -> bytes:
         """Return a member as it lies in the tar; DamageError names shard, key and offset."""
         offset, size, crc = self._spans[member][i].tolist()

@@ -247,8 +247,9 @@ def _finish(
     """Put the best student at the run's top, and the receipt; of a run that was finished already
     both stay as they are.
     """
-    substituted = torch.tensor(context.dataset.substituted, device=context.accelerator.device)
-    num_substituted = int(context.reduce(substituted))
+    read = [context.dataset.substituted, context.dataset.num_bytes]
+    device = context.accelerator.device
+    num_substituted, num_bytes = context.reduce(torch.tensor(read, device=device)).tolist()
     if not context.is_first:
         return
     if context.recipe.run.resume and is_finished(context.folder, context.recipe.epochs):
@@ -258,6 +259,7 @@ def _finish(
     best = context.folder / "best"
     for name in ("student.safetensors", "student.json"):
         write_bytes(context.folder / name, (best / name).read_bytes())
+    pace = {**pace, "read_mb": round(num_bytes / 1e6, 1)}
     write_json(context.folder / "receipt.json", receipt(context, step, pace, num_substituted))
     if num_substituted:
         print(

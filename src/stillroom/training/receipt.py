@@ -109,7 +109,8 @@ def receipt(
         "pictures": context.pictures.digest,
         "precision": context.accelerator.mixed_precision,
         "processes": context.schedule.world,
-        **pace,  # since the run was last started; waiting: share of the time, for rows
+        **pace,  # since the run was last started; waiting: share of the time, for rows;
+        # read_mb: of training rows, over all ranks, as they are stored
         "seed": context.recipe.seed,
         "steps": step,
         "substituted_rows": substituted,  # over all ranks, since the run was last started

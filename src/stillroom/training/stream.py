@@ -83,6 +83,7 @@ class RowDataset:
         self._target_shard = None if cache is None else functools.cache(cache.reader)
         self._lock = threading.Lock()  # the counts are those of all reading threads
         self.substituted = 0
+        self.num_bytes = 0  # that rows were read from
         self.read_rows = 0
 
     def __len__(self) -> int:
@@ -135,6 +136,8 @@ class RowDataset:
         else:
             row = row_at(opened, i, region, self._views, turn if view else 0)
             picture, arrays = self._picture(opened, i, row), {}
+        with self._lock:
+            self.num_bytes += opened.num_bytes(i)
         mask = mask_array(picture)
         if not is_label_used(picture.key, self.label_share):
             mask = np.full_like(mask, IGNORE)
@@ -154,6 +157,8 @@ class RowDataset:
         picture = self._picture(shard, i, row)
         require_pixels(picture, row, reader.pixels[at], reader.provenance)
         arrays = reader.read(at, parts=self.parts)
+        with self._lock:
+            self.num_bytes += reader.num_bytes(at, self.parts)
         for name in self._noisy:
             arrays[f"{_NOISE}{name}"] = reader.errors[name][at : at + 1]
         return picture, arrays
