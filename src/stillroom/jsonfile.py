@@ -8,6 +8,7 @@ The shape of each file is declared as a struct of msgspec, which only decodes: w
 written is Python's own `json`.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ import msgspec
 from stillroom.errors import DamageError, UserError
 
 MAX_BYTES = 20_000_000  # of a file
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # FAT, FUSE, some network file systems
 _TAIL_BYTES = len(',"sha256":""}\n') + 64
 _KINDS = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO"}
 
@@ -146,12 +148,9 @@ def write_bytes(path: Path, data: bytes, *, replace: bool = True) -> bool:
             file.flush()
             os.fsync(file.fileno())
         if replace:
-            aside.replace(path)
-        else:
-            try:
-                path.hardlink_to(aside)
-            except FileExistsError:
-                return False
+            rename(aside, path)
+        elif not _name_first(aside, path):
+            return False
     finally:
         aside.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -162,6 +161,35 @@ def file_sha256(path: Path, *, links: bool = False) -> str:
     """Return the sha256 (hex) of a file, read in pieces; errors as `open_regular`."""
     with open_regular(path, links=links) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _name_first(aside: Path, path: Path) -> bool:
+    """Give a whole file its name unless there is one of that name; False where there is."""
+    try:
+        path.hardlink_to(aside)
+    except FileExistsError:
+        return path.samefile(aside)  # a request over NFS that was done and answered twice
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # Two may pass this line in the same moment: the later one's file stays, both read that one.
+        if path.exists():
+            return False
+        data = aside.read_bytes()
+        rename(aside, path)
+        return path.read_bytes() == data
+    return True
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or a folder. A network file system may do it, lose its answer, be asked again
+    and say then that the source is gone: where the target is there, it was done.
+    """
+    try:
+        os.rename(source, target)  # noqa: PTH104  (Path.rename is documented as replacing)
+    except FileNotFoundError:
+        if os.path.lexists(source) or not target.exists():
+            raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import zarr  # noqa: F401  (0.3 s that each child would pay)
 
 import stillroom.cache.faults as faults
+import stillroom.jsonfile as jsonfile
 from stillroom.cache import Cache, claim_cache, open_cache, scrub_shard
 from stillroom.cache.folder import BODIES
 from stillroom.errors import DamageError
@@ -63,10 +64,12 @@ def child(root: Path, body: str, codec: str, fault: str | None) -> int:
 def _kill_while_writing_json(fault: str) -> None:
     """Die between the write of a temporary file and its rename or link."""
     point, _, visit = fault.partition(":")
-    method = {"link": "hardlink_to", "replace": "replace"}.get(point)
-    if method is None:
+    owner, method = {"link": (Path, "hardlink_to"), "replace": (jsonfile, "rename")}.get(
+        point, (None, "")
+    )
+    if owner is None:
         return
-    original, visits = getattr(Path, method), []
+    original, visits = getattr(owner, method), []
 
     def killing(self: Path, target: Path) -> object:
         visits.append(target)
@@ -74,7 +77,7 @@ def _kill_while_writing_json(fault: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, target)
 
-    setattr(Path, method, killing)
+    setattr(owner, method, killing)
 
 
 def partial(root: Path) -> list[str]:

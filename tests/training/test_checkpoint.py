@@ -98,8 +98,7 @@ def survive(work: Callable[[], object], moment: int) -> bool:
         for owner, name in (
             (os, "fsync"),
             (shutil, "rmtree"),
-            (Path, "rename"),
-            (Path, "replace"),
+            (os, "rename"),
             (Path, "mkdir"),
         ):
             setattr(owner, name, killing(getattr(owner, name)))

@@ -46,6 +46,7 @@ from stillroom.jsonfile import (
     read_bytes,
     read_json,
     read_json_and_digest,
+    rename,
     sync_folder,
     write_bytes,
     write_json,
@@ -58,6 +59,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 IDENTITY_FILE = "identity.json"
 _CODECS, _MANIFEST = "codecs.safetensors", "manifest.json"
 _MAX_CODECS_BYTES = 1 << 26
+_FEW = 100  # shards that are looked for one by one
 
 
 class Cache:
@@ -219,9 +221,13 @@ class Cache:
         return sum(file.size for file in self._shard_index(shard_id)[0].files.values())
 
     def missing(self) -> tuple[ShardId, ...]:
-        """Return the shards without a published folder, from one listing."""
+        """Return the shards without a published folder, from one listing; where it lacks few, each
+        of them is asked for, as a network file system may show an old listing.
+        """
         present = {entry.name for entry in os.scandir(self.path)}
-        return tuple(id_ for id_ in self._rows if self._folder(id_).name not in present)
+        absent = [id_ for id_ in self._rows if self._folder(id_).name not in present]
+        is_sure = len(absent) > _FEW
+        return tuple(id_ for id_ in absent if is_sure or not self._folder(id_).exists())
 
     def writer(self, shard_id: ShardId, *, level: int = 1) -> ShardWriter:
         """Return a writer (a context manager) of one shard; `level` is zstd's."""
@@ -238,7 +244,7 @@ class Cache:
         place.parent.mkdir(exist_ok=True)
         (self.path / _MANIFEST).unlink(missing_ok=True)
         try:
-            folder.rename(place)
+            rename(folder, place)
         except FileNotFoundError:
             return None
         reach("quarantined")

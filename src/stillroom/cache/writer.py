@@ -25,7 +25,7 @@ from stillroom.cache.row_table import row_columns, row_order
 from stillroom.cache.scrub import scrub_folder
 from stillroom.cache.shard_index import FILE, ShardIndex, ShardSpec, Statistics
 from stillroom.errors import DamageError, FailureError, UserError
-from stillroom.jsonfile import sync_folder, write_json
+from stillroom.jsonfile import rename, sync_folder, write_json
 from stillroom.types import Row, RowStatistics
 
 
@@ -156,7 +156,7 @@ class ShardWriter:
     def _rename(self) -> bool:
         published = self._cache_path / self._spec.folder
         try:
-            os.rename(self._folder, published)  # noqa: PTH104  (Path.rename is documented as replacing)
+            rename(self._folder, published)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 return False

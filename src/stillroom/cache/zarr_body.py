@@ -99,12 +99,15 @@ def _write_metadata(folder: Path, parts: tuple[Part, ...], num_rows: int) -> Non
     """Let zarr write the zarr.json of each array, and put them all into that of the group.
 
     A reader then lists the arrays without listing the folder, where `shard.json` lies too. zarr's
-    own writer of consolidated metadata warns, so the group's document is written here.
+    own writer of consolidated metadata warns, so the group's document is written here. It writes
+    into memory: on a disk it makes hard links, which not every file system has.
     """
     import zarr  # 0.5 s; readers never need it
     from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
-    group, names = zarr.create_group(folder, zarr_format=3), dimension_names(parts)
+    documents: dict[str, Any] = {}  # of zarr's buffers
+    group = zarr.create_group(zarr.storage.MemoryStore(documents), zarr_format=3)
+    names = dimension_names(parts)
     for part in parts:
         group.create_array(
             part.name,
@@ -118,14 +121,14 @@ def _write_metadata(folder: Path, parts: tuple[Part, ...], num_rows: int) -> Non
             dimension_names=names[part.name],
             config={"write_empty_chunks": True},
         )
-    arrays = {part.name: _document(folder / part.name) for part in parts}
+    texts = {name: buffer.to_bytes() for name, buffer in documents.items()}
+    arrays = {part.name: json.loads(texts[f"{part.name}/{_METADATA}"]) for part in parts}
     consolidated = {"kind": "inline", "must_understand": False, "metadata": arrays}
-    document = _document(folder) | {"consolidated_metadata": consolidated}
-    (folder / _METADATA).write_text(json.dumps(document, indent=2))
-
-
-def _document(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / _METADATA).read_bytes())
+    document = json.loads(texts[_METADATA]) | {"consolidated_metadata": consolidated}
+    texts[_METADATA] = json.dumps(document, indent=2).encode()
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(text)
 
 
 def dimension_names(parts: tuple[Part, ...]) -> dict[str, tuple[str, ...]]:

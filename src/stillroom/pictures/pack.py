@@ -19,7 +19,7 @@ from typing import Any
 import google_crc32c
 
 from stillroom.errors import FailureError, UserError
-from stillroom.jsonfile import digest, file_sha256, sync_folder, write_json
+from stillroom.jsonfile import digest, file_sha256, rename, sync_folder, write_json
 from stillroom.pictures.dataset import FORMAT, ShardInfo, open_pictures, pictures_digest, set_digest
 from stillroom.pictures.labels import palette_of
 from stillroom.pictures.prepare import Geometry, PictureFormat, Prepared
@@ -87,7 +87,7 @@ def _aside(out: Path) -> Iterator[Path]:
         yield folder
         sync_folder(folder)
         refuse_existing(out)
-        folder.rename(out)
+        rename(folder, out)
         sync_folder(out.parent)
     except OSError as error:
         raise FailureError(f"could not write {out}: {error}") from error

@@ -23,6 +23,7 @@ from stillroom.jsonfile import (
     Sha256,
     file_sha256,
     read_json,
+    rename,
     sync_folder,
     write_bytes,
     write_json,
@@ -191,11 +192,11 @@ def replace_folder(aside: Path, folder: Path) -> None:
     if folder.exists():
         old = folder.parent / f".{folder.name}.{os.getpid()}.old"
         shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        aside.rename(folder)
+        rename(folder, old)
+        rename(aside, folder)
         shutil.rmtree(old)
     else:
-        aside.rename(folder)
+        rename(aside, folder)
     sync_folder(folder.parent)
 
 
