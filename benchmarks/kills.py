@@ -182,13 +182,13 @@ class Bench:
 def _keep_ledger(path: Path) -> None:
     """Write a line with the shard's name for every row that this process appends."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    append = ShardWriter.append
+    append = ShardWriter.append_frames
 
     def appending(self: ShardWriter, *row: Any) -> None:
         append(self, *row)
         os.write(descriptor, f"{self._spec.shard_id}\n".encode())
 
-    ShardWriter.append = appending  # type: ignore[method-assign]
+    ShardWriter.append_frames = appending  # type: ignore[method-assign]
 
 
 def _has_ended(child: int) -> bool:

@@ -244,7 +244,7 @@ def test_the_command_ends_with_75_when_it_is_told_to_stop(recipe):
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_full_disk_is_told_in_words_and_leaves_nothing(recipe, monkeypatch, batch_size):
-    append = ShardWriter.append
+    append = ShardWriter.append_frames
     done = []
 
     def full(self, *row):
@@ -253,7 +253,7 @@ def test_a_full_disk_is_told_in_words_and_leaves_nothing(recipe, monkeypatch, ba
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         append(self, *row)
 
-    monkeypatch.setattr(ShardWriter, "append", full)
+    monkeypatch.setattr(ShardWriter, "append_frames", full)
     recipe = replace(recipe, batch=batch_size, micro_batch=batch_size)
     with pytest.raises(FailureError, match=r"train-000001(.|\n)*No space left on device"):
         cache_teacher(recipe, ProcessContext())
@@ -261,7 +261,7 @@ def test_a_full_disk_is_told_in_words_and_leaves_nothing(recipe, monkeypatch, ba
     assert cache.missing() == SHARDS[1:]
     assert leftovers(cache) == []
     assert threads() == []
-    monkeypatch.setattr(ShardWriter, "append", append)
+    monkeypatch.setattr(ShardWriter, "append_frames", append)
     assert cache_teacher(recipe, ProcessContext()).is_complete
 
 
