@@ -25,7 +25,7 @@ from stillroom.cli import recipe_from
 from stillroom.extraction.process import process_context
 
 SIZE_PX, NUM_TRAIN, NUM_VAL, SHARD_ROWS = 256, 112, 16, 16
-MASK_LAYERS = ((32, 1), (32, 1), (1, 1))
+MASK_LAYERS = ((48, 1), (48, 1), (1, 1))
 
 
 def main() -> None:

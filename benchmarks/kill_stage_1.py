@@ -119,14 +119,13 @@ def _in_tmp(root: Path) -> set[Path]:
 
 
 def _during(folders: set[Path]) -> str:
-    """What a killed process left of the shard that it was making."""
+    """How far a killed process was with the shards that it was making."""
     if not folders:
         return "between shards"
-    (folder,) = folders
-    if (folder / "shard.json").is_file():
+    if any((folder / "shard.json").is_file() for folder in folders):
         return "publishing"
-    sizes = [body.stat().st_size for body in folder.rglob("c/0/0/0/0")]
-    return "appending rows" if any(sizes) else "opening a shard"
+    bodies = (body for folder in folders for body in folder.rglob("c/0/0/0/0"))
+    return "appending rows" if any(body.stat().st_size for body in bodies) else "opening a shard"
 
 
 def _finish_with_two(flags: list[object], root: Path, cache: Cache) -> list[dict[str, object]]:

@@ -142,9 +142,9 @@ def make_recipes(folder: Path) -> dict[str, Recipe]:
 
 def do(recipe: Recipe) -> Figures:
     """Run both stages, and the training that has the teachers in its step."""
-    with timed("_fill") as seconds:
+    with timed("_fill") as spent:
         cache = cache_teacher(recipe, process_context("cpu", {}))
-    (extraction_s,) = seconds
+    ((extraction_s, _),) = spent
     lines = (train(recipe) / "metrics.jsonl").read_text().splitlines()
     rates = [line["rows_per_s"] for line in map(json.loads, lines) if line["kind"] == "train"]
     return Figures(

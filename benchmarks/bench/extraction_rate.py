@@ -46,28 +46,35 @@ def compare(recipe: Recipe, process: ProcessContext, repeats: int) -> dict[str, 
         for turn in range(repeats):
             run = replace(recipe.run, cache=f"{name}/{turn}", quiet=True)
             bare.append(_run_bare(teachers, batches, process.device))
-            with timed("_make_shards") as seconds:
+            with timed("_make_shards") as spent:
                 cache = cache_teacher(replace(recipe, run=run, gate="off"), process)
-            stage_1.append(sum(seconds))
+            stage_1 += spent
         rest_ms = _rest_ms(recipe, cache, teachers, process.device)
-    bare_s, busy_s = (statistics.median(column) for column in zip(*bare, strict=True))
+    bare_s, bare_core_s = _medians(bare)
+    stage_1_s, stage_1_core_s = _medians(stage_1)
     rest_s, cores = sum(rest_ms.values()) * num_pictures / 1e3, num_cores()
     on_cores = process.device == "cpu"
-    allowed = 1 / (1 + rest_s / busy_s) if on_cores else min(1.0, cores * bare_s / rest_s)
-    ratios = [alone / whole for (alone, _), whole in zip(bare, stage_1, strict=True)]
+    allowed = 1 / (1 + rest_s / bare_core_s) if on_cores else min(1, cores * bare_s / rest_s)
+    ratios = [alone / whole for (alone, _), (whole, _) in zip(bare, stage_1, strict=True)]
     ratio = statistics.median(ratios)
+    core_s = {"teachers_alone": bare_core_s, "stage_1": stage_1_core_s}
+    core_ms = {name: round(1e3 * seconds / num_pictures, 3) for name, seconds in core_s.items()}
     return {
         "pictures": num_pictures,
         "cores": cores,
         "threads_of_torch": torch.get_num_threads(),
         "bare_pictures_per_s": round(num_pictures / bare_s, 2),
-        "stage_1_pictures_per_s": round(num_pictures / statistics.median(stage_1), 2),
+        "stage_1_pictures_per_s": round(num_pictures / stage_1_s, 2),
         "ratios": [round(ratio, 3) for ratio in ratios],
         "ratio": round(ratio, 3),
-        "core_ms_a_picture": {"teachers": round(1e3 * busy_s / num_pictures, 3), **rest_ms},
+        "core_ms_a_picture": {**core_ms, **rest_ms},
         "allowed": round(allowed, 3),
         "ratio_by_allowed": round(ratio / allowed, 3),
     }
+
+
+def _medians(turns: list[tuple[float, float]]) -> tuple[float, float]:
+    return statistics.median(s for s, _ in turns), statistics.median(core for _, core in turns)
 
 
 def _read(recipe: Recipe) -> Iterator[list[RowPicture]]:

@@ -105,19 +105,21 @@ def about_run(run: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def timed(function: str) -> Iterator[list[float]]:
-    """Within, note how many seconds each call of a function of stage 1's loop takes."""
-    seconds: list[float] = []
+def timed(function: str) -> Iterator[list[tuple[float, float]]]:
+    """Within, note what each call of a function of stage 1's loop takes: seconds by the clock, and
+    of all cores.
+    """
+    spent: list[tuple[float, float]] = []
     called = getattr(extract, function)
 
     def calling(*arguments: Any) -> None:
-        began = time.perf_counter()
+        began, began_core = time.perf_counter(), time.process_time()
         called(*arguments)
-        seconds.append(time.perf_counter() - began)
+        spent.append((time.perf_counter() - began, time.process_time() - began_core))
 
     setattr(extract, function, calling)
     try:
-        yield seconds
+        yield spent
     finally:
         setattr(extract, function, called)
 
