@@ -14,10 +14,12 @@ busy by that of the process, waiting threads of their own that spin included. Un
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from bench.extraction_rate import compare
 from bench.gpu_bench import Bench
+from bench.gpu_parts import extract
 from bench.machine import save
 from bench.stages import people_lite_words
 
@@ -33,14 +35,15 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         if arguments.device == "cuda":
-            words = Bench(device="cuda", folder=Path(name)).with_torch_detector()
+            extract(Bench(device="cuda", folder=Path(name)), figures, arguments.repeats)
         else:
             sizes = (SIZE_PX, NUM_TRAIN, NUM_VAL, SHARD_ROWS)
             words = people_lite_words(Path(name), *sizes, MASK_LAYERS)
-        recipe = recipe_from([*map(str, words), "--run.device", arguments.device])
-        figures = compare(recipe, process_context(arguments.device, {}), arguments.repeats)
+            recipe = recipe_from([*map(str, words), "--run.device", "cpu"])
+            figures = compare(recipe, process_context("cpu", {}), arguments.repeats)
     gpu = torch.cuda.get_device_name() if arguments.device == "cuda" else None
     command = f"python benchmarks/extract.py --device {arguments.device}"
     save("extract", f"{command} --repeats {arguments.repeats}", figures, gpu=gpu)
