@@ -42,7 +42,7 @@ def compare(recipe: Recipe, process: ProcessContext, repeats: int) -> dict[str, 
     teachers = [config.build(process.device) for config in recipe.teachers]
     _run_bare(teachers, batches, process.device)  # warms up
     bare, stage_1 = [], []
-    with tempfile.TemporaryDirectory(dir=Path(recipe.data.shards).parent) as name:
+    with tempfile.TemporaryDirectory() as name:
         for turn in range(repeats):
             run = replace(recipe.run, cache=f"{name}/{turn}", quiet=True)
             bare.append(_run_bare(teachers, batches, process.device))
