@@ -38,18 +38,12 @@ class EncodedBatch:
     statistics: dict[str, list[RowStatistics]]
     promised: dict[str, list[float]]  # of targets whose codecs promise something of a whole shard
 
-    def each(
-        self,
-    ) -> Iterator[tuple[Row, dict[str, np.ndarray], dict[str, RowStatistics], int]]:
+    def each(self) -> Iterator[tuple[Row, dict[str, np.ndarray], dict[str, RowStatistics], int]]:
         """Yield row by row what `ShardWriter.append` takes."""
         for i, row in enumerate(self.rows):
             parts = {name: part[i] for name, part in self.parts.items()}
-            yield (
-                row,
-                parts,
-                {n: column[i] for n, column in self.statistics.items()},
-                self.pixels[i],
-            )
+            statistics = {name: column[i] for name, column in self.statistics.items()}
+            yield row, parts, statistics, self.pixels[i]
 
 
 def read_batches(
