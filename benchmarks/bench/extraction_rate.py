@@ -3,7 +3,7 @@
 import statistics
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -112,7 +112,7 @@ def _rest_ms(
     """Return the core-milliseconds a picture of each other part of stage 1, in one thread: the
     first shard is made once more. What a GPU encodes costs no core.
     """
-    pictures, spent = open_pictures(Path(recipe.data.shards)), Counter[str]()
+    pictures, spent = open_pictures(Path(recipe.data.shards)), defaultdict[str, float](float)
     shard, threads = pictures.shard_ids()[0], torch.get_num_threads()
     rows, clock = recipe.rows_of(pictures.open(shard)), partial(_clock, spent)
     torch.set_num_threads(1)
@@ -148,7 +148,7 @@ def _append(writer: ShardWriter, kept: EncodedBatch) -> None:
         writer.append(*row)
 
 
-def _clock(spent: Counter[str], name: str, work: Callable[[], Result]) -> Result:
+def _clock(spent: dict[str, float], name: str, work: Callable[[], Result]) -> Result:
     began = time.thread_time()
     result = work()
     spent[name] += time.thread_time() - began
