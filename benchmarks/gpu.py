@@ -13,7 +13,8 @@
   alone: seconds a step, device memory, losses;
 - step: steps alone, from the cache and with the teachers in them: rates and memory;
 - profile: ten steps as a Chrome trace (`benchmarks/rehearsals/steps_<device>.trace.json.gz`);
-- two_ranks: the same losses as one process (NCCL on two GPUs, gloo on one).
+- two_ranks: the same losses as one process (NCCL on two GPUs, gloo on one);
+- extract: stage 1 against its teachers alone, as `benchmarks/extract.py` compares them.
 
 Networks and pictures are made up and the weights random: no score. A part is a process with a time
 limit of its own and is written down when it ends; one that fails, or is killed, loses only itself,
@@ -58,6 +59,7 @@ LIMITS_S = {
     "profile": 60,
     "two_ranks": 100,
     "stage_1_onnx": 120,
+    "extract": 100,
 }
 ALL_S = 570
 BUSY = 3  # times as long for a rehearsal, which may share its cores

@@ -19,9 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.commands import call, words
+from bench.commands import words
 from bench.machine import save
-from bench.stand_ins import save_convolutions, write_pictures
+from bench.stages import people_lite_words
 
 from stillroom.cache import Cache, open_cache
 
@@ -31,7 +31,6 @@ from same_cache import differences
 
 SIZE_PX, NUM_TRAIN, NUM_VAL, SHARD_ROWS, NUM_KILLS = 128, 40, 8, 8, 10
 MASK_LAYERS = ((96, 1), (96, 1), (1, 1))  # slow enough to be hit
-DETECTOR_LAYERS = ((32, 2), (64, 2), (128, 2))
 STAGE_1 = "tools/cache_teacher.py"
 WAIT_S = 60.0  # for a process to begin a shard
 
@@ -74,16 +73,10 @@ def main() -> None:
 
 def _prepare(folder: Path, codecs: list[str]) -> list[object]:
     """Make pictures and teachers; return the flags of stage 1."""
-    train = write_pictures(folder / "train", NUM_TRAIN, SIZE_PX)
-    val = write_pictures(folder / "val", NUM_VAL, SIZE_PX, first_seed=1000)
-    options = ["--val", val, "--size", SIZE_PX, SIZE_PX, "--shard-rows", SHARD_ROWS]
-    call("tools/make_shards.py", train, "--out", folder / "shards", *options, "--classes", 2)
-    mask = save_convolutions(folder / "mask.onnx", MASK_LAYERS, sigmoid=True)
-    detector = save_convolutions(folder / "detector.onnx", DETECTOR_LAYERS, inner="input.427")
-    teachers = ["--teachers.0.path", mask, "--teachers.1.path", detector]
+    recipe = people_lite_words(folder, SIZE_PX, NUM_TRAIN, NUM_VAL, SHARD_ROWS, MASK_LAYERS)
     small = ["--batch", 2, "--micro-batch", 2, "--gate", "off", "--run.device", "cpu"]
     kept = ["--codec.person", codecs[0], "--codec.detector", codecs[1]]
-    return ["people-lite", "--data.shards", folder / "shards", *teachers, *kept, *small]
+    return [*recipe, *kept, *small]
 
 
 def _only(root: Path) -> Cache:
@@ -126,14 +119,13 @@ def _in_tmp(root: Path) -> set[Path]:
 
 
 def _during(folders: set[Path]) -> str:
-    """What a killed process left of the shard that it was making."""
+    """How far a killed process was with the shards that it was making."""
     if not folders:
         return "between shards"
-    (folder,) = folders
-    if (folder / "shard.json").is_file():
+    if any((folder / "shard.json").is_file() for folder in folders):
         return "publishing"
-    sizes = [body.stat().st_size for body in folder.rglob("c/0/0/0/0")]
-    return "appending rows" if any(sizes) else "opening a shard"
+    bodies = (body for folder in folders for body in folder.rglob("c/0/0/0/0"))
+    return "appending rows" if any(body.stat().st_size for body in bodies) else "opening a shard"
 
 
 def _finish_with_two(flags: list[object], root: Path, cache: Cache) -> list[dict[str, object]]:

@@ -19,18 +19,17 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from bench.machine import RESULTS, save
-from bench.stages import pack_shapes
+from bench.stages import pack_shapes, timed
 from bench.stand_ins import save_convolutions
 
-from stillroom.extraction import extract
 from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.process import process_context
 from stillroom.losses import BinaryCrossEntropy, FeatureMSE, LogitMSE
@@ -143,10 +142,9 @@ def make_recipes(folder: Path) -> dict[str, Recipe]:
 
 def do(recipe: Recipe) -> Figures:
     """Run both stages, and the training that has the teachers in its step."""
-    seconds: list[float] = []
-    with timed_filling(seconds):
+    with timed("_fill") as spent:
         cache = cache_teacher(recipe, process_context("cpu", {}))
-    (extraction_s,) = seconds
+    ((extraction_s, _),) = spent
     lines = (train(recipe) / "metrics.jsonl").read_text().splitlines()
     rates = [line["rows_per_s"] for line in map(json.loads, lines) if line["kind"] == "train"]
     return Figures(
@@ -155,23 +153,6 @@ def do(recipe: Recipe) -> Figures:
         cached_per_s=statistics.median(rates[1:]),
         online_per_s=online_rate(recipe, cache.specs),
     )
-
-
-@contextmanager
-def timed_filling(seconds: list[float]) -> Iterator[None]:
-    """Within, note how long stage 1 takes once its teachers are loaded and looked at."""
-    fill = extract._fill
-
-    def timed(*arguments: Any) -> None:
-        began = time.perf_counter()
-        fill(*arguments)
-        seconds.append(time.perf_counter() - began)
-
-    extract._fill = timed
-    try:
-        yield
-    finally:
-        extract._fill = fill
 
 
 def online_rate(recipe: Recipe, specs: Mapping[str, TargetSpec]) -> float:

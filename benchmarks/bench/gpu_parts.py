@@ -14,13 +14,15 @@ from xml.etree import ElementTree
 import torch
 from bench.commands import ROOT, call, call_ranks
 from bench.detector import convolutions, count_macs
+from bench.extraction_rate import compare
 from bench.gpu_bench import BATCH, RECIPES, Bench
 from bench.machine import RESULTS
-from bench.stages import TENSOR, about_cache, about_run, save_detector
+from bench.stages import TENSOR, about_cache, about_run, pack_shapes, save_detector
 from bench.step_times import profile_steps, step_times
 from torch import Tensor
 
 from stillroom.cli import recipe_from
+from stillroom.extraction.process import process_context
 from stillroom.recipe import Recipe
 from stillroom.teachers.configs import OnnxTeacher
 from stillroom.training.log import read_metrics
@@ -152,6 +154,21 @@ def _stage_1(bench: Bench, cache: Path, *words: object) -> dict[str, Any]:
     }
 
 
+def extract(bench: Bench, figures: dict[str, Any], repeats: int = 3) -> str:
+    """Compare the rate of stage 1 with that of its teachers alone, in larger shards."""
+    scale, shards = bench.scale, bench.folder / "extract" / "shards"
+    shutil.rmtree(shards.parent, ignore_errors=True)
+    shards.parent.mkdir()
+    rows = ("--shard-rows", 4 * scale.shard_rows)
+    pack_shapes(shards, scale.size_px, 4 * scale.num_train, scale.num_val, *rows)
+    words = [*bench.with_torch_detector(), "--data.shards", shards]
+    place = process_context(bench.device, {})
+    if bench.device == "cpu":
+        torch.set_num_threads(1)  # a rehearsal may share its cores
+    figures |= compare(recipe_from(list(map(str, words))), place, repeats)
+    return PASSED
+
+
 def _ensure_cache(bench: Bench) -> None:
     """Make the cache that stage 2 reads, or what is missing of it."""
     root, words = bench.folder / "cache", (*bench.with_torch_detector(), "--gate", "off")
@@ -276,4 +293,5 @@ PARTS: dict[str, Callable[[Bench, dict[str, Any]], str]] = {
     "profile": profile,
     "two_ranks": two_ranks,
     "stage_1_onnx": stage_1_onnx,
+    "extract": extract,
 }

@@ -84,9 +84,15 @@ def result_path(name: str, folder: Path = RESULTS, gpu: str | None = None) -> Pa
     return folder / f"{name}_{hardware}_{time.strftime('%Y%m')}.json"
 
 
-def save(name: str, command: str, figures: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Write `<folder>/<name>_cpu<cores>_<yyyymm>.json`, print it line by line, return its path."""
-    path = result_path(name, folder)
+def save(
+    name: str,
+    command: str,
+    figures: dict[str, Any],
+    folder: Path = RESULTS,
+    gpu: str | None = None,
+) -> Path:
+    """Write `<folder>/<name>_<hardware>_<yyyymm>.json`, print it line by line, return its path."""
+    path = result_path(name, folder, gpu)
     found = machine("torch", "zarr", "segmentation-models-pytorch")
     onnxruntime = next(v for n in _ONNXRUNTIMES if (v := _version(n)) != "absent")
     write_json(

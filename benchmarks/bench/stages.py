@@ -2,6 +2,9 @@
 
 import json
 import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,11 @@ from bench.detector import Layers
 from bench.stand_ins import save_convolutions, write_pictures
 
 from stillroom.cache import open_cache
+from stillroom.extraction import extract
 from stillroom.jsonfile import read_json
 
 _FP16 = ("scale", "skipped_steps")  # what only lines of fp16 may have
+_DETECTOR = ((32, 2), (64, 2), (128, 2))
 TENSOR = "segmentation_model_34_Concat_output_0"
 
 
@@ -23,6 +28,18 @@ def pack_shapes(out: Path, size_px: int, num_train: int, num_val: int, *options:
     val = write_pictures(out.with_name("val"), num_val, size_px, first_seed=1000)
     options = ("--val", val, "--classes", 2, *options)
     call("tools/make_shards.py", train, "--out", out, "--size", size_px, size_px, *options)
+
+
+def people_lite_words(
+    folder: Path, size_px: int, num_train: int, num_val: int, shard_rows: int, mask: Layers
+) -> list[object]:
+    """Make pictures and stand-ins for the teachers of `people-lite`; return it with its flags."""
+    pack_shapes(folder / "shards", size_px, num_train, num_val, "--shard-rows", shard_rows)
+    save_convolutions(folder / "mask.onnx", mask, sigmoid=True)
+    save_convolutions(folder / "detector.onnx", _DETECTOR, inner="input.427")
+    teachers = ("--teachers.0.path", folder / "mask.onnx")
+    teachers += ("--teachers.1.path", folder / "detector.onnx")
+    return ["people-lite", "--data.shards", folder / "shards", *teachers]
 
 
 def save_b3(path: Path) -> Path:
@@ -85,6 +102,26 @@ def about_run(run: Path) -> dict[str, Any]:
         "last_line": {name: lines[-1][name] for name in names},
         **{name: [line.get(name) for line in lines] for name in _FP16 if name in lines[0]},
     }
+
+
+@contextmanager
+def timed(function: str) -> Iterator[list[tuple[float, float]]]:
+    """Within, note what each call of a function of stage 1's loop takes: seconds by the clock, and
+    of all cores.
+    """
+    spent: list[tuple[float, float]] = []
+    called = getattr(extract, function)
+
+    def calling(*arguments: Any) -> None:
+        began, began_core = time.perf_counter(), time.process_time()
+        called(*arguments)
+        spent.append((time.perf_counter() - began, time.process_time() - began_core))
+
+    setattr(extract, function, calling)
+    try:
+        yield spent
+    finally:
+        setattr(extract, function, called)
 
 
 def _b3() -> torch.nn.Module:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def equal(one: Cache, two: Cache) -> bool:
 
 def threads() -> list[str]:
     gc.collect()
-    return [t.name for t in threading.enumerate() if t.name.startswith("read-ahead")]
+    ours = ("read-ahead", "compress", "publish")
+    return [t.name for t in threading.enumerate() if t.name.startswith(ours)]
 
 
 @pytest.fixture
@@ -244,7 +246,7 @@ def test_the_command_ends_with_75_when_it_is_told_to_stop(recipe):
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_full_disk_is_told_in_words_and_leaves_nothing(recipe, monkeypatch, batch_size):
-    append = ShardWriter.append
+    append = ShardWriter.append_frames
     done = []
 
     def full(self, *row):
@@ -253,7 +255,7 @@ def test_a_full_disk_is_told_in_words_and_leaves_nothing(recipe, monkeypatch, ba
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         append(self, *row)
 
-    monkeypatch.setattr(ShardWriter, "append", full)
+    monkeypatch.setattr(ShardWriter, "append_frames", full)
     recipe = replace(recipe, batch=batch_size, micro_batch=batch_size)
     with pytest.raises(FailureError, match=r"train-000001(.|\n)*No space left on device"):
         cache_teacher(recipe, ProcessContext())
@@ -261,7 +263,7 @@ def test_a_full_disk_is_told_in_words_and_leaves_nothing(recipe, monkeypatch, ba
     assert cache.missing() == SHARDS[1:]
     assert leftovers(cache) == []
     assert threads() == []
-    monkeypatch.setattr(ShardWriter, "append", append)
+    monkeypatch.setattr(ShardWriter, "append_frames", append)
     assert cache_teacher(recipe, ProcessContext()).is_complete
 
 
@@ -274,6 +276,131 @@ def test_a_disk_that_is_full_at_the_very_end_of_a_shard_leaves_nothing(recipe, m
         cache_teacher(recipe, ProcessContext())
     assert cache_of(recipe).missing() == SHARDS
     assert leftovers(cache_of(recipe)) == []
+
+
+def contents(cache: Cache) -> dict[str, bytes]:
+    """The bytes of every file of every shard but shard.json, which says when it was made."""
+    paths = (path for path in cache.path.glob("*-*/**/*") if path.is_file())
+    kept = {path for path in paths if path.name != "shard.json"}
+    return {str(path.relative_to(cache.path)): path.read_bytes() for path in kept}
+
+
+@pytest.mark.parametrize("body", ["zarr", "tar"])
+def test_shards_are_bit_identical_however_many_threads_compress(recipe, monkeypatch, body):
+    compress, names = ShardWriter.compress, set()
+
+    def unevenly(self, row, parts):
+        names.add(threading.current_thread().name)
+        time.sleep(0.002 * (len(row.key) + int(row.key[-1])) % 3)  # not in order
+        return compress(self, row, parts)
+
+    monkeypatch.setattr(ShardWriter, "compress", unevenly)
+    caches = []
+    for workers in (1, 4):
+        run = replace(recipe.run, cache=f"{recipe.run.cache}-{workers}", workers=workers)
+        caches.append(cache_teacher(replace(recipe, run=run, body=body), ProcessContext()))
+    one, four = caches
+    assert len(names) == 4 and all(name.startswith("compress") for name in names)
+    assert contents(one) == contents(four) and len(contents(one)) == (20 if body == "zarr" else 4)
+    for shard in SHARDS:
+        with one.reader(shard) as a, four.reader(shard) as b:
+            for part in ("columns", "spans", "files", "statistics"):
+                assert getattr(a.shard_index, part) == getattr(b.shard_index, part)
+
+
+@pytest.fixture
+def in_the_next(monkeypatch):
+    """Makes the second shard's publication wait until the teachers answer the third's first batch,
+    and then either of them raise.
+    """
+
+    def arrange(published: BaseException | None, answered: BaseException | None) -> None:
+        write, answer = ShardWriter._write_shard_index, extract.run_teachers
+        begun, seen = threading.Event(), []
+
+        def writing(self, *words):
+            if self._spec.shard_id == SHARDS[1]:
+                assert threading.current_thread().name.startswith("publish")
+                assert begun.wait(20), "the teachers waited for the publication"
+                if published is not None:
+                    raise published
+            write(self, *words)
+
+        def answering(teachers, pairs, device):
+            seen.append(1)
+            if len(seen) == 7:
+                begun.set()
+                if answered is not None:
+                    raise answered
+            return answer(teachers, pairs, device)
+
+        monkeypatch.setattr(ShardWriter, "_write_shard_index", writing)
+        monkeypatch.setattr(extract, "run_teachers", answering)
+
+    return arrange
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "said"),
+    [
+        (FULL, FailureError, r"shard train-000001 could not be made: the disk of (.|\n)*No space"),
+        (DamageError("train-000001 was not read back"), DamageError, "train-000001 was not read"),
+    ],
+)
+def test_a_publication_that_fails_while_the_next_shard_is_made_ends_stage_1(
+    recipe, in_the_next, monkeypatch, failure, kind, said
+):
+    in_the_next(failure, None)
+    with pytest.raises(kind, match=said):
+        cache_teacher(recipe, ProcessContext())
+    cache = cache_of(recipe)
+    assert cache.missing() == SHARDS[1:]
+    assert leftovers(cache) == []
+    assert threads() == []
+    monkeypatch.undo()
+    assert cache_teacher(recipe, ProcessContext()).is_complete
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), UserError("the teacher cannot")])
+def test_what_is_being_published_is_published_whatever_ends_the_next_shard(
+    recipe, in_the_next, failure
+):
+    in_the_next(None, failure)
+    with pytest.raises(type(failure)):
+        cache_teacher(recipe, ProcessContext())
+    assert cache_of(recipe).missing() == SHARDS[2:]
+    assert leftovers(cache_of(recipe)) == []
+    assert threads() == []
+
+
+def test_a_slow_disk_holds_two_shards_and_three_batches_at_most(recipe, monkeypatch):
+    write, append = ShardWriter._write_shard_index, ShardWriter.append_frames
+    encode, begun, done, folders, waiting = extract.encode, [], [], [], []
+
+    def encoding(cache, pairs, targets):
+        folders.append(len(leftovers(cache)))
+        begun.extend(pairs)
+        waiting.append(len(begun) - len(done))
+        return encode(cache, pairs, targets)
+
+    def appending(*words):
+        time.sleep(0.005)
+        append(*words)
+        done.append(words)
+
+    def writing(*words):
+        time.sleep(0.1)
+        write(*words)
+
+    monkeypatch.setattr(extract, "encode", encoding)
+    monkeypatch.setattr(ShardWriter, "append_frames", appending)
+    monkeypatch.setattr(ShardWriter, "_write_shard_index", writing)
+    cache_teacher(replace(recipe, batch=1, micro_batch=1), ProcessContext())
+    assert max(folders) == 2
+    assert max(waiting) == 3
 
 
 def test_an_error_of_the_teacher_is_not_hidden_by_a_full_queue(recipe, monkeypatch):

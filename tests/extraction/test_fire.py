@@ -64,7 +64,7 @@ def check_full_disk(cases: dict[str, Any]) -> None:
 def test_a_disk_that_is_full_at_any_kind_of_write(fire):
     check_full_disk(fire["refusals.full_disk"])
     found = [case["published"] for case in fire["refusals.full_disk"].values()]
-    assert set(found) == {0, 1, 3}  # before, in and after the second shard
+    assert {0, 3} <= set(found)  # before the first is published, and after the last
 
 
 def test_a_disk_that_is_full_when_a_damaged_shard_is_set_aside(fire):
@@ -79,7 +79,7 @@ def test_too_many_open_files(fire):
     refused = {limit: found for limit, found in cases.items() if found["status"]}
     assert 0 < len(refused) < len(cases)
     # A folder cannot be removed without opening it: what was begun may stay in tmp/.
-    assert {found["in_tmp"] for found in refused.values()} <= {0, 1}
+    assert {found["in_tmp"] for found in refused.values()} <= {0, 1, 2}
     demand({limit: found | {"in_tmp": 0} for limit, found in refused.items()}, status=1)
     for limit, found in refused.items():
         demand_words(found, "no further file can be opened", f"may have {limit} open", "ulimit -n")
@@ -98,8 +98,11 @@ def test_told_to_stop_while_something_is_under_way(fire):
     cases = dict(fire["stops.signals"])
     late = {name: cases.pop(name) for name in list(cases) if "the last" in name}
     demand(late, status=0, published=3)
+    (publishing,) = (cases.pop(name) for name in list(cases) if "publishing" in name)
+    demand({"publishing": publishing})  # the last shard may be whole by then
+    assert (publishing["published"], publishing["status"]) in ((2, 75), (3, 0))
     demand(cases, status=75)
-    published = {"claimed": 0, "gate": 0, "mid-shard": 1, "publishing": 2}
+    published = {"claimed": 0, "gate": 0, "mid-shard": 1}
     for name, found in cases.items():
         assert found["published"] == published[name.split()[-1]], name
         demand_words(found, "told to stop")

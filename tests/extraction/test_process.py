@@ -101,7 +101,7 @@ def told_by(script: Path, tmp_path: Path, monkeypatch, *words: str) -> list[list
     script.write_text(
         "import os, pathlib, sys\n"
         f"told = pathlib.Path({str(tmp_path)!r}, 'told' + os.environ['RANK'])\n"
-        "names = ('LOCAL_RANK', 'WORLD_SIZE', 'OMP_NUM_THREADS')\n"
+        "names = ('LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'OMP_NUM_THREADS')\n"
         "told.write_text(' '.join([*(os.environ[n] for n in names), *sys.argv[1:]]))\n"
     )
     monkeypatch.setattr(sys, "orig_argv", ["python", str(script), *words])
@@ -112,7 +112,7 @@ def told_by(script: Path, tmp_path: Path, monkeypatch, *words: str) -> list[list
 def test_children_get_every_word_of_the_command_also_debug(two_gpus, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(two_gpus), "tiny"])  # as `run_command` leaves it
     found = told_by(two_gpus, tmp_path, monkeypatch, "tiny", "--debug")
-    assert [words[3:] for words in found] == [["tiny", "--debug"]] * 2
+    assert [words[4:] for words in found] == [["tiny", "--debug"]] * 2
 
 
 @pytest.mark.parametrize(("cores", "each"), [(8, "4"), (5, "2"), (1, "1")])
@@ -122,12 +122,12 @@ def test_children_share_the_cores_that_this_process_may_use(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     found = told_by(two_gpus, tmp_path, monkeypatch)
-    assert found == [["0", "2", each], ["1", "2", each]]
+    assert found == [["0", "2", "2", each], ["1", "2", "2", each]]
 
 
 def test_a_number_of_threads_that_the_user_gave_is_kept(two_gpus, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert [words[2] for words in told_by(two_gpus, tmp_path, monkeypatch)] == ["3", "3"]
+    assert [words[3] for words in told_by(two_gpus, tmp_path, monkeypatch)] == ["3", "3"]
 
 
 def test_interrupted_it_ends_its_children_first(two_gpus, tmp_path, monkeypatch):

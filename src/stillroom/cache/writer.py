@@ -1,8 +1,9 @@
 """Writes one shard aside, row by row, and publishes it whole.
 
 The folder's final name means that it is finished. Body, fsync of files, `shard.json`, fsync of
-every folder, read-back of everything, rename, fsync of the parent. The first writer wins. Memory:
-one row and its compressed frame. A killed writer leaves a folder in `tmp/`, which nobody reads.
+every folder, read-back of everything, rename, fsync of the parent. The first writer wins. Rows may
+be compressed in any threads; the files are the same. Memory: one row and its compressed frame. A
+killed writer leaves a folder in `tmp/`, which nobody reads.
 """
 
 import errno
@@ -12,7 +13,7 @@ import re
 import shutil
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec.structs import astuple
@@ -27,6 +28,14 @@ from stillroom.cache.shard_index import FILE, ShardIndex, ShardSpec, Statistics
 from stillroom.errors import DamageError, FailureError, UserError
 from stillroom.jsonfile import rename, sync_folder, write_json
 from stillroom.types import Row, RowStatistics
+
+
+class Frame(NamedTuple):
+    """A part of a row as it is stored; `raw_crc` is the crc32c of what was compressed."""
+
+    data: bytes
+    crc: int
+    raw_crc: int
 
 
 class ShardWriter:
@@ -67,23 +76,42 @@ class ShardWriter:
         statistics: dict[str, RowStatistics],
         pixels: int,
     ) -> None:
-        """Compress and write one row.
+        """Compress and write one row: `compress`, then `append_frames`."""
+        self.append_frames(row, self.compress(row, parts), statistics, pixels)
 
-        `parts` is `<target>.<part>` -> array without a batch axis, `statistics` is per target,
-        `pixels` the crc32c of the picture as the teachers were shown it.
-        Raises UserError for values that are not finite.
+    def compress(self, row: Row, parts: dict[str, np.ndarray]) -> dict[str, Frame]:
+        """Compress one row, in whichever thread and order.
+
+        `parts` is `<target>.<part>` -> array without a batch axis. Raises UserError for values that
+        are not finite.
+        """
+        assert parts.keys() == self._parts.keys(), sorted(parts)
+        return {name: self._compress_part(row, name, parts[name]) for name in self._parts}
+
+    def append_frames(
+        self,
+        row: Row,
+        frames: dict[str, Frame],
+        statistics: dict[str, RowStatistics],
+        pixels: int,
+    ) -> None:
+        """Write one row, of which `statistics` are per target and `pixels` the crc32c of the
+        picture as the teachers were shown it. Raises UserError for values that are not finite.
         """
         assert not self._rows or row_order(self._rows[-1]) < row_order(row), "rows come in order"
         assert len(self._rows) < self._spec.num_rows, "more rows than the identity says"
-        assert parts.keys() == self._parts.keys(), sorted(parts)
         assert statistics.keys() == self._statistics.keys(), sorted(statistics)
         for name, figures in statistics.items():
             assert (figures.confidence is not None) == (self._spec.kinds[name] == "logits"), name
             require_finite(row, name, figures)
             for column, figure in zip(astuple(self._statistics[name]), figures, strict=True):
                 column.append(figure)
-        for name in self._parts:
-            self._append_part(row, name, parts[name])
+        for name, frame in frames.items():
+            spans = self._spans[name]
+            spans.offset.append(self._body.append(row, name, frame.data, frame.crc))
+            spans.size.append(len(frame.data))
+            spans.crc32c.append(frame.crc)
+            self._raw_crcs[name].append(frame.raw_crc)
         self._rows.append(row)
         self._pixels.append(pixels)
         reach("row-appended")
@@ -124,18 +152,14 @@ class ShardWriter:
         reach("read-back")
         return self._rename()
 
-    def _append_part(self, row: Row, name: str, value: np.ndarray) -> None:
+    def _compress_part(self, row: Row, name: str, value: np.ndarray) -> Frame:
         part = self._parts[name]
         assert value.shape == part.shape and value.dtype == np.dtype(part.dtype), name
         value = np.ascontiguousarray(value, part.stored)
         if value.dtype.kind == "f" and not is_finite(value):
             raise _not_finite(row, name, "NaN or infinity")
-        frame = encode_frame(value, self._level)
-        crc, spans = crc32c(frame), self._spans[name]
-        spans.offset.append(self._body.append(row, name, frame, crc))
-        spans.size.append(len(frame))
-        spans.crc32c.append(crc)
-        self._raw_crcs[name].append(crc32c(value))
+        data = encode_frame(value, self._level)
+        return Frame(data, crc32c(data), crc32c(value))
 
     def _write_shard_index(self, files: dict[str, StoredFile], provenance: dict[str, Any]) -> None:
         spec = self._spec

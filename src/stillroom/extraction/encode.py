@@ -1,6 +1,6 @@
 """Rows of pictures through the teachers and codecs: what a writer appends."""
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -37,6 +37,13 @@ class EncodedBatch:
     parts: dict[str, np.ndarray]
     statistics: dict[str, list[RowStatistics]]
     promised: dict[str, list[float]]  # of targets whose codecs promise something of a whole shard
+
+    def each(self) -> Iterator[tuple[Row, dict[str, np.ndarray], dict[str, RowStatistics], int]]:
+        """Yield row by row what `ShardWriter.append` takes."""
+        for i, row in enumerate(self.rows):
+            parts = {name: part[i] for name, part in self.parts.items()}
+            statistics = {name: column[i] for name, column in self.statistics.items()}
+            yield row, parts, statistics, self.pixels[i]
 
 
 def read_batches(

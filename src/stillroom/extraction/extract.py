@@ -1,8 +1,9 @@
 """Stage 1: run the frozen teachers once over every picture and keep what they said.
 
-Decoding (threads), inference (the device) and compressing and appending (a writer thread) overlap.
-Work is divided without locks: rank r takes shards[r::world], skips what is published, then sweeps
-the rest from its own offset; the first writer of a shard wins.
+Decoding (threads), inference (the device), compressing (threads), appending (a thread) and the
+publication of the shard before (another) overlap; at most two shards are unpublished. Work is
+divided without locks: rank r takes shards[r::world], skips what is published, then sweeps the rest
+from its own offset; the first writer of a shard wins.
 """
 
 import platform
@@ -10,8 +11,10 @@ import signal
 import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,10 @@ from torch import Tensor
 
 import stillroom
 from stillroom.cache.folder import Cache, claim_cache
+from stillroom.cache.writer import Frame, ShardWriter
 from stillroom.device_memory import is_out_of_memory
 from stillroom.errors import UserError, first_line
+from stillroom.extraction.background import Background
 from stillroom.extraction.cache_identity import compose, existing_cache, probe
 from stillroom.extraction.calibrate import fit_codecs, restore_fitted
 from stillroom.extraction.encode import (
@@ -49,6 +54,8 @@ from stillroom.signals import raise_if_stopped, stop_on_signals
 from stillroom.teachers.protocol import BuiltTeacher, Reports
 from stillroom.types import Row, ShardId, TargetSpec
 
+_Compressing = tuple[EncodedBatch, list[Future[dict[str, Frame]]]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
@@ -61,6 +68,7 @@ class _Job:
     process: ProcessContext
     quality: dict[str, Any]
     stop: threading.Event
+    publication: Background = field(default_factory=Background)
 
     def outputs(
         self, places: Iterable[tuple[ShardId, Row]], under_way: str = "no shard was begun"
@@ -76,6 +84,7 @@ class _Job:
     def check_stop(self, under_way: str) -> None:
         """Raise Stopped once a signal has asked for it; it says what there is of the cache."""
         if self.stop.is_set():
+            self.publication.wait()
             every = len(self.cache.shard_ids())
             kept = f"{every - len(self.cache.missing())} of {every} shards are kept"
             raise_if_stopped(self.stop, f"{under_way}; {kept} in {self.cache.path}")
@@ -214,19 +223,20 @@ def _make_shards(job: _Job, missing: tuple[ShardId, ...]) -> None:
     done = rows - sum(cache.shard_rows(shard) for shard in missing)
     hidden = job.recipe.run.quiet or not process.is_first
     estimate = Estimate(rows - done, process.world, lambda text: _say(bar, process, text))
-    with progress_bar(
-        total=rows, initial=done, unit="row", disable=hidden, desc=cache.path.name
-    ) as bar:
+    with (
+        progress_bar(
+            total=rows, initial=done, unit="row", disable=hidden, desc=cache.path.name
+        ) as bar,
+        job.publication,
+        ThreadPoolExecutor(job.recipe.run.num_workers, thread_name_prefix="compress") as pool,
+    ):
         for shard in own + rest:
             if cache.is_published(shard):
                 bar.update(cache.shard_rows(shard))
                 continue
             job.check_stop(f"{shard} was not begun")
             with explain_os_errors(f"shard {shard} could not be made", cache.path):
-                _make_shard(job, shard, bar, estimate)
-            row_mb = cache.shard_bytes(shard) / cache.shard_rows(shard) / 1e6
-            published = f"{len(every) - len(cache.missing())}/{len(every)} shards"
-            bar.set_postfix_str(f"{published}, {row_mb:.3g} MB/row", refresh=False)
+                _make_shard(job, shard, bar, estimate, pool)
 
 
 def _say(bar: Any, process: ProcessContext, text: str) -> None:
@@ -234,36 +244,61 @@ def _say(bar: Any, process: ProcessContext, text: str) -> None:
     process.print(text)
 
 
-def _make_shard(job: _Job, shard: ShardId, bar: Any, estimate: Estimate) -> None:
+def _make_shard(
+    job: _Job, shard: ShardId, bar: Any, estimate: Estimate, pool: ThreadPoolExecutor
+) -> None:
     began = time.perf_counter()
     writer, left = job.cache.writer(shard), job.cache.shard_rows(shard)
     error = ShardError()
 
-    def append(batch: EncodedBatch) -> int:
-        before = writer.num_bytes
-        for i, row in enumerate(batch.rows):
-            statistics = {name: column[i] for name, column in batch.statistics.items()}
-            parts = {name: part[i] for name, part in batch.parts.items()}
-            writer.append(row, parts, statistics, batch.pixels[i])
+    def compress(batch: EncodedBatch) -> _Compressing:
+        return batch, [pool.submit(writer.compress, row, parts) for row, parts, *_ in batch.each()]
+
+    def append(compressing: _Compressing) -> int:
+        before, (batch, frames) = writer.num_bytes, compressing
+        for (row, _, statistics, pixels), compressed in zip(batch.each(), frames, strict=True):
+            writer.append_frames(row, compressed.result(), statistics, pixels)
         error.add(batch)
         estimate.add(len(batch.rows), writer.num_bytes - before)
         return len(batch.rows)
 
-    # One thread compresses and appends, so that the teacher does not wait for the disk.
-    with (
-        closing(job.batches(shard)) as batches,
-        writer,
-        closing(read_ahead(batches, append, workers=1, depth=2)) as appended,
-    ):
-        for num_rows in appended:
-            if job.cache.is_published(shard):  # another was faster: go on with the next
-                bar.update(left)
-                return
-            left -= num_rows
-            bar.update(num_rows)
+    with ExitStack() as held:
+        held.enter_context(writer)
+        # One thread appends what the pool has compressed: the teacher waits for neither.
+        with (
+            closing(job.batches(shard)) as batches,
+            closing(read_ahead(map(compress, batches), append, workers=1, depth=2)) as appended,
+        ):
+            for num_rows in appended:
+                job.publication.look()
+                if job.cache.is_published(shard):  # another was faster: go on with the next
+                    bar.update(left)
+                    return
+                left -= num_rows
+                bar.update(num_rows)
         error.require(job.cache, shard)
-        seconds = time.perf_counter() - began
-        writer.publish(_provenance(job, job.cache.shard_rows(shard), seconds))
+        provenance = _provenance(job, job.cache.shard_rows(shard), time.perf_counter() - began)
+        job.publication.wait()
+        job.publication.begin(
+            partial(_publish, job, shard, writer, provenance, bar, held.pop_all())
+        )
+
+
+def _publish(
+    job: _Job,
+    shard: ShardId,
+    writer: ShardWriter,
+    provenance: dict[str, Any],
+    bar: Any,
+    held: ExitStack,
+) -> None:
+    cache, every = job.cache, job.cache.shard_ids()
+    with explain_os_errors(f"shard {shard} could not be made", cache.path):
+        with held:
+            writer.publish(provenance)
+        row_mb = cache.shard_bytes(shard) / cache.shard_rows(shard) / 1e6
+        published = f"{len(every) - len(cache.missing())}/{len(every)} shards"
+        bar.set_postfix_str(f"{published}, {row_mb:.3g} MB/row", refresh=False)
 
 
 def _provenance(job: _Job, rows: int, seconds: float) -> dict[str, Any]:

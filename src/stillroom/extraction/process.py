@@ -105,7 +105,8 @@ def _environment(rank: int, world: int) -> dict[str, str]:
     take every core in each of them, so each is given its share, unless the user said how many.
     """
     threads = {"OMP_NUM_THREADS": str(max(1, num_cores() // world))}
-    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    place = {name: str(number) for name, number in place.items()}
     return {**threads, **os.environ, **place}
 
 

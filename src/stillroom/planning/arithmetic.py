@@ -167,17 +167,16 @@ def _extraction_s(costs: Costs, setting: Setting, chosen: Mapping[str, CodecCost
 def _extraction_ms(costs: Costs, setting: Setting, chosen: Mapping[str, CodecCost]) -> float:
     """Return what one row takes one GPU in stage 1.
 
-    While a shard grows, teachers, readers and one writing thread overlap; then it is flushed, read
-    back from the disk and compared, and nothing else goes on.
+    Teachers, readers, compressing threads and the publication of the shard before overlap; one
+    thread flushes what was written, reads it back from the disk and compares.
     """
     device_ms = costs.teacher_ms + sum(cost.encode_ms for cost in chosen.values())
-    write_ms = sum(cost.write_ms for cost in chosen.values())
-    host_ms = costs.teacher_picture_ms + write_ms
     publish_ms = sum(cost.publish_ms for cost in chosen.values())
+    host_ms = costs.teacher_picture_ms + sum(cost.write_ms for cost in chosen.values()) + publish_ms
     row_bytes = sum(cost.row_bytes for cost in chosen.values())
     disk_ms = row_bytes / 1e6 * (1 / costs.write_gb_per_s + 1 / costs.read_gb_per_s)
-    growing = max(write_ms, _overlap(device_ms, host_ms, setting, setting.teacher_threads))
-    return max(growing + publish_ms + disk_ms, setting.gpus * disk_ms)
+    work_ms = _overlap(device_ms, host_ms, setting, setting.teacher_threads)
+    return max(work_ms, publish_ms + disk_ms, setting.gpus * disk_ms)
 
 
 def _cached_ms(

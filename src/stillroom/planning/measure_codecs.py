@@ -86,11 +86,10 @@ def measure_shard(
         cache = _new_cache(folder / f"shard-{turn}", recipe, answers.specs, 1)
         cache.publish_fitted(fitted)
         batch = encode(cache, answers.kept[-1:], outputs)
-        parts = {part: value[0] for part, value in batch.parts.items()}
-        figures = {name: column[0] for name, column in batch.statistics.items()}
+        (row,) = batch.each()
         began = time.perf_counter()
         with cache.writer(_SHARD) as writer:
-            writer.append(batch.rows[0], parts, figures, batch.pixels[0])
+            writer.append(*row)
             writer.publish({})
         seconds.append(time.perf_counter() - began)
     return median(seconds[1:])  # the first one imports
@@ -177,11 +176,9 @@ def _write(
                 time.perf_counter, lambda s=some, v=values: encode(cache, s, {name: v})
             )
             encode_s += [seconds / len(some)] * len(some)
-            for i, row in enumerate(kept.rows):
-                parts = {part: value[i] for part, value in kept.parts.items()}
-                figures = {name: kept.statistics[name][i]}
+            for row in kept.each():
                 began = time.thread_time()
-                writer.append(row, parts, figures, kept.pixels[i])
+                writer.append(*row)
                 write_s.append(time.thread_time() - began)
         publish_s, _ = _timed(time.thread_time, lambda: writer.publish({}))
     return 1e3 * median(encode_s), 1e3 * median(write_s), 1e3 * publish_s / len(batch)
