@@ -79,6 +79,7 @@ def test_a_teacher_shard_in_another_order_is_joined_by_key(pictures, cache):
         def __init__(self, reader):
             self.reader, self.rows = reader, list(reader.rows)[::-1]
             self.pixels, self.provenance = reader.pixels[::-1], reader.provenance
+            self.num_bytes = reader.num_bytes  # all rows are alike
 
         def index(self, key, region, view):
             return len(self.reader) - 1 - self.reader.index(key, region, view)

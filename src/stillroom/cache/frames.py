@@ -1,6 +1,6 @@
 """Rows as bytes: zstd frames, crc32c, files that hash themselves.
 
-Cost of a 13.1 MB float16 row: see `benchmarks/read_rows.py`.
+Cost of a 13.1 MB float16 row: see `benchmarks/loader.py`.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Reads rows of one published shard by offset, checks every one, and never maps a file.
 
 A 13.1 MB float16 row takes one pass of `preadv` and crc32c into a buffer that the thread keeps, and
-one decompression straight into the result. Figures: `benchmarks/read_rows.py`.
+one decompression straight into the result. Figures: `benchmarks/loader.py`.
 """
 
 import os
