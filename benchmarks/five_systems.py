@@ -43,6 +43,7 @@ class System:
     students: dict[str, tuple[str, str]]  # by label; the cache is made for the last one
     points: str = "--teachers.0.path {run}"  # what students that are distilled say of the teacher
     unlabelled: tuple[str, ...] = ()  # labels of students that see no labels
+    num_micro_batches: int = 1  # of a step: each moves BatchNorm's running buffers
 
 
 _RANDOM = "--student.weights None"
@@ -74,6 +75,7 @@ SYSTEMS = {
             "feature": ("fcn-mobilenet-feature", _S1),
         },
         points="--teachers.0.weights {run}/student.safetensors --teachers.0.classes {classes}",
+        num_micro_batches=4,  # its momentum of .01 lags far behind in a short run
     ),
     "S2": System(
         teacher=("soft-binary-teacher", f"--student.width 16 {_FAST}"),
@@ -220,7 +222,8 @@ def _flags(arguments: argparse.Namespace, label: str, recipe: str, flags: str) -
     flags = flags.format(run=run, classes=classes, encoder=arguments.encoder, unet=arguments.unet)
     words: list[object] = [*flags.split(), "--data.shards", _shards(arguments, label)]
     words += ["--run.cache", arguments.out / "cache", "--run.device", arguments.device]
-    words += ["--batch", arguments.batch, "--micro-batch", arguments.batch]
+    micro_batch = arguments.batch // system.num_micro_batches
+    words += ["--batch", arguments.batch, "--micro-batch", micro_batch]
     if default.views.count > 1:
         words += ["--views.count", arguments.views]
     if label != "teacher" and arguments.label_share < 1:
