@@ -94,7 +94,8 @@ def batch_of(shapes: dict[str, Tensor], recipe: Recipe) -> Batch:
         boxes=torch.tensor([[4.0, 8.0, 60.0, 62.0]] * PICTURES),
     )
     running = RunningWeights(recipe.terms, torch.device("cpu"))
-    running.follow(running.pixels([batch]), [batch])
+    running.follow(running.pixels(batch))
+    running.give(batch)
     return batch
 
 

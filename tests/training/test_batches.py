@@ -29,7 +29,7 @@ def context(tiny_recipe):
 def test_what_is_counted_needs_no_number_of_pictures_and_targets(context):
     with closing(context.stream(range(1))) as stored:
         for one in stored:
-            countable = countable_batch(one, context.cache.specs)
+            countable = countable_batch(one, CPU, context.cache)
             assert countable.image.is_meta and all(t.is_meta for t in countable.targets.values())
             whole = to_batch(one, CPU, context.cache)
             assert {n: t.shape for n, t in countable.targets.items()} == {

@@ -42,7 +42,12 @@ class SoftKL(OnLogits):
     def needs(self) -> Needs:
         """Logits; with class weights, one channel for each."""
         needs, given = logit_needs(self), self.class_weights
-        return replace(needs, channels=num_weights(given) or None, class_counts=given == "balanced")
+        return replace(
+            needs,
+            channels=num_weights(given) or None,
+            class_counts=given == "balanced",
+            counts_target=bool(given),
+        )
 
     def with_class_counts(self, counts: tuple[int, ...]) -> "SoftKL":
         """Return this with the weights that balance classes of so many pixels."""

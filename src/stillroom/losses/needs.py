@@ -28,6 +28,8 @@ class Needs:
     align: Align | None = None  # where grids differ the term brings them to one; None = refused
     # whether the gradient is linear in the target, so that noise of mean zero averages out
     is_linear: bool = False
+    # whether its count reads the target's numbers, not its shape alone: it is decoded for that too
+    counts_target: bool = False
     min_channels: int = 1  # of the head
     channels: int | None = None  # of the head, exactly; None = any
     classes: int | None = None  # of the labels, exactly; None = any
@@ -64,7 +66,11 @@ class Term(Protocol):
         ...
 
     def count(self, batch: Batch) -> Float[Tensor, ""]:
-        """What the sum is divided by, float64, additive over pictures; needs no forward pass."""
+        """What the sum is divided by, float64, additive over pictures; needs no forward pass.
+
+        Labels are there; pictures and targets have shapes and no numbers, unless the term says
+        `counts_target`.
+        """
         ...
 
     def total(self, outputs: Outputs, batch: Batch, progress: float) -> Sum:

@@ -4,7 +4,7 @@ their turn comes.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stillroom.cache.folder import Cache
 from stillroom.training.stream import StoredBatch
-from stillroom.types import Batch, TargetSpec
+from stillroom.types import Batch
 
 
 def with_labels_on(stored: StoredBatch, device: torch.device) -> StoredBatch:
@@ -24,14 +24,17 @@ def with_labels_on(stored: StoredBatch, device: torch.device) -> StoredBatch:
     return replace(stored, mask=move(stored.mask), inside=move(stored.inside), boxes=boxes)
 
 
-def countable_batch(stored: StoredBatch, specs: Mapping[str, TargetSpec]) -> Batch:
-    """Return what terms count: labels, and of pictures and targets the shapes alone (tensors on the
-    device `meta`).
+def countable_batch(
+    stored: StoredBatch, device: torch.device, cache: Cache | None, counted: Collection[str] = ()
+) -> Batch:
+    """Return what terms count: labels, the targets named in `counted`, and of pictures and all
+    other targets the shapes alone (tensors on the device `meta`).
     """
     b, h, w, _ = stored.image.shape
-    read = {name.partition(".")[0] for name in stored.parts}
-    shapes = {name: spec.shape for name, spec in specs.items() if name in read}
-    targets = {name: torch.empty((b, *shape), device="meta") for name, shape in shapes.items()}
+    targets = _targets(stored, device, cache, counted)
+    for name, spec in () if cache is None else cache.specs.items():
+        if _parts(stored, (name,)):
+            targets.setdefault(name, torch.empty((b, *spec.shape), device="meta"))
     return _batch(stored, torch.empty((b, 3, h, w), device="meta"), targets)
 
 
@@ -84,12 +87,32 @@ def _decoded(stored: StoredBatch, there: torch.Event | None, cache: Cache | None
         for tensor in copied:
             if tensor is not None:
                 tensor.record_stream(current)  # whose work must end before its memory is reused
-    targets = {} if cache is None else cache.decode(stored.parts, stored.image.device)
-    if stored.mirrored is not None:
-        mirrored = stored.mirrored[:, None, None, None]
-        targets = {name: torch.where(mirrored, t.flip(3), t) for name, t in targets.items()}
+    targets = _targets(stored, stored.image.device, cache)
     image = stored.image.permute(0, 3, 1, 2).float().div_(255)  # stays channels-last
     return _batch(stored, image, targets)
+
+
+def _parts(stored: StoredBatch, names: Collection[str] | None) -> dict[str, Tensor]:
+    """Return the parts of the targets that are named, of all where None."""
+    return {
+        part: value
+        for part, value in stored.parts.items()
+        if names is None or part.partition(".")[0] in names
+    }
+
+
+def _targets(
+    stored: StoredBatch,
+    device: torch.device,
+    cache: Cache | None,
+    names: Collection[str] | None = None,
+) -> dict[str, Tensor]:
+    """Return the targets that are named, decoded and mirrored where their pictures are."""
+    targets = {} if cache is None else cache.decode(_parts(stored, names), device)
+    if stored.mirrored is None:
+        return targets
+    mirrored = _move(stored.mirrored, device)[:, None, None, None]
+    return {name: torch.where(mirrored, t.flip(3), t) for name, t in targets.items()}
 
 
 def _batch(stored: StoredBatch, image: Tensor, targets: dict[str, Tensor]) -> Batch:

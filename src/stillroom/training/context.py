@@ -1,6 +1,6 @@
 """What one process of a run works with."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from stillroom.training.evaluations import Evaluation, scores
 from stillroom.training.order import MicroBatchSchedule, Order
 from stillroom.training.running_weights import RunningWeights
 from stillroom.training.stream import RowDataset, StoredBatch, training_batches
-from stillroom.types import TargetSpec
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -50,9 +49,10 @@ class TrainContext:
     begin: dict[str, str] | None  # the run that the student began from, and its weights' sha256
 
     @property
-    def specs(self) -> Mapping[str, TargetSpec]:
-        """The targets of the cache, none where there is no cache."""
-        return {} if self.cache is None else self.cache.specs
+    def counted_targets(self) -> set[str]:
+        """The targets whose numbers a term needs before a step's first forward pass."""
+        found = (term.needs for term in self.recipe.terms if term.needs.counts_target)
+        return {needs.target for needs in found if needs.target is not None}
 
     @property
     def epoch_steps(self) -> int:

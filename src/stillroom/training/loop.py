@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def _run_steps(
     recipe, accelerator, schedule = context.recipe, context.accelerator, context.schedule
     distiller, optimizer = context.distiller, context.optimizer
     device, num_micros = accelerator.device, len(schedule.micro_batches())
-    buffers = RunningBuffers(distiller, schedule.num_micro_batches)
+    buffers, names = RunningBuffers(distiller, schedule.num_micro_batches), context.counted_targets
     while step < context.steps:
         epoch = step // context.epoch_steps
         set_mode(context.model, distiller, recipe, epoch)
@@ -134,7 +135,8 @@ def _run_steps(
         with meter.waiting():
             stored = list(islice(stream, num_micros))
         stored = [with_labels_on(one, device) for one in stored]
-        counts = step_counts(context, (countable_batch(one, context.specs) for one in stored))
+        counted = partial(countable_batch, device=device, cache=context.cache, counted=names)
+        counts = step_counts(context, map(counted, stored))
         weights = recipe.term_weights(balance(recipe, evaluations))
         factors = loss_factors(weights, counts, schedule.world)
         batches = decoded_batches(stored, device, context.cache)

@@ -93,7 +93,9 @@ def first_picture(inputs: Sequence[Input]) -> Rgb:
     for job in inputs:
         if not job.is_video:
             return _rgb(job.source)
-    raise UserError("there is no picture to measure with", wanted="a picture among the inputs")
+    raise UserError(
+        "--fps measures with a picture, and no input is one", fix="name a picture beside the others"
+    )
 
 
 def _predict(
