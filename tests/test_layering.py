@@ -22,6 +22,7 @@ BASE = {
     "columns",
     "random_access",
     "progress_bar",
+    "remote",
 }
 ALLOWED = {
     "types": {"hashing"},
@@ -36,6 +37,7 @@ ALLOWED = {
     "columns": set(),
     "random_access": {"errors"},
     "progress_bar": set(),
+    "remote": {"errors", "jsonfile", "random_access"},
     "flags": {"errors"},
     "networks": BASE,
     "metrics": BASE,

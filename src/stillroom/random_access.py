@@ -2,8 +2,10 @@
 
 import os
 import resource
+import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
@@ -11,6 +13,7 @@ from typing import ClassVar
 from stillroom.errors import DamageError
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW  # a FIFO would block
+_ASK_S = 10.0  # a file that may go is asked for again after so long: it is in use
 _MAX_OPEN = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # the rest is for others
 
 
@@ -24,21 +27,29 @@ class Descriptor:
 
 
 class RandomAccessFile:
-    """A file that is opened when it is read, and closed once many others were opened since."""
+    """A file that is opened when it is read, and closed once many others were opened since.
+
+    `fetch` brings a file here that may be elsewhere, and is told in this way that it is in use.
+    """
 
     _recent: ClassVar[deque[Descriptor]] = deque(maxlen=_MAX_OPEN)  # the only lasting references
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, fetch: Callable[[], object] | None = None) -> None:
+        self.path, self._fetch, self._ask_at = path, fetch, 0.0
         self._last: weakref.ref[Descriptor] | None = None
 
     def open(self) -> Descriptor:
         """Return the open file, to be held while it is read; DamageError where it is gone."""
+        if self._fetch is not None and (now := time.monotonic()) > self._ask_at:
+            self._fetch()
+            self._ask_at = now + _ASK_S
         if self._last is None or (descriptor := self._last()) is None:
             try:
                 descriptor = Descriptor(self.path)
             except FileNotFoundError:
-                raise DamageError(f"{self.path} is missing") from None
+                if self._fetch is None or not self._fetch():  # it may have gone since it was asked
+                    raise DamageError(f"{self.path} is missing") from None
+                descriptor = Descriptor(self.path)
             self._last = weakref.ref(descriptor)
             self._recent.append(descriptor)
         return descriptor
@@ -51,3 +62,11 @@ class RandomAccessFile:
                 self._recent.remove(descriptor)
 
     __del__ = close
+
+    @classmethod
+    def forget_removed(cls) -> None:
+        """Close files that have no name any more, so that the disk has their space."""
+        for descriptor in tuple(cls._recent):
+            if os.fstat(descriptor.number).st_nlink == 0:
+                with suppress(ValueError):
+                    cls._recent.remove(descriptor)

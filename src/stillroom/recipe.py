@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.errors import UserError
@@ -13,6 +14,7 @@ from stillroom.pictures.rows import places_of, rows_of
 from stillroom.pictures.views import Views as Views
 from stillroom.pictures.views import ViewSource
 from stillroom.recipe_optimizer import AdamW, Cosine, Optimizer, Schedule
+from stillroom.remote.mirror import place_of
 from stillroom.students.definitions import Student
 from stillroom.teachers.protocol import Recorded, TeacherConfig
 from stillroom.types import Kind, Row
@@ -24,7 +26,9 @@ _WHOLE, _ADAMW, _COSINE = Views(), AdamW(), Cosine()
 class Data:
     """The pictures, and how many of their masks are used."""
 
-    shards: str  # folder of picture shards, as stillroom shards writes it
+    # folder of picture shards, as stillroom shards writes it; or where it is in a store, as
+    # s3://BUCKET/PATH, gs://, az:// or https://HOST/PATH
+    shards: str
     # share of the training masks that is used, 0 to 1 (by hash of the key); the others are void
     label_share: float = 1.0
     # height and width in pixels at which both stages work, at most those of the packed pictures;
@@ -33,12 +37,17 @@ class Data:
     # one row for each box of a picture's json instead of one a picture; height and width in cells
     # of a region's mask, whose classes are background, target and other
     regions: tuple[int, int] | None = None
+    # rows are shuffled within so many shards at a time, themselves in random order, so that each is
+    # fetched about once an epoch; 0 = within all
+    window: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_share <= 1:
             raise UserError("no such label share", found=self.label_share, wanted="0 to 1")
         if self.size is not None and min(self.size) < 1:
             raise UserError("no such --data.size", found=self.size, wanted="height and width")
+        if self.window < 0:
+            raise UserError("no such --data.window", found=self.window, wanted="0 or more shards")
         if self.regions is not None and min(self.regions) < 1:
             raise UserError("no such --data.regions", found=self.regions, wanted="height and width")
 
@@ -72,7 +81,12 @@ class Run:
 
     out: str = "runs"  # folder of runs
     name: str | None = None  # name of the run's folder; None = the recipe's name
-    cache: str = "cache"  # folder of caches, or one of them
+    # folder of caches, or one of them; or where they are in a store, as s3://BUCKET/PATH
+    cache: str = "cache"
+    # folder that keeps what is in use of pictures and caches in a store; None = stillroom/ in the
+    # user's folder for caches
+    local: str | None = None
+    local_gb: float = 50.0  # most that is kept there, GB; should hold two windows of shards
     # stage 2 does not look at the teachers' files, but takes the cache's word for them
     recorded_teachers: bool = False
     resume: bool = False  # go on with the run of that name from its newest checkpoint
@@ -95,6 +109,10 @@ class Run:
     def num_workers(self) -> int:
         """Threads that read."""
         return self.workers or num_decoders()
+
+    def place(self, word: str) -> Path:
+        """Return the folder where what a word names is read and written: of a URL its mirror."""
+        return place_of(word, self.local, self.local_gb)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

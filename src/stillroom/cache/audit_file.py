@@ -9,7 +9,7 @@ import msgspec
 from stillroom.cache.folder import Cache
 from stillroom.cache.identity import FORMAT
 from stillroom.errors import DamageError
-from stillroom.jsonfile import Count, Declared, Sha256, read_json, write_json
+from stillroom.jsonfile import Count, Declared, Sha256, encode_json, read_json
 
 AUDIT_FILE = "audit.json"
 CONTROL, MIRROR = "control", "mirror"
@@ -50,7 +50,7 @@ class Audit(Declared, frozen=True):
 def write_audit(cache: Cache, rows: int, targets: dict[str, dict[str, Equivariance]]) -> Audit:
     """Store an audit with its cache, in the place of an earlier one."""
     audit = Audit(format=FORMAT, fingerprint=cache.fingerprint, rows=rows, targets=targets)
-    write_json(cache.path / AUDIT_FILE, audit)
+    cache.shards.put(AUDIT_FILE, encode_json(audit))
     return audit
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from stillroom.cache.folder import IDENTITY_FILE, Cache, open_cache
 from stillroom.cache.identity import both_sides, differences, plain
+from stillroom.cache.remote_shards import refresh_caches
 from stillroom.errors import DamageError, UserError
 from stillroom.jsonfile import digest
 
@@ -15,6 +16,7 @@ def find_caches(root: Path) -> tuple[Cache, ...]:
 
     One below it that cannot be opened is told and passed over.
     """
+    refresh_caches(root)
     if (root / IDENTITY_FILE).exists():
         return (open_cache(root),)
     found = []

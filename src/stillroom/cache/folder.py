@@ -4,10 +4,9 @@ Opening reads `identity.json` only; nothing is listed and no shard is touched.
 """
 
 import hashlib
-import os
 import re
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,9 @@ from stillroom.cache.identity import (
     fingerprint,
     target_specs,
 )
+from stillroom.cache.local_shards import MANIFEST
 from stillroom.cache.reader import ShardReader
+from stillroom.cache.remote_shards import shards_of
 from stillroom.cache.shard_index import (
     ShardIndex,
     ShardSpec,
@@ -46,10 +47,7 @@ from stillroom.jsonfile import (
     read_bytes,
     read_json,
     read_json_and_digest,
-    rename,
     sync_folder,
-    write_bytes,
-    write_json,
 )
 from stillroom.tensorfile import parse_tensors
 from stillroom.types import Row, ShardId, TargetSpec
@@ -57,9 +55,8 @@ from stillroom.types import Row, ShardId, TargetSpec
 BODIES: dict[str, Body] = {"zarr": ZarrBody(), "tar": TarBody()}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 IDENTITY_FILE = "identity.json"
-_CODECS, _MANIFEST = "codecs.safetensors", "manifest.json"
+_CODECS = "codecs.safetensors"
 _MAX_CODECS_BYTES = 1 << 26
-_FEW = 100  # shards that are looked for one by one
 
 
 class Cache:
@@ -72,6 +69,7 @@ class Cache:
         geometry = identity["geometry"]
         self.geometry: tuple[int, int] = (geometry["height"], geometry["width"])
         self.body = BODIES[identity["body"]]
+        self.shards = shards_of(path)
         self._fitted_on: dict[torch.device, dict[str, dict[str, Tensor]]] = {}
 
     def __repr__(self) -> str:
@@ -138,7 +136,7 @@ class Cache:
             for target, values in sorted(fitted.items())
             for name, value in sorted(values.items())
         }
-        write_bytes(self.path / _CODECS, safetensors.torch.save(tensors), replace=False)
+        self.shards.put(_CODECS, safetensors.torch.save(tensors), replace=False)
         reach("codecs-published")
 
     @property
@@ -211,48 +209,48 @@ class Cache:
 
     def is_published(self, shard_id: ShardId) -> bool:
         """Whether a shard is there; raises DamageError on a bad `shard.json` or file size."""
-        if not self._folder(shard_id).exists():
-            return False
-        self._shard_index(shard_id)
-        return True
+        is_there = self.shards.has(self._name(shard_id))
+        if is_there and not self.shards.is_remote:  # there it is checked when it is fetched
+            self._shard_index(shard_id)
+        return is_there
 
     def shard_bytes(self, shard_id: ShardId) -> int:
         """Return the bytes of a published shard's files; raises DamageError if it is bad."""
+        if (stated := self.shards.stated([self._name(shard_id)])[0]) and stated[1]:
+            return stated[1]
         return sum(file.size for file in self._shard_index(shard_id)[0].files.values())
 
     def missing(self) -> tuple[ShardId, ...]:
-        """Return the shards without a published folder, from one listing; where it lacks few, each
-        of them is asked for, as a network file system may show an old listing.
-        """
-        present = {entry.name for entry in os.scandir(self.path)}
-        absent = [id_ for id_ in self._rows if self._folder(id_).name not in present]
-        is_sure = len(absent) > _FEW
-        return tuple(id_ for id_ in absent if is_sure or not self._folder(id_).exists())
+        """Return the shards without a published folder, from one listing."""
+        ids = {self._name(shard_id): shard_id for shard_id in self._rows}
+        return tuple(ids[name] for name in self.shards.missing(list(ids)))
 
     def writer(self, shard_id: ShardId, *, level: int = 1) -> ShardWriter:
         """Return a writer (a context manager) of one shard; `level` is zstd's."""
-        return ShardWriter(self.path, self.shard_spec(shard_id), level=level)
+        spec = self.shard_spec(shard_id)
+        return ShardWriter(self.path, spec, self.shards.publish, level=level)
 
     def reader(self, shard_id: ShardId, *, check: bool = True) -> ShardReader:
         """Open a published shard; raises DamageError if it is absent or bad."""
-        return ShardReader(self._folder(shard_id), self.shard_spec(shard_id), check=check)
-
-    def quarantine(self, shard_id: ShardId, why: object) -> Path | None:
-        """Move a bad shard away, the reason beside it; None if another process has done so."""
-        folder = self._folder(shard_id)
-        place = self.path / "quarantine" / f"{folder.name}-{os.urandom(4).hex()}"
-        place.parent.mkdir(exist_ok=True)
-        (self.path / _MANIFEST).unlink(missing_ok=True)
+        spec, fetch = self.shard_spec(shard_id), self.fetcher(shard_id)
+        opened = partial(ShardReader, self.path / spec.folder, spec, check=check, fetch=fetch)
+        fetch()
         try:
-            rename(folder, place)
-        except FileNotFoundError:
-            return None
-        reach("quarantined")
-        sync_folder(self.path)
-        write_json(place.with_name(f"{place.name}.json"), {"shard": str(shard_id), "why": str(why)})
-        return place
+            return opened()
+        except DamageError:
+            if not fetch():  # it was here
+                raise
+        return opened()
 
-    def quarantine_bad(self) -> tuple[Path, ...]:
+    def fetcher(self, shard_id: ShardId) -> Callable[[], bool]:
+        """Return what has a shard's files here and says whether they had to be brought."""
+        return partial(self.shards.fetch, self._name(shard_id))
+
+    def quarantine(self, shard_id: ShardId, why: object) -> Path | str | None:
+        """Move a bad shard away, the reason beside it; None if another process has done so."""
+        return self.shards.quarantine(self._name(shard_id), str(why))
+
+    def quarantine_bad(self) -> tuple[Path | str, ...]:
         """Quarantine every shard that `is_published` finds bad; returns where they lie now.
 
         Raises DamageError where the fitted values are at fault, which no shard can help.
@@ -265,7 +263,7 @@ class Cache:
                 wanted=stated[1],
                 fix=f"restore it, or stillroom check-cache {self.path} RECIPE --repair",
             )
-        for shard_id in self._rows:
+        for shard_id in () if self.shards.is_remote else self._rows:
             try:
                 self.is_published(shard_id)
             except DamageError as error:
@@ -293,7 +291,7 @@ class Cache:
         return CachedRows(num_rows, self._open_published, self.decode)
 
     def _open_published(self, shard_id: ShardId) -> ShardReader:
-        if not self._folder(shard_id).exists():
+        if not self.shards.has(self._name(shard_id)):
             raise UserError(
                 f"shard {shard_id} of {self.path} is not published yet",
                 found=f"{len(self.missing())} of {len(self._rows)} shards missing",
@@ -306,7 +304,7 @@ class Cache:
     @property
     def is_complete(self) -> bool:
         """Whether a manifest of this cache lies there and no shard is missing."""
-        path = self.path / _MANIFEST
+        path = self.path / MANIFEST
         if not path.exists():
             return False
         return read_json(path).get("fingerprint") == self.fingerprint and not self.missing()
@@ -316,13 +314,14 @@ class Cache:
         if self.missing():
             return False
         reach("manifest-next")
-        path, data = self.path / _MANIFEST, self.manifest()
+        path, data = self.path / MANIFEST, self.manifest()
         if not path.exists() or read_bytes(path, MAX_BYTES) != data:
-            write_bytes(path, data)
+            self.shards.put(MANIFEST, data)
         return True
 
     def manifest(self) -> bytes:
         """Return what `manifest.json` must hold; raises DamageError if a shard is absent or bad."""
+        stated = self.shards.stated([self._name(shard_id) for shard_id in self._rows])
         manifest = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
@@ -333,19 +332,20 @@ class Cache:
                     "split": shard_id.split,
                     "number": shard_id.number,
                     "rows": self.shard_rows(shard_id),
-                    "sha256": self._shard_index(shard_id)[1],
+                    "sha256": self._shard_index(shard_id)[1] if known is None else known[0],
                 }
-                for shard_id in self._rows
+                for shard_id, known in zip(self._rows, stated, strict=True)
             ],
         }
         return encode_json(manifest)
 
-    def _folder(self, shard_id: ShardId) -> Path:
+    def _name(self, shard_id: ShardId) -> str:
         assert shard_id in self._rows, shard_id
-        return self.path / f"{shard_id}{self.body.suffix}"
+        return f"{shard_id}{self.body.suffix}"
 
     def _shard_index(self, shard_id: ShardId) -> tuple[ShardIndex, str]:
-        spec, folder = self.shard_spec(shard_id), self._folder(shard_id)
+        spec, folder = self.shard_spec(shard_id), self.path / self._name(shard_id)
+        self.fetcher(shard_id)()
         shard_index, sha256 = read_shard_index(folder, spec)
         check_files(folder, spec, shard_index)
         return shard_index, sha256
@@ -354,6 +354,7 @@ class Cache:
 def open_cache(path: Path | str) -> Cache:
     """Open a cache folder. Raises UserError if there is none, DamageError if it is damaged."""
     path = Path(path)
+    shards_of(path).refresh()
     try:
         identity, sha256 = read_json_and_digest(path / IDENTITY_FILE)
     except (FileNotFoundError, NotADirectoryError):
@@ -379,10 +380,11 @@ def claim_cache(root: Path, name: str, identity: dict[str, Any]) -> Cache:
     path = root / f"{name}-{fingerprint(identity)[:8]}"
     if (root / IDENTITY_FILE).exists() or root.name == path.name:
         path = root
+    shards_of(path).refresh()
     if not (path / IDENTITY_FILE).exists():
         for folder in (path, path / "tmp", path / "quarantine"):
             folder.mkdir(parents=True, exist_ok=True)
-        write_json(path / IDENTITY_FILE, identity, replace=False)
+        shards_of(path).put(IDENTITY_FILE, encode_json(identity), replace=False)
         reach("identity-linked")
         sync_folder(path.parent)
     cache = open_cache(path)

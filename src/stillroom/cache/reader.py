@@ -7,7 +7,7 @@ one decompression straight into the result. Figures: `benchmarks/loader.py`.
 import os
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,18 @@ class ShardReader:
     """Rows of one shard; safe to share between threads.
 
     `check=False` is for benchmarks and the test of the tests only. Opening raises DamageError if
-    `shard.json` does not verify, belongs elsewhere, or does not fit the files' sizes.
+    `shard.json` does not verify, belongs elsewhere, or does not fit the files' sizes. `fetch`
+    brings the files here again where they may have gone.
     """
 
-    def __init__(self, folder: Path, spec: ShardSpec, *, check: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: ShardSpec,
+        *,
+        check: bool = True,
+        fetch: Callable[[], object] | None = None,
+    ) -> None:
         self._folder, self._spec, self._check = folder, spec, check
         index = self.shard_index
         check_files(folder, spec, index)
@@ -47,7 +55,7 @@ class ShardReader:
             for name, spans in index.spans.items()
         }
         paths = {spec.body.file_of(part) for part in spec.parts}
-        self._files = {path: RandomAccessFile(folder / path) for path in paths}
+        self._files = {path: RandomAccessFile(folder / path, fetch) for path in paths}
 
     @property
     def shard_index(self) -> ShardIndex:

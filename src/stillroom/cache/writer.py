@@ -6,12 +6,12 @@ be compressed in any threads; the files are the same. Memory: one row and its co
 killed writer leaves a folder in `tmp/`, which nobody reads.
 """
 
-import errno
 import math
 import os
 import re
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from stillroom.cache.row_table import row_columns, row_order
 from stillroom.cache.scrub import scrub_folder
 from stillroom.cache.shard_index import FILE, ShardIndex, ShardSpec, Statistics
 from stillroom.errors import DamageError, FailureError, UserError
-from stillroom.jsonfile import rename, sync_folder, write_json
+from stillroom.jsonfile import sync_folder, write_json
 from stillroom.types import Row, RowStatistics
 
 
@@ -41,8 +41,15 @@ class Frame(NamedTuple):
 class ShardWriter:
     """A context manager: `append` all rows in order, then `publish`; otherwise nothing remains."""
 
-    def __init__(self, cache_path: Path, spec: ShardSpec, *, level: int = 1) -> None:
-        self._spec, self._cache_path, self._level = spec, cache_path, level
+    def __init__(
+        self,
+        cache_path: Path,
+        spec: ShardSpec,
+        publish: Callable[[Path, str], bool],
+        *,
+        level: int = 1,
+    ) -> None:
+        self._spec, self._publish, self._level = spec, publish, level
         self._parts = {part.name: part for part in spec.parts}
         self._rows: list[Row] = []
         self._pixels: list[int] = []
@@ -150,7 +157,7 @@ class ShardWriter:
                 fix="check the disk and its free space",
             )
         reach("read-back")
-        return self._rename()
+        return self._publish(self._folder, self._spec.folder)
 
     def _compress_part(self, row: Row, name: str, value: np.ndarray) -> Frame:
         part = self._parts[name]
@@ -176,19 +183,6 @@ class ShardWriter:
             provenance=provenance,
         )
         write_json(self._folder / FILE, shard_index)
-
-    def _rename(self) -> bool:
-        published = self._cache_path / self._spec.folder
-        try:
-            rename(self._folder, published)
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                return False
-            raise
-        reach("renamed")
-        sync_folder(self._cache_path)
-        reach("parent-synced")
-        return True
 
 
 def require_finite(row: Row, name: str, statistics: RowStatistics) -> None:

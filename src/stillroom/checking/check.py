@@ -11,6 +11,7 @@ from typing import Any
 from stillroom.cache.audit_file import AUDIT_FILE, read_audit
 from stillroom.cache.folder import Cache, open_cache
 from stillroom.cache.identity import both_sides, differences
+from stillroom.cache.remote_shards import refresh_caches
 from stillroom.cache.scrub import Problem, ProblemKind
 from stillroom.cache.shard_index import stated_by_shards
 from stillroom.checking.check_result import CheckResult
@@ -24,6 +25,7 @@ IDENTITY, CODECS, MANIFEST = "identity.json", "codecs.safetensors", "manifest.js
 
 def find_folder(path: Path) -> Path:
     """Return the cache that a path names: itself, or the only cache in it. Raises UserError."""
+    refresh_caches(path)
     caches = [path] if _is_cache(path) else list(filter(_is_cache, sorted(path.glob("*"))))
     if len(caches) != 1:
         several = f"which of the {len(caches)} caches in {path}?"

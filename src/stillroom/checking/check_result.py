@@ -31,7 +31,7 @@ class CheckResult:
     compared: tuple[Compared, ...] = ()  # per target, where the teachers were run again
     audit: Audit | None = None  # where it was made
     repaired: tuple[str, ...] = ()
-    removed: tuple[Path, ...] = ()
+    removed: tuple[Path | str, ...] = ()
 
     @property
     def is_well(self) -> bool:

@@ -75,6 +75,7 @@ def _problems(
 ) -> list[Problem]:
     folder, shard_id = cache.path / spec.folder, spec.shard_id
     try:
+        cache.shards.fetch_again(folder.name)
         with ShardReader(folder, spec) as reader:
             return [
                 *scrub_reader(reader, folder, spec, tick=tick),

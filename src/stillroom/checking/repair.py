@@ -48,7 +48,7 @@ def repair(
         done += _restore_codecs(cache, result)
         cache = open_cache(folder)  # without the fitted values that it may have read
     if "audit" in kinds:
-        (folder / AUDIT_FILE).unlink()
+        cache.shards.remove(AUDIT_FILE)
         done.append(f"{folder / AUDIT_FILE} was removed; --audit makes it again")
     bad, missing = _bad_shards(result), cache.missing()
     if _has_other_teachers(result):
@@ -98,7 +98,7 @@ def _restore_codecs(cache: Cache, result: CheckResult) -> list[str]:
             wanted=f"the fitted values that the shards were made with, sha256 {stated[1]}",
             fix=START_ANEW,
         )
-    path.unlink(missing_ok=True)
+    cache.shards.remove(CODECS)
     if needs_fit:
         return [f"{path} was removed: no shard was made with it"]
     cache.publish_fitted({})

@@ -50,7 +50,7 @@ def run_check(
         if recipe is None and rows is not None:
             fix = f"stillroom check-cache {folder} RECIPE {flag} {rows}"
             raise UserError(f"{flag} needs the recipe whose teachers are to run", fix=fix)
-    data = Path(recipe.data.shards) if recipe is not None and shards is None else shards
+    data = recipe.run.place(recipe.data.shards) if recipe is not None and shards is None else shards
     pictures = None if data is None else open_pictures(data)
     process = ProcessContext() if recipe is None else process_context(recipe.run.device, {})
     cache, notes = open_or_problem(folder), []
@@ -68,7 +68,9 @@ def run_check(
         with explain_os_errors("the audit cannot be kept", folder):
             result = _audit(result, recipe, pictures, options, process.device)
     with explain_os_errors("dead folders could not be removed", folder):
-        removed = remove_dead(folder) if options.gc else []
+        removed: list[Path | str] = [*remove_dead(folder)] if options.gc else []
+        if options.gc and isinstance(cache, Cache):
+            removed += cache.shards.remove_garbage()
     notes += [*result.notes, *_notes(folder, pictures)]
     return replace(result, notes=tuple(notes), removed=tuple(removed))
 

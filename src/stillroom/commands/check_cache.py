@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 import sys
-from pathlib import Path
 
 from stillroom.cli import recipe_from
 from stillroom.errors import UserError
@@ -43,6 +42,7 @@ def run() -> None:
 
 def _check(own: argparse.Namespace, words: list[str]):
     from stillroom.checking.run_check import CheckOptions, run_check
+    from stillroom.recipe import Run
 
     if not words or words[0].startswith("-"):
         raise UserError("which cache?", fix="stillroom check-cache CACHE (--help says more)")
@@ -56,9 +56,11 @@ def _check(own: argparse.Namespace, words: list[str]):
         workers=own.workers,
     )
     if recipe is not None and own.shards is not None:
-        data = dataclasses.replace(recipe.data, shards=str(own.shards))
+        data = dataclasses.replace(recipe.data, shards=own.shards)
         recipe = dataclasses.replace(recipe, data=data)
-    return run_check(Path(words[0]), recipe, own.shards, options)
+    run = Run() if recipe is None else recipe.run
+    shards = None if own.shards is None else run.place(own.shards)
+    return run_check(run.place(words[0]), recipe, shards, options)
 
 
 def parser() -> Parser:
@@ -81,7 +83,7 @@ def parser() -> Parser:
     add("--gc", action="store_true", help="remove temporary folders of dead writers: of this host"
         " without a process of that number, or of another host and not written for 24 hours"
         " (default: they are listed)")  # fmt: skip
-    add("--shards", type=Path, metavar="FOLDER", help="picture shards to compare with (default:"
+    add("--shards", metavar="FOLDER", help="picture shards to compare with (default:"
         " RECIPE's data.shards; without RECIPE none)")  # fmt: skip
     workers = min(8, os.cpu_count() or 1)
     add("--workers", type=int, default=workers, metavar="N", help="threads that read (default: as"

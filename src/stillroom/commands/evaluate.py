@@ -14,15 +14,16 @@ import tyro
 from stillroom.cli import recipe_from
 from stillroom.errors import UserError
 from stillroom.flags import call
+from stillroom.remote.mirror import place_of
 
 
 def main(
     folder: tyro.conf.Positional[Path],
-    shards: Path | None = None,
+    shards: str | None = None,
     split: str = "val",
     device: Literal["cpu", "cuda"] = "cpu",
     code: str | None = None,
-    cache: Path = Path("cache"),
+    cache: str = "cache",
     source: str | None = None,
     mask_values: tuple[str, ...] = (),
     mask_colours: tuple[str, ...] = (),
@@ -55,8 +56,8 @@ def main(
 
     recipe = recipe_from(teacher) if teacher else None
     trained = load_student(folder, code).to(device)
-    pictures = open_data(trained, shards)
-    masks, reason = find_masks(trained, pictures, split, cache)
+    pictures = open_data(trained, None if shards is None else place_of(shards))
+    masks, reason = find_masks(trained, pictures, split, place_of(cache))
     measures = Measures(masks)
     own = None
     if source is not None:

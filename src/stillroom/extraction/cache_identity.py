@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -110,5 +109,5 @@ def compose(
 def existing_cache(recipe: Recipe, identity: dict[str, Any]) -> Cache | None:
     """Return the cache of this identity wherever it lies under run.cache."""
     wanted = digest(identity)
-    caches = find_caches(Path(recipe.run.cache))
+    caches = find_caches(recipe.run.place(recipe.run.cache))
     return next((cache for cache in caches if cache.fingerprint == wanted), None)

@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,7 +107,7 @@ def cache_teacher(recipe: Recipe, process: ProcessContext) -> Cache:
     """
     with (
         stop_on_signals(signal.SIGINT) as stop,
-        explain_os_errors("stage 1 cannot go on", Path(recipe.run.cache)),
+        explain_os_errors("stage 1 cannot go on", recipe.run.place(recipe.run.cache)),
     ):
         try:
             return _cache_teacher(recipe, process, stop)
@@ -120,7 +119,7 @@ def cache_teacher(recipe: Recipe, process: ProcessContext) -> Cache:
 
 
 def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Event) -> Cache:
-    pictures = open_pictures(Path(recipe.data.shards))
+    pictures = open_pictures(recipe.run.place(recipe.data.shards))
     check(recipe, pictures)
     if not recipe.teachers:
         what = f"recipe {recipe.name!r} has no teacher, so there is nothing to cache"
@@ -141,7 +140,7 @@ def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Even
     if cache is None or cache.missing():
         quality = _gate(recipe, teachers, pictures, process, stop)
         raise_if_stopped(stop, "no shard was begun")
-        cache = cache or claim_cache(Path(recipe.run.cache), recipe.name, identity)
+        cache = cache or claim_cache(recipe.run.place(recipe.run.cache), recipe.name, identity)
         process.print(f"cache {cache.path}: {_describe(specs)}")
         job = _Job(
             recipe=recipe,
@@ -166,7 +165,7 @@ def _fill(job: _Job) -> None:
         f" {sum(part.num_bytes for part in cache.parts) / 1e6:.3g} MB a row before compression"
     )
     _warn_of_size(recipe, cache, job.process)
-    if recipe.run.preflight:
+    if recipe.run.preflight and not cache.shards.is_remote:
         require_space(cache, missing, lambda: next(job.batches(missing[0])).parts)
     _make_shards(job, missing)
 

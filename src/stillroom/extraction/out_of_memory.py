@@ -7,7 +7,6 @@ still held of the size that failed would be counted otherwise.
 import threading
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 from stillroom.device_memory import largest_that_fits, smaller_micro_batches
 from stillroom.errors import UserError
@@ -47,7 +46,7 @@ def too_large(
 
 def _run_two_batches(recipe: Recipe, device: str) -> None:
     """Run the teachers and, where they are fitted, the codecs; nothing is written."""
-    pictures = open_pictures(Path(recipe.data.shards))
+    pictures = open_pictures(recipe.run.place(recipe.data.shards))
     teachers = tuple(config.build(device) for config in recipe.teachers)
     specs = probe(recipe, pictures, teachers, device)
     cache = existing_cache(recipe, compose(recipe, pictures, teachers, specs))

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -32,6 +32,7 @@ from stillroom.jsonfile import (
 from stillroom.pictures.decode import MAX_FILE_BYTES, MAX_PIXELS, decode_stored
 from stillroom.pictures.prepare import Fit, Geometry, PictureFormat
 from stillroom.random_access import RandomAccessFile
+from stillroom.remote.mirror import Mirror, RemoteFile, mirror_of
 from stillroom.types import IGNORE, Key, ShardId, ShardNumber, Split
 
 FORMAT = "stillroom pictures 1"
@@ -119,20 +120,33 @@ class PictureShard:
     file that is opened when it is read.
     """
 
-    def __init__(self, folder: Path, info: ShardInfo, geometry: tuple[int, int] | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        info: ShardInfo,
+        geometry: tuple[int, int] | None,
+        mirror: Mirror | None = None,
+    ) -> None:
         """Open and check; raises DamageError where tar or index are not those of `dataset.json`.
 
-        `geometry` is the (height, width) of every picture, None where each has its own.
+        `geometry` is the (height, width) of every picture, None where each has its own. Where the
+        folder mirrors a store, the index is fetched now and the tar when it is first read.
         """
         self.info = info
         self.path = folder / f"{info.id}.tar"
+        if mirror is not None:
+            index = f"{info.id}.json"
+            mirror.fetch(index, lambda: {"": mirror.get_json(index, info.index_sha256)})
         rows = _read_index(folder / f"{info.id}.json", info, geometry)
         self.keys = rows.key
         self._pixels = np.column_stack((rows.height, rows.width, np.array(rows.inside))).astype(
             np.int32
         )
         self._spans = {name: _span_array(getattr(rows, name)) for name in get_args(Member)}
-        self._file = RandomAccessFile(self.path)
+        self.fetch = None if mirror is None else _fetcher(mirror, info)
+        self._file = RandomAccessFile(self.path, self.fetch)
+        if self.fetch is not None:
+            return
         try:
             with open_regular(self.path) as file:
                 size = os.fstat(file.fileno()).st_size
@@ -237,7 +251,8 @@ class PictureSet:
         self.fit: Fit | None = None if geometry is None else geometry.fit
         self.shards, self.digest = body.shards, body.digest
         infos = {info.id: info for info in self.shards}
-        self._opened = functools.cache(lambda shard: PictureShard(path, infos[shard], size))
+        mirror = mirror_of(path)
+        self._opened = functools.cache(lambda shard: PictureShard(path, infos[shard], size, mirror))
 
     def shard_ids(self, split: str | None = None) -> tuple[ShardId, ...]:
         """Return the shards of a split, or of all splits, in order."""
@@ -256,6 +271,8 @@ def open_pictures(path: Path | str) -> PictureSet:
     """Open a packed data set; raises UserError where there is none, DamageError on bad bytes."""
     path = Path(path)
     file = path / "dataset.json"
+    if (mirror := mirror_of(path)) is not None and not mirror.refresh(file.name):
+        raise UserError(f"{mirror.store.url} has no {file.name}: it is no set of picture shards")
     if not file.is_file():
         raise UserError(
             f"{path} is not a finished set of picture shards",
@@ -287,6 +304,12 @@ def set_digest(shards: Iterable[ShardInfo]) -> str:
     """Return the data set's digest."""
     lines = (f"{info.id} {info.rows} {info.pictures}\n" for info in shards)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _fetcher(mirror: Mirror, info: ShardInfo) -> Callable[[], bool]:
+    """Return what has a shard's tar here and says whether it had to be brought."""
+    name = f"{info.id}.tar"
+    return lambda: mirror.fetch(name, lambda: {"": RemoteFile(name, info.size, info.sha256)})
 
 
 def _span_array(spans: Sequence[_PictureSpan | None]) -> np.ndarray:

@@ -50,6 +50,12 @@ class Places:
         ]
         return np.array(found, np.int32).reshape(-1, 2)
 
+    @property
+    def shards(self) -> tuple[tuple[ShardId, int], ...]:
+        """The shards of the split, and how many of these places each has."""
+        counts = np.diff(self._ends, prepend=0).tolist()
+        return tuple(zip(self._shards, counts, strict=True))
+
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 

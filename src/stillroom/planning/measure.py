@@ -71,7 +71,7 @@ def measure(
     Given teachers run all the same, on fewer rows, since the codecs need what they answer. Raises
     UserError for what neither stage could do, OSError, and Stopped.
     """
-    limit_s, root, device = 60 * options.minutes, Path(recipe.run.cache), process.device
+    limit_s, root, device = 60 * options.minutes, recipe.run.place(recipe.run.cache), process.device
     most = options.pictures_measured
     num_rows = most if options.teacher_ms is None else min(most, KEPT_ROWS)
     answers = measure_teachers(recipe, pictures, device, num_rows, _TEACHERS * limit_s, stop)

@@ -18,9 +18,15 @@ from stillroom.signals import raise_if_stopped
 from stillroom.training.batches import to_batch
 from stillroom.training.batchnorm import RunningBuffers
 from stillroom.training.context import TrainContext
-from stillroom.training.order import Order, make_schedule
+from stillroom.training.order import make_schedule
 from stillroom.training.parameters import set_mode
-from stillroom.training.setup import make_accelerator, make_context, rows_for, with_class_counts
+from stillroom.training.setup import (
+    make_accelerator,
+    make_context,
+    order_of,
+    rows_for,
+    with_class_counts,
+)
 from stillroom.training.step import (
     apply_gradient,
     forward_and_backward,
@@ -105,7 +111,7 @@ def read_pictures(recipe: Recipe, pictures: PictureSet) -> tuple[list[StoredBatc
     steps = -(-_LEAST_ROWS // recipe.batch)
     stream = training_batches(
         dataset,
-        Order(rows=len(dataset), seed=recipe.seed),
+        order_of(recipe, dataset),
         make_schedule(recipe.batch, recipe.micro_batch, 0, 1),
         range(steps),
         augment=recipe.augment,

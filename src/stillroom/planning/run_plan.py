@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -46,12 +45,12 @@ def run_plan(recipe: Recipe, options: PlanOptions) -> Plan:
     Raises UserError for what neither stage could do, FailureError where disk or system fails,
     Stopped when a signal asked to stop.
     """
-    pictures = open_pictures(Path(recipe.data.shards))
+    pictures = open_pictures(recipe.run.place(recipe.data.shards))
     check(recipe, pictures)
     _require_targets(recipe)
     make_schedule(recipe.batch, recipe.micro_batch, 0, options.gpus)  # refuses as training would
     process = process_context(recipe.run.device, {})
-    root = Path(recipe.run.cache)
+    root = recipe.run.place(recipe.run.cache)
     with stop_on_signals() as stop, explain_os_errors("no plan can be made", root, again=_AGAIN):
         try:
             measured = measure(recipe, pictures, options, process, stop)
@@ -109,7 +108,7 @@ def make_setting(
         teacher_threads=threads if options.teacher_ms is None else 0,
         student_threads=threads if options.student_ms is None else 0,
         decode_on_cores=process.device == "cpu",
-        free_bytes=float(free_bytes(Path(recipe.run.cache)))
+        free_bytes=float(free_bytes(recipe.run.place(recipe.run.cache)))
         if options.disk_gb_per_s is None
         else math.inf,
     )

@@ -18,7 +18,8 @@ from stillroom.recipe_optimizer import Moment
 from stillroom.students.distiller import Distiller
 from stillroom.training.average import Average
 from stillroom.training.evaluations import Evaluation, scores
-from stillroom.training.order import MicroBatchSchedule, Order
+from stillroom.training.order import MicroBatchSchedule, RowOrder
+from stillroom.training.prefetch import Prefetch
 from stillroom.training.running_weights import RunningWeights
 from stillroom.training.stream import RowDataset, StoredBatch, training_batches
 
@@ -38,7 +39,7 @@ class TrainContext:
     cache: Cache | None
     dataset: RowDataset
     validation: RowDataset | None
-    order: Order
+    order: RowOrder
     schedule: MicroBatchSchedule
     num_rows: int  # of an epoch, whatever the label share
     distiller: Distiller  # bare: evaluated, saved
@@ -85,17 +86,19 @@ class TrainContext:
 
     def stream(self, steps: range) -> Generator[StoredBatch, None, None]:
         """Yield this rank's micro-batches of these steps, in order, read ahead."""
-        return training_batches(
-            self.dataset,
-            self.order,
-            self.schedule,
-            steps,
-            augment=self.recipe.augment,
-            seed=self.recipe.seed,
-            workers=self.recipe.run.num_workers,
-            pin=self.accelerator.device.type == "cuda",
-            may_substitute=self.recipe.on_damage == "substitute",
-        )
+        with Prefetch(self.dataset, self.order) as prefetch:
+            yield from training_batches(
+                self.dataset,
+                self.order,
+                self.schedule,
+                steps,
+                augment=self.recipe.augment,
+                seed=self.recipe.seed,
+                workers=self.recipe.run.num_workers,
+                pin=self.accelerator.device.type == "cuda",
+                may_substitute=self.recipe.on_damage == "substitute",
+                before=prefetch.before,
+            )
 
     def reduce(self, values: Tensor) -> Tensor:
         """Sum a tensor over all ranks; raises FailureError where one of them is gone."""

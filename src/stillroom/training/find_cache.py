@@ -1,7 +1,6 @@
 """Which cache a recipe means: the one that holds what its teachers said of these pictures."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from stillroom.cache.audit_file import AUDIT_FILE, MIRROR, MOST_ERROR, read_audit
@@ -23,7 +22,7 @@ def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | N
     wanted = recipe.wanted_targets()
     if not wanted:
         return None
-    caches = find_caches(Path(recipe.run.cache))
+    caches = find_caches(recipe.run.place(recipe.run.cache))
     recorded = [teacher for cache in caches for teacher in cache.teachers]
     teachers: dict[str, Any] = {}
     absent: list[str] = []  # targets of teachers that cannot be compared
@@ -34,7 +33,7 @@ def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | N
             teachers |= teacher_identity(teacher, with_files=False)
             absent += teacher.targets
     cache = match_cache(
-        Path(recipe.run.cache),
+        recipe.run.place(recipe.run.cache),
         pictures.digest,
         recipe.size_of(pictures),
         {name: teachers[name] for name in wanted},

@@ -6,6 +6,10 @@ continues exactly. An epoch is a number of steps and need not end where a pass d
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
 
 from stillroom.device_memory import smaller_micro_batches
 from stillroom.errors import UserError
@@ -45,6 +49,13 @@ def _mix(value: int) -> int:
     return value ^ value >> 31
 
 
+@runtime_checkable
+class RowOrder(Protocol):
+    """An endless stream of row numbers: see `Order`."""
+
+    def at(self, position: int) -> tuple[int, int]: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """The endless stream of row numbers of a training run."""
@@ -59,6 +70,62 @@ class Order:
         """Return (pass, row number) at a position of the stream; all integers, no state."""
         number, index = divmod(position, self.rows)
         return number, permuted(index, self.rows, keyed_hash("order", self.seed, number))
+
+
+class _Pass(NamedTuple):
+    """How one pass goes through the shards: in which order, and how many rows lie before each and
+    before each window; both with the end.
+    """
+
+    shards: np.ndarray
+    ends: np.ndarray
+    windows: np.ndarray
+
+
+class WindowOrder:
+    """The endless stream of row numbers where shards are taken `window` at a time, in an order that
+    is drawn for each pass, and rows are permuted within a window. `shard_rows` are those of each
+    shard, whose rows are numbered one after another.
+    """
+
+    def __init__(self, *, shard_rows: tuple[int, ...], window: int, seed: int) -> None:
+        assert window > 0 and sum(shard_rows) > 0
+        self._window, self._seed = window, seed
+        self._rows = np.array(shard_rows, np.int64)
+        self._starts = np.concatenate(([0], np.cumsum(self._rows)))
+        self._drawn = lru_cache(maxsize=4)(self._draw)  # O(shards) a pass
+
+    def at(self, position: int) -> tuple[int, int]:
+        """Return (pass, row number) at a position of the stream."""
+        number, drawn, window, index = self._find(position)
+        start, end = drawn.windows[window : window + 2].tolist()
+        key = keyed_hash("window", self._seed, number, window)
+        row = start + permuted(index - start, end - start, key)
+        place = int(np.searchsorted(drawn.ends, row, side="right")) - 1
+        return number, int(self._starts[drawn.shards[place]] + row - drawn.ends[place])
+
+    def shards_at(self, position: int) -> tuple[tuple[int, int], tuple[int, ...]]:
+        """Return (pass, window) at a position, and the numbers of that window's shards."""
+        number, drawn, window, _ = self._find(position)
+        first = window * self._window
+        return (number, window), tuple(drawn.shards[first : first + self._window].tolist())
+
+    def next_window(self, position: int) -> int:
+        """Return the position where the next window begins."""
+        _, drawn, window, index = self._find(position)
+        return position - index + int(drawn.windows[window + 1])
+
+    def _find(self, position: int) -> tuple[int, _Pass, int, int]:
+        number, index = divmod(position, int(self._starts[-1]))
+        drawn = self._drawn(number)
+        window = int(np.searchsorted(drawn.windows, index, side="right")) - 1
+        return number, drawn, window, index
+
+    def _draw(self, number: int) -> _Pass:
+        count, key = len(self._rows), keyed_hash("shards", self._seed, number)
+        shards = np.array([permuted(i, count, key) for i in range(count)])
+        ends = np.concatenate(([0], np.cumsum(self._rows[shards])))
+        return _Pass(shards, ends, np.append(ends[: -1 : self._window], ends[-1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

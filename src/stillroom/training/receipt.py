@@ -5,7 +5,6 @@ at its end.
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,7 +82,7 @@ def about_student(context: TrainContext, step: int, found: dict[str, Any]) -> di
         "palette": [list(colour) for colour in palette] if classes else [],
         "geometry": {"height": height, "width": width, "fit": pictures.fit},
         "regions": recipe.data.regions,
-        "pictures": {"path": str(Path(recipe.data.shards)), "digest": pictures.digest},
+        "pictures": {"path": recipe.data.shards.rstrip("/"), "digest": pictures.digest},
         "batch": recipe.micro_batch,
         "step": step,
         "score": {name: found.get(name) for name in SCORES},

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +32,13 @@ from stillroom.training.average import Average
 from stillroom.training.context import TrainContext, run_folder
 from stillroom.training.find_cache import find_cache
 from stillroom.training.optimizer import make_optimizer
-from stillroom.training.order import MicroBatchSchedule, Order, make_schedule
+from stillroom.training.order import (
+    MicroBatchSchedule,
+    Order,
+    RowOrder,
+    WindowOrder,
+    make_schedule,
+)
 from stillroom.training.parameters import frozen_parameters, parameters_in_parts
 from stillroom.training.run_folder import added_epochs, require_free, stored_begin
 from stillroom.training.running_weights import RunningWeights
@@ -46,7 +51,7 @@ def prepare(recipe: Recipe) -> TrainContext:
     """Check a recipe against pictures, cache and devices and build all that the loop needs; writes
     nothing. Raises UserError.
     """
-    pictures = open_pictures(Path(recipe.data.shards))
+    pictures = open_pictures(recipe.run.place(recipe.data.shards))
     check(recipe, pictures)
     num_rows = recipe.num_train_rows(pictures)
     _require_a_step(recipe, pictures, num_rows)
@@ -101,7 +106,7 @@ def make_context(
         cache=cache,
         dataset=dataset,
         validation=validation,
-        order=Order(rows=len(dataset), seed=recipe.seed),
+        order=order_of(recipe, dataset),
         schedule=_schedule(recipe, accelerator),
         num_rows=num_rows,
         distiller=distiller,
@@ -111,6 +116,14 @@ def make_context(
         class_weights=RunningWeights(recipe.terms, accelerator.device),
         begin=begin,
     )
+
+
+def order_of(recipe: Recipe, dataset: RowDataset) -> RowOrder:
+    """Return in which order a recipe reads the rows of its training split."""
+    if not recipe.data.window:
+        return Order(rows=len(dataset), seed=recipe.seed)
+    rows = tuple(count for _, count in dataset.places.shards)
+    return WindowOrder(shard_rows=rows, window=recipe.data.window, seed=recipe.seed)
 
 
 def with_class_counts(

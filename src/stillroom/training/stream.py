@@ -7,7 +7,7 @@ must name the same key.
 
 import functools
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from stillroom.pictures.places import Places
 from stillroom.pictures.rows import picture_of, row_at
 from stillroom.pictures.views import Views, ViewSource, num_views
 from stillroom.recipe import Augment
-from stillroom.training.order import MicroBatchSchedule, Order
+from stillroom.training.order import MicroBatchSchedule, RowOrder
 from stillroom.types import IGNORE, Row
 
 _AHEAD_BYTES = 2 << 30  # of rows that were read and wait, a rank
@@ -118,6 +118,14 @@ class RowDataset:
             )
         return places
 
+    def fetch(self, number: int) -> None:
+        """Have a shard of the split here, pictures and targets, where they lie in a store."""
+        shard = self.places.shards[number][0]
+        if (fetch := self.pictures.open(shard).fetch) is not None:
+            fetch()
+        if self.cache is not None and self.parts:
+            self.cache.fetcher(shard)()
+
     def read(self, place: int, number: int = 0) -> tuple[str, dict[str, np.ndarray]]:
         """Return the key of one picture (or region) and arrays `image`, `mask`, `inside`, with
         regions `box`, `<target>.<part>`, and `noise/<target>` where there is any.
@@ -189,7 +197,7 @@ class RowDataset:
 
 def training_batches(
     dataset: RowDataset,
-    order: Order,
+    order: RowOrder,
     schedule: MicroBatchSchedule,
     steps: range,
     *,
@@ -198,10 +206,17 @@ def training_batches(
     workers: int,
     pin: bool,
     may_substitute: bool = False,
+    before: Callable[[int], None] = lambda position: None,
 ) -> Generator[StoredBatch, None, None]:
     """Yield this rank's micro-batches of the given steps, in order, read ahead by `workers`
-    threads.
+    threads; `before` is called with each one's first position before it is read.
     """
+
+    def jobs() -> Iterator[tuple[int, int]]:
+        for step in steps:
+            for micro in micros:
+                before(schedule.positions(step, micro).start)
+                yield step, micro
 
     def read(job: tuple[int, int]) -> StoredBatch:
         rows = []
@@ -214,10 +229,9 @@ def training_batches(
         return collate(rows, pin)
 
     micros = schedule.micro_batches()
-    jobs = ((step, micro) for step in steps for micro in micros)
     size = len(schedule.positions(steps.start, micros[0]))
     depth = _depth(size * dataset.row_bytes, len(micros), workers)
-    return read_ahead(jobs, read, workers, depth)
+    return read_ahead(jobs(), read, workers, depth)
 
 
 def validation_batches(

@@ -32,6 +32,7 @@ from stillroom.pictures.loader import (
     mask_array,
     read_ahead,
 )
+from stillroom.remote.mirror import place_of
 from stillroom.types import IGNORE
 from stillroom.using.measures import Measures
 from stillroom.using.student import Trained, flops, milliseconds
@@ -45,7 +46,7 @@ def open_data(trained: Trained, shards: Path | None) -> PictureSet:
     """
     if trained.run.is_file():
         raise UserError(f"{trained.run} is an export", wanted="the run that it is of, runs/NAME")
-    pictures = open_pictures(Path(trained.about["pictures"]["path"]) if shards is None else shards)
+    pictures = open_pictures(shards or place_of(trained.about["pictures"]["path"]))
     own = trained.about["classes"]
     if trained.regions is None and own and list(pictures.classes) != own:
         raise UserError(
