@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillroom.cache import Cache, claim_cache, scrub_shard
+from stillroom.cache import Cache, claim_cache, local_shards, scrub_shard
 from stillroom.cache import writer as module
 from stillroom.cache.faults import POINTS
 from stillroom.cache.folder import BODIES
@@ -85,6 +85,7 @@ def test_a_reader_sees_a_shard_whole_or_not_at_all(
         seen[name] = cache.is_published(TRAIN) and not scrub_shard(cache, TRAIN)
 
     monkeypatch.setattr(module, "reach", look)
+    monkeypatch.setattr(local_shards, "reach", look)
     assert make.shard(cache, TRAIN)
     assert len(seen) == 9 and [name for name in seen if seen[name]] == ["renamed", "parent-synced"]
 

@@ -1,20 +1,34 @@
 """A real S3 server process (moto's) for the tests of this folder; each has a bucket of its own."""
 
+import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-import urllib.request
 import uuid
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from stillroom.cache import Cache, claim_cache, make_identity
+from stillroom.pictures.dataset import open_pictures
+from stillroom.pictures.decode import encode_picture
+from stillroom.pictures.pack import pack
+from stillroom.pictures.pixels import pixels_crc32c
+from stillroom.pictures.prepare import Geometry, Prepared
+from stillroom.pictures.rows import whole_row
 from stillroom.remote import store
+from stillroom.types import RowStatistics, ShardId
+
+SHARDS, ROWS, EDGE = 8, 3, 4
 
 
 def free_port() -> int:
@@ -64,8 +78,10 @@ class S3Server:
         self.process.send_signal(signal.SIGCONT)
 
     def make_bucket(self, name: str) -> None:
-        asked = urllib.request.Request(f"{self.endpoint}/{name}", method="PUT")
-        urllib.request.urlopen(asked).close()
+        asked = http.client.HTTPConnection("127.0.0.1", self.port)
+        asked.request("PUT", f"/{name}")
+        assert asked.getresponse().status == 200
+        asked.close()
 
 
 @pytest.fixture(scope="session")
@@ -114,3 +130,130 @@ def upload():
                 there.put(path.relative_to(folder).as_posix(), path.read_bytes())
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Any:
+    """Eight train shards of three pictures of 4 x 4 px; picture i is all grey level i."""
+    out, inside = tmp_path_factory.mktemp("grey") / "shards", (0, 0, EDGE, EDGE)
+    rows = []
+    for i in range(SHARDS * ROWS):
+        grey = encode_picture(Image.new("RGB", (EDGE, EDGE), (i, i, i)), "png")
+        packed = {"picture": grey, "mask": None, "extra": None, "inside": inside}
+        rows.append(Prepared(key=f"p{i:03d}", height=EDGE, width=EDGE, **packed))
+    geometry = Geometry(height=EDGE, width=EDGE, fit="stretch")
+    of_set = {"classes": ("a", "b"), "geometry": geometry, "picture_format": "png"}
+    pack(out, {"train": rows}, shard_rows=ROWS, **of_set)
+    return open_pictures(out)
+
+
+@pytest.fixture
+def claim(pictures):
+    """Claims a cache of these pictures in a folder, which may be a mirror."""
+
+    def claimed(root: Path, body: str = "zarr") -> Cache:
+        names = ("split", "number", "rows", "pictures")
+        shards = [{name: getattr(info, name) for name in names} for info in pictures.shards]
+        said = {"teacher": {"class": "Fake"}, "shape": (1, 2, 2), "stride": 2, "kind": "features"}
+        identity = make_identity(
+            pictures={"digest": pictures.digest, "shards": shards},
+            geometry=(EDGE, EDGE),
+            views={"class": "Views", "count": 1, "regions": False},
+            targets={"said": said | {"codec": "float16"}},
+            calibration=[],
+            body=body,
+        )
+        cache = claim_cache(root, "grey", identity)
+        cache.publish_fitted({})
+        return cache
+
+    return claimed
+
+
+@pytest.fixture
+def write(pictures):
+    """Writes a shard, in which the target of picture i is i; returns whether it was the first."""
+
+    def written(cache: Cache, shard: ShardId) -> bool:
+        opened = pictures.open(shard)
+        with cache.writer(shard) as writer:
+            for picture in map(opened.read, range(ROWS)):
+                value = np.full((1, 2, 2), picture.image[0, 0, 0], np.float16)
+                crc = pixels_crc32c(picture)
+                figures = RowStatistics(0.0, 1.0, 1.0, None)
+                writer.append(whole_row(picture), {"said.value": value}, {"said": figures}, crc)
+            return writer.publish({})
+
+    return written
+
+
+@pytest.fixture
+def downloads(monkeypatch) -> list[tuple[str, int]]:
+    """Name and bytes of each file that is fetched, of tars and teacher shards."""
+    seen, plain = [], store.Store.download
+
+    def download(self, name, path, size, sha256):
+        plain(self, name, path, size, sha256)
+        seen.append((name, size))
+
+    monkeypatch.setattr(store.Store, "download", download)
+    return seen
+
+
+class Proxy(ThreadingHTTPServer):
+    """Hands requests on to a server, but for those that `faults` spoils: 500, 503, or "cut" =
+    half of the answer and then nothing.
+    """
+
+    def __init__(self, to: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.to, self.faults, self.spoilt = to, [], 0
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request, client_address) -> None: ...  # a client that has gone
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_) -> None: ...
+
+    def _hand_on(self) -> None:
+        proxy: Any = self.server
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        fault = proxy.faults.pop(0) if proxy.faults else None
+        proxy.spoilt += fault is not None
+        if isinstance(fault, int):
+            self.send_response(fault)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        asked = http.client.HTTPConnection(proxy.to.removeprefix("http://"), timeout=20)
+        asked.request(self.command, self.path, body or None, dict(self.headers))
+        answer = asked.getresponse()
+        data = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                self.send_header(name, value)
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else len(data)
+        self.send_header("Content-Length", str(length or 0))
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2] if fault == "cut" else data)
+        self.close_connection = fault == "cut"
+
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _hand_on
+
+
+@pytest.fixture
+def proxy(s3, monkeypatch) -> Iterator[Proxy]:
+    """A proxy before the server, which clients now find in its place."""
+    made = Proxy(s3.endpoint)
+    use(monkeypatch, made.endpoint)
+    yield made
+    made.shutdown()
+    made.server_close()

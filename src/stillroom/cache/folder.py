@@ -353,8 +353,7 @@ class Cache:
 
 def open_cache(path: Path | str) -> Cache:
     """Open a cache folder. Raises UserError if there is none, DamageError if it is damaged."""
-    path = Path(path)
-    shards_of(path).refresh()
+    shards_of(path := Path(path)).refresh()
     try:
         identity, sha256 = read_json_and_digest(path / IDENTITY_FILE)
     except (FileNotFoundError, NotADirectoryError):

@@ -71,6 +71,8 @@ class Store:
             self._again(name, lambda: obstore.put(self._store, name, data, mode=mode))
         except AlreadyExistsError:
             return self.get(name) == data
+        except FileNotFoundError as error:
+            raise self._nowhere(error) from None
         return True
 
     def download(self, name: str, path: Path, size: int, sha256: str) -> None:
@@ -112,9 +114,12 @@ class Store:
         """Return the names of files and of folders directly below a folder, from one listing."""
         import obstore
 
-        found = self._again(
-            folder, lambda: obstore.list_with_delimiter(self._store, folder or None)
-        )
+        try:
+            found = self._again(
+                folder, lambda: obstore.list_with_delimiter(self._store, folder or None)
+            )
+        except FileNotFoundError as error:
+            raise self._nowhere(error) from None
         files = [item["path"].rpartition("/")[2] for item in found["objects"]]
         return files, [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
 
@@ -134,6 +139,10 @@ class Store:
                 self._again(name, lambda name=name: obstore.delete(self._store, name))
             except FileNotFoundError:
                 continue
+
+    def _nowhere(self, error: FileNotFoundError) -> UserError:
+        fix = "make the bucket, or set the endpoint in the environment"
+        return UserError(f"there is no {self.url}", found=_short(error), fix=fix)
 
     def _again(self, name: str, ask: Callable[[], _Answer]) -> _Answer:
         """Ask until there is an answer or patience ends; what will not change is raised."""
