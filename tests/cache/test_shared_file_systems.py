@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import stillroom.cache.folder as cache_folder
+from stillroom.cache import local_shards
 from stillroom.cache.folder import Cache
 from stillroom.errors import FailureError
 from stillroom.extraction.extract import cache_teacher
@@ -63,8 +63,8 @@ def stale_listings(monkeypatch) -> list[str]:
         hidden = shards[-1:] if len(asked) % 2 else []
         return [entry for entry in entries if entry.name not in hidden]
 
-    monkeypatch.setattr(cache_folder, "os", SimpleNamespace(**vars(os)))
-    monkeypatch.setattr(cache_folder.os, "scandir", stale)
+    monkeypatch.setattr(local_shards, "os", SimpleNamespace(**vars(os)))
+    monkeypatch.setattr(local_shards.os, "scandir", stale)
     return asked
 
 

@@ -10,7 +10,13 @@ import pytest
 from stillroom.errors import UserError
 from stillroom.hashing import keyed_hash
 from stillroom.recipes import RECIPES
-from stillroom.training.order import MicroBatchSchedule, Order, make_schedule, permuted
+from stillroom.training.order import (
+    MicroBatchSchedule,
+    Order,
+    WindowOrder,
+    make_schedule,
+    permuted,
+)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 100, 1000, 4097])
@@ -40,6 +46,41 @@ def test_neighbours_do_not_stay_neighbours():
     rows = [order.at(p)[1] for p in range(1000)]
     close = sum(abs(a - b) <= 2 for a, b in itertools.pairwise(rows))
     assert close < 15  # about 4 expected of a random permutation
+
+
+ROWS = (5, 3, 0, 7, 4, 2, 6)
+
+
+@pytest.mark.parametrize("window", [1, 3, 7, 64])
+def test_rows_are_shuffled_within_windows_of_shards_that_differ_by_pass(window):
+    order, total = WindowOrder(shard_rows=ROWS, window=window, seed=1), sum(ROWS)
+    shard_of = [shard for shard, rows in enumerate(ROWS) for _ in range(rows)]
+    seen = []
+    for number in range(3):
+        found = [order.at(total * number + i) for i in range(total)]
+        assert {n for n, _ in found} == {number}
+        rows = [row for _, row in found]
+        assert sorted(rows) == list(range(total))
+        seen.append(tuple(rows))
+        position = total * number
+        while position < total * (number + 1):
+            end = order.next_window(position)
+            of_window, shards = order.shards_at(position)
+            there = {shard_of[order.at(p)[1]] for p in range(position, end)}
+            assert of_window[0] == number and there == {s for s in shards if ROWS[s]}
+            position = end
+    assert len(set(seen)) == 3
+
+
+def test_a_window_of_all_shards_of_many_rows_mixes_them():
+    order = WindowOrder(shard_rows=(500, 500), window=2, seed=0)
+    rows = [order.at(p)[1] for p in range(1000)]
+    assert sum(abs(a - b) <= 2 for a, b in itertools.pairwise(rows)) < 15
+
+
+def test_known_answers_of_windows_hold_on_every_machine():
+    order = WindowOrder(shard_rows=(2, 3, 1), window=2, seed=3)
+    assert [order.at(p)[1] for p in range(8)] == [5, 3, 4, 2, 0, 1, 1, 5]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

@@ -175,11 +175,8 @@ class Store:
 
 
 def _open(url: str) -> Any:
-    try:
-        from obstore.store import from_url
-    except ImportError:
-        fix = "pip install 'stillroom[store]'"
-        raise UserError(f"{url} needs obstore, which is not installed", fix=fix) from None
+    from obstore.store import from_url
+
     client: Any = {} if url.startswith(("file:", "memory:")) else {
         "client_options": {"timeout": "30s", "connect_timeout": "5s", "allow_http": True},
         "retry_config": {"max_retries": 3, "retry_timeout": timedelta(seconds=PATIENCE_S / 4)},

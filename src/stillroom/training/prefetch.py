@@ -15,7 +15,7 @@ class Prefetch:
 
     def __init__(self, dataset: RowDataset, order: RowOrder) -> None:
         self._dataset, self._order = dataset, order
-        self._under_way: set[tuple[int, int]] = set()
+        self._window: tuple[int, int] | None = None  # (pass, window) that was read last
         self._pool = ThreadPoolExecutor(_FETCHES, thread_name_prefix="fetch")
 
     def __enter__(self) -> "Prefetch":
@@ -25,13 +25,15 @@ class Prefetch:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def before(self, position: int) -> None:
-        """Begin to fetch the shards of the window at a position, and those of the next one."""
+        """Where a window begins, begin to fetch its shards and those of the next one. What is here
+        counts as used now: it was fetched before what the last window read.
+        """
         order = self._order
         if not isinstance(order, WindowOrder):
             return
-        for start in (position, order.next_window(position)):
-            window, shards = order.shards_at(start)
-            if window not in self._under_way:
-                self._under_way.add(window)
-                for shard in shards:  # what fails here fails again, and is told, where it is read
-                    self._pool.submit(self._dataset.fetch, shard)
+        window, shards = order.shards_at(position)
+        if window != self._window:
+            self._window = window
+            following = order.shards_at(order.next_window(position))[1]
+            for shard in (*shards, *following):  # what fails here is told where it is read
+                self._pool.submit(self._dataset.fetch, shard)
