@@ -16,8 +16,9 @@ import torch
 
 from stillroom.errors import UserError
 from stillroom.jsonfile import read_json
-from stillroom.pictures.dataset import open_pictures
+from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.recipe import Recipe
+from stillroom.remote.store import is_url
 from stillroom.students.begin import begin_of
 from stillroom.teachers.configs import RunTeacher
 from stillroom.training.find_cache import find_cache
@@ -110,7 +111,9 @@ class _Planner:
         if training in self.jobs:
             return training
         self._open.append(name)
-        needs, paths = self._pack(Path(recipe.data.shards)), self.needed(recipe)
+        shards = recipe.data.shards
+        needs = [] if is_url(shards) else self._pack(Path(shards))
+        paths = self.needed(recipe)
         for other in paths.values():
             needs.append(self.add_run(known[other], self.request.build(known[other]), None))
         self._open.pop()
@@ -206,7 +209,7 @@ def _require_same(recipe: Recipe, run: Path) -> None:
     """Raise UserError where a run of that name is there and is another recipe's."""
     if not (run / "recipe.json").is_file():
         return
-    counted = with_class_counts(recipe, open_pictures(Path(recipe.data.shards)), nullcontext())
+    counted = with_class_counts(recipe, _pictures(recipe), nullcontext())
     try:
         require_free(replace(counted, run=replace(recipe.run, name=run.name, resume=True)))
     except UserError as error:
@@ -218,7 +221,7 @@ def _has_cache(recipe: Recipe) -> bool:
     """Return whether stage 2 would find a complete cache; whether it may mirror it says itself."""
     unmirrored = replace(recipe, augment=replace(recipe.augment, mirror=False))
     try:
-        return find_cache(unmirrored, open_pictures(Path(recipe.data.shards)), False) is not None
+        return find_cache(unmirrored, _pictures(recipe), False) is not None
     except UserError:
         return False
 
@@ -234,3 +237,7 @@ def _is_evaluated(run: Path) -> bool:
         return False
     found, wanted = (read_json(run / f"{name}.json") for name in ("evaluation", "student"))
     return found.get("weights_sha256") == wanted.get("weights_sha256")
+
+
+def _pictures(recipe: Recipe) -> PictureSet:
+    return open_pictures(recipe.run.place(recipe.data.shards))

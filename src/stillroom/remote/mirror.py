@@ -26,6 +26,7 @@ from stillroom.remote.store import Store, is_url
 MARKER = "store.json"
 _ASIDE = "fetching"
 _LOCKS = 64
+_DEPTHS = ("*/*", "*/*/*")  # of mirrors below the folder of all: a URL's, a cache's below a URL
 _SHARD = re.compile(r"(train|val)-\d{6}\.(json|tar|zarr|wds)")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -181,6 +182,8 @@ class Mirror:
 
     def _make_room(self, num_bytes: int, until: int | None = None) -> None:
         """Remove what was used least recently until so much more is within the limit."""
+        for half in (p for at in _DEPTHS for p in self._root.glob(f"{at}/{_ASIDE}/old-*")):
+            _delete(half)  # whoever began to is dead, or does so too
         kept = self._kept()
         total = sum(size for _, size, _ in kept) + num_bytes
         for _, size, path in sorted(kept):
@@ -195,7 +198,7 @@ class Mirror:
     def _kept(self) -> list[tuple[float, int, Path]]:
         """When each shard of all mirrors was used, its bytes, and where it is."""
         found = []
-        for path in (*self._root.glob("*/*/*"), *self._root.glob("*/*/*/*")):
+        for path in (p for at in _DEPTHS for p in self._root.glob(f"{at}/*")):
             if _SHARD.fullmatch(path.name) and path.parent.name != _ASIDE:
                 with suppress(FileNotFoundError):  # another process removes too
                     found.append((path.stat().st_mtime, _size(path), path))
