@@ -1,10 +1,13 @@
 """A run reads pictures and a cache from an S3 server as it reads them from the disk."""
 
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from stillroom.cache import find_caches
 from stillroom.checking.run_check import CheckOptions, run_check
 from stillroom.commands.evaluate import parse
 from stillroom.extraction.extract import cache_teacher
@@ -61,3 +64,36 @@ def test_both_stages_work_in_a_store_and_a_flipped_shard_is_made_again(
     assert len(digests) == 1
     parse([str(tmp_path / "runs" / "far"), "--cache", f"{s3.url}/cache"])
     assert (tmp_path / "runs" / "far" / "evaluation.json").is_file()
+
+
+def make_all(recipe) -> None:
+    assert cache_teacher(recipe, ProcessContext()).is_complete
+
+
+@pytest.mark.slow
+def test_two_stage_1_processes_that_race_for_every_shard_make_one_cache(
+    tiny_recipe, tiny_world, s3, upload, tmp_path
+):
+    upload(tiny_world / "shards", f"{s3.url}/shards")
+    recipes = [remote(tiny_recipe, s3, tmp_path / name) for name in ("one", "two")]
+    context = multiprocessing.get_context("spawn")
+    racers = [context.Process(target=make_all, args=(recipe,)) for recipe in recipes]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(100)
+    assert [racer.exitcode for racer in racers] == [0, 0]
+    (cache,) = find_caches(recipes[0].run.place(recipes[0].run.cache))
+    (near,) = find_caches(tiny_world / "cache")
+    for shard in cache.shard_ids():
+        far_rows, near_rows = cache.reader(shard), near.reader(shard)
+        assert all(
+            np.array_equal(value, near_rows.read(i)[name])
+            for i in range(len(far_rows))
+            for name, value in far_rows.read(i).items()
+        )
+    cache.shards.remove_garbage()
+    uploads = [
+        n for n in Store(f"{s3.url}/cache/{cache.path.name}").names()[1] if n != "quarantine"
+    ]
+    assert len(uploads) == len(cache.shard_ids())
