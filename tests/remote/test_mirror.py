@@ -15,7 +15,7 @@ from stillroom.errors import DamageError, FailureError, UserError
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.recipe import Augment
 from stillroom.remote import store
-from stillroom.remote.mirror import place_of
+from stillroom.remote.mirror import mirror_of, place_of
 from stillroom.training.order import MicroBatchSchedule, Order, WindowOrder
 from stillroom.training.prefetch import Prefetch
 from stillroom.training.stream import RowDataset, training_batches
@@ -125,6 +125,17 @@ def test_bytes_that_are_not_those_of_the_set_are_refused(world, tmp_path):
     there.put("train-000001.tar", bytes(data[:-1]))
     with pytest.raises(DamageError):
         pictures.open(pictures.shards[1].id).read(0)
+
+
+def test_shards_of_what_lay_under_a_url_before_go(s3, tmp_path):
+    folder, there = place_of(f"{s3.url}/shards", str(tmp_path)), store.Store(f"{s3.url}/shards")
+    mirror = mirror_of(folder)
+    assert mirror is not None
+    for content, is_kept in ((b"one", True), (b"one", True), (b"two", False)):
+        (folder / "train-000000.tar").write_bytes(b"of one")
+        there.put("dataset.json", content)
+        mirror.refresh("dataset.json")
+        assert (folder / "train-000000.tar").exists() == is_kept
 
 
 def test_a_full_disk_is_emptied_first_and_told_then(world, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ _ASIDE = "fetching"
 _LOCKS = 64
 _DEPTHS = ("*/*", "*/*/*")  # of mirrors below the folder of all: a URL's, a cache's below a URL
 _SHARD = re.compile(r"(train|val)-\d{6}\.(json|tar|zarr|wds)")
+_OWNERS = ("dataset.json", "identity.json")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -82,7 +83,10 @@ class Mirror:
         self._root, self._limit_bytes = root, limit_bytes
 
     def refresh(self, *names: str) -> list[str]:
-        """Bring small files that are here up to date; return the names of those that there are."""
+        """Bring small files that are here up to date; return the names of those that there are.
+
+        Where one that says whose the shards are has changed, those of the old one go.
+        """
         found = self.store.get_many(names)
         for name, data in zip(names, found, strict=True):
             path = self.path / name
@@ -90,6 +94,9 @@ class Mirror:
                 path.unlink(missing_ok=True)
             elif not path.exists() or path.read_bytes() != data:
                 path.parent.mkdir(parents=True, exist_ok=True)
+                if name in _OWNERS and path.exists():
+                    for shard in filter(lambda p: _SHARD.fullmatch(p.name), self.path.iterdir()):
+                        self._remove(shard)
                 write_bytes(path, data)
         return [name for name, data in zip(names, found, strict=True) if data is not None]
 
