@@ -129,9 +129,9 @@ def make_pictures(out: Path) -> PictureSet:
     rows = []
     for i in range(SHARDS * ROWS):
         image, mask = (Image.fromarray(array) for array in draw_shapes(i, EDGE))
-        drawn = {"picture": encode_picture(image, "png"), "mask": encode_picture(mask, "png")}
-        of_row = {"height": EDGE, "width": EDGE, "inside": (0, 0, EDGE, EDGE), "extra": None}
-        rows.append(Prepared(key=f"p{i:04d}", **of_row, **drawn))
+        drawn: Any = {"picture": encode_picture(image, "png"), "mask": encode_picture(mask, "png")}
+        of_row: Any = {"height": EDGE, "width": EDGE, "inside": (0, 0, EDGE, EDGE)}
+        rows.append(Prepared(key=f"p{i:04d}", extra=None, **of_row, **drawn))
     geometry = Geometry(height=EDGE, width=EDGE, fit="stretch")
     of_set = {"classes": ("a", "b", "c", "d"), "geometry": geometry, "picture_format": "png"}
     pack(out, {"train": rows}, shard_rows=ROWS, **of_set)

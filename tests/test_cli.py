@@ -14,8 +14,9 @@ from stillroom.recipes import RECIPES
 TINY = """
 --name --body --distill-weight --distill-fade --distill-end
 --freeze --freeze-epochs --unfreeze-every --freeze-lr --ema --early-stopping
---batch --micro-batch --epochs --channels-last --compile --seed --on-damage --precision --gate --gate-floor
---data.shards --data.label-share --data.size --data.regions
+--batch --micro-batch --epochs --channels-last --compile --seed --on-damage --precision
+--gate --gate-floor
+--data.shards --data.label-share --data.size --data.regions --data.window
 --teachers.0.target --teachers.0.path --teachers.0.code --teachers.0.taps
 --views.count --views.scale --views.aspect --views.mirror --views.seed
 --codec.shapes --codec.inner
@@ -33,7 +34,8 @@ TINY = """
 --optimizer.lr --optimizer.weight-decay --optimizer.clip
 --optimizer.nominal-batch --optimizer.lr-limits
 --schedule.warmup --schedule.final
---run.out --run.name --run.cache --run.recorded-teachers --run.resume --run.overwrite
+--run.out --run.name --run.cache --run.local --run.local-gb --run.recorded-teachers --run.resume
+--run.overwrite
 --run.device --run.workers --run.quiet --run.tracker --run.log-every --run.evaluate-every --run.keep
 --run.timeout-s --run.shard-limit-gb --run.preflight --run.additional-epochs
 """
