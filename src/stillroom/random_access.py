@@ -2,6 +2,7 @@
 
 import os
 import resource
+import threading
 import time
 import weakref
 from collections import deque
@@ -37,13 +38,20 @@ class RandomAccessFile:
     def __init__(self, path: Path, fetch: Callable[[], object] | None = None) -> None:
         self.path, self._fetch, self._ask_at = path, fetch, 0.0
         self._last: weakref.ref[Descriptor] | None = None
+        self._lock = threading.Lock()
 
     def open(self) -> Descriptor:
         """Return the open file, to be held while it is read; DamageError where it is gone."""
         if self._fetch is not None and (now := time.monotonic()) > self._ask_at:
             self._fetch()
             self._ask_at = now + _ASK_S
-        if self._last is None or (descriptor := self._last()) is None:
+        last = self._last
+        return (None if last is None else last()) or self._opened()
+
+    def _opened(self) -> Descriptor:
+        with self._lock:  # two threads would open it twice, and close one of both
+            if self._last is not None and (descriptor := self._last()) is not None:
+                return descriptor
             try:
                 descriptor = Descriptor(self.path)
             except FileNotFoundError:
@@ -52,7 +60,7 @@ class RandomAccessFile:
                 descriptor = Descriptor(self.path)
             self._last = weakref.ref(descriptor)
             self._recent.append(descriptor)
-        return descriptor
+            return descriptor
 
     def close(self) -> None:
         """Close the file as soon as nobody reads it; also done when this is collected."""

@@ -228,10 +228,17 @@ class SGD(_Optimizer):
         _require(self, "nesterov", self.momentum > 0 or not self.nesterov, "a momentum above 0")
 
     def build(self, groups: list[dict[str, Any]], fused: bool | None) -> torch.optim.Optimizer:
-        """Return torch's optimiser of these parameter groups."""
-        return torch.optim.SGD(
+        """Return torch's optimiser of these parameter groups.
+
+        Momenta begin as zeros: torch makes them of uninitialised memory where it is fused, and a
+        first step that overflows (fp16) would leave them so.
+        """
+        optimizer = torch.optim.SGD(
             groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=fused
         )
+        for parameter in (p for group in groups for p in group["params"] if self.momentum):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
 
 
 Optimizer = AdamW | Adam | SGD

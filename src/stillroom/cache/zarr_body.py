@@ -104,9 +104,10 @@ def _write_metadata(folder: Path, parts: tuple[Part, ...], num_rows: int) -> Non
     """
     import zarr  # 0.5 s; readers never need it
     from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+    from zarr.storage import MemoryStore
 
     documents: dict[str, Any] = {}  # of zarr's buffers
-    group = zarr.create_group(zarr.storage.MemoryStore(documents), zarr_format=3)
+    group = zarr.create_group(MemoryStore(documents), zarr_format=3)
     names = dimension_names(parts)
     for part in parts:
         group.create_array(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from stillroom.errors import Stopped, UserError
+from stillroom.pictures.loader import num_cores
 
 _ARRAY = (("MIN", "0"), ("STEP", "1"))  # of a Slurm array, with what is taken where it is not given
 
@@ -108,13 +109,6 @@ def _environment(rank: int, world: int) -> dict[str, str]:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     place = {name: str(number) for name, number in place.items()}
     return {**threads, **os.environ, **place}
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _send(children: list[subprocess.Popen], number: int) -> None:

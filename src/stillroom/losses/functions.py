@@ -12,6 +12,7 @@ from torch.nn import functional
 from stillroom.losses.cells import autocast_off, kept
 from stillroom.losses.cells import inside_at as inside_at
 from stillroom.losses.cells import labelled as labelled
+from stillroom.losses.class_weights import vector
 from stillroom.types import IGNORE
 
 Sum = Float[Tensor, ""]
@@ -108,7 +109,8 @@ def dice(
         known = valid.flatten(1).any(1, keepdim=True)
         present = (known if k == 1 or only else sizes > 0).float().expand_as(sizes)
         if only:
-            loss, present = loss[:, list(only)], present[:, list(only)]
+            chosen = vector(tuple(map(float, only)), loss.device).long()  # a list would wait
+            loss, present = loss[:, chosen], present[:, chosen]
         return ((loss * present).sum(1) / present.sum(1).clamp(min=1)).sum()
 
 

@@ -28,7 +28,14 @@ def num_decoders() -> int:
     that this process may use, if it shares them evenly with those that a launcher started here.
     """
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(_MAX_DECODERS, len(os.sched_getaffinity(0)) // here))
+    return max(1, min(_MAX_DECODERS, num_cores() // here))
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def read_ahead(

@@ -1,7 +1,7 @@
 """The rows of a split by number: what a run counts and shuffles, without a list of them.
 
-Only where some pictures are left out, or where regions of pictures are rows, every index is read
-once and 8 bytes a row are kept; otherwise sums over the shards are enough.
+Only where some pictures are left out every index is read once, and where regions of pictures are
+rows every picture's json too; 8 bytes a row are kept then. Otherwise sums over shards are enough.
 """
 
 from collections.abc import Callable

@@ -9,9 +9,10 @@ from stillroom.device_memory import is_out_of_memory
 from stillroom.errors import UserError, first_line
 from stillroom.extraction.cache_identity import pictures_identity
 from stillroom.extraction.calibrate import NUM_ROWS
-from stillroom.extraction.process import ProcessContext, num_cores, process_context
+from stillroom.extraction.process import ProcessContext, process_context
 from stillroom.os_errors import explain_os_errors, free_bytes
 from stillroom.pictures.dataset import PictureSet, open_pictures
+from stillroom.pictures.loader import num_cores
 from stillroom.planning.arithmetic import Costs, Line, Setting, make_line, make_lines, recommend
 from stillroom.planning.measure import Measured, PlanOptions, measure
 from stillroom.recipe import Recipe

@@ -141,13 +141,13 @@ def _run_steps(
         factors = loss_factors(weights, counts, schedule.world)
         batches = decoded_batches(stored, device, context.cache)
         totals = forward_and_backward(context, batches, factors, buffers, step)
+        del stored, batches  # the next step is read into the memory of this one
 
         rate = learning_rate(recipe, context.moment(step, evaluations))
         set_rate(optimizer, rate)
         norm = apply_gradient(context, step)
         step += 1
         progress.step()
-
         meter.add(totals, counts, norm)
         due = step % (context.epoch_steps * recipe.run.evaluate_every) == 0 or step == context.steps
         has_line = due or step % recipe.run.log_every == 0

@@ -1,7 +1,9 @@
 """What to say when a micro-batch does not fit into the device's memory: which one does."""
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -11,6 +13,7 @@ from stillroom.training.batches import decoded_batches, with_labels_on
 from stillroom.training.context import TrainContext
 from stillroom.training.order import make_schedule
 from stillroom.training.step import term_totals
+from stillroom.types import Batch
 
 
 def out_of_memory(context: TrainContext, found: str) -> UserError:
@@ -54,13 +57,20 @@ def _try_step(context: TrainContext, micro_batch: int) -> None:
     sums: tuple[torch.Tensor, ...] = ()  # of earlier micro-batches, as a step holds them
     with closing(replace(context, schedule=cut).stream(range(1))) as hosts:
         stored = [with_labels_on(host, device) for host in hosts]
-        for batch in map(
-            context.class_weights.give, decoded_batches(stored, device, context.cache)
-        ):
-            outputs = context.distiller(batch.image, batch.boxes)
-            totals = term_totals(recipe.terms, outputs, batch, 0.0)
-            found = torch.autograd.grad(totals.sum(), trained, allow_unused=True)
-            sums = sums or tuple(g for g in found if g is not None)
+        batches = decoded_batches(stored, device, context.cache)
+        for found in map(partial(_gradients, context, trained), batches):
+            sums = sums or found
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     del moments, sums
+
+
+def _gradients(
+    context: TrainContext, trained: Sequence[torch.Tensor], batch: Batch
+) -> tuple[torch.Tensor, ...]:
+    """Return the gradients of a micro-batch, which nothing else is kept of."""
+    outputs = context.distiller(batch.image, batch.boxes)
+    batch = context.class_weights.give(batch)
+    totals = term_totals(context.recipe.terms, outputs, batch, 0.0)
+    found = torch.autograd.grad(totals.sum(), trained, allow_unused=True)
+    return tuple(gradient for gradient in found if gradient is not None)

@@ -96,8 +96,9 @@ class TermMeter:
         device = self._context.accelerator.device
         memory = {}
         if device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(device)
-            memory = {"peak_device_mb": round(peak / 2**20, 1)}
+            peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+            names = ("peak_device_mb", "peak_reserved_mb")
+            memory = {n: round(peak / 2**20, 1) for n, peak in zip(names, peaks, strict=True)}
         if not seconds:
             return memory
         pace = {"rows_per_s": round(rows / seconds, 2), "waiting": round(waited / seconds, 4)}

@@ -8,6 +8,7 @@ import torch
 from stillroom.training.context import TrainContext
 
 _EVERY_S = 5.0  # of the time that a scheduler leaves between its signal and the end
+_MOST_STEPS = 50  # between two questions: steps may become slower
 
 
 class StopRequest:
@@ -29,6 +30,6 @@ class StopRequest:
         told, sum_s = self._context.reduce(both.to(self._context.accelerator.device)).tolist()
         # From a sum over the ranks, so that they agree on the step at which they ask again.
         mean_s = max(sum_s / self._context.accelerator.num_processes, 1e-6)
-        self._next = step + max(1, int(_EVERY_S / mean_s))
+        self._next = step + min(_MOST_STEPS, max(1, int(_EVERY_S / mean_s)))
         self._asked, self._asked_at = step, now
         return told > 0

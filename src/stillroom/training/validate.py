@@ -2,6 +2,7 @@
 their agreement; curves, a picture grid, and the best student kept.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, nullcontext
 from typing import Any
@@ -112,7 +113,8 @@ def validate(
     tables = torch.zeros(3, k, k, dtype=torch.int64, device=device)
     sums = torch.zeros(2, len(terms), dtype=torch.float64, device=device)
     regions = torch.zeros(4, dtype=torch.float64, device=device)
-    for batch in batches:
+
+    def add(batch: Batch) -> None:
         with autocast():
             outputs = distiller(batch.image, batch.boxes)
         student = predict(outputs["logits"])
@@ -123,9 +125,11 @@ def validate(
             tables[1] += confusion(teacher, batch.mask, k, batch.inside)
             tables[2] += confusion(student, teacher, k, batch.inside)
         if batch.boxes is not None:
-            regions += region_sums(student, batch.mask, batch.inside)
+            regions.add_(region_sums(student, batch.mask, batch.inside))
         sums[0] += term_totals(terms, outputs, batch, 1.0)
         sums[1] += torch.stack([term.count(batch) for term in terms])
+
+    deque(map(add, batches), maxlen=0)  # of which none is kept while the next is decoded
     tables, sums, regions = reduce(tables).cpu(), reduce(sums).cpu(), reduce(regions).cpu()
     found = region_figures(regions) | figures(tables)
     return found | {"terms": (sums[0] / sums[1]).tolist()}

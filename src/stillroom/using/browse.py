@@ -105,7 +105,7 @@ def _mask_url(mask: UInt8[np.ndarray, "h w"], palette: Sequence[Colour]) -> str:
     """Return a palette PNG; class 0 is clear where it is called background by being black."""
     image = _small(Image.fromarray(mask), Image.Resampling.NEAREST)
     colours = np.full((256, 3), 128, np.uint8)
-    colours[: len(palette)], colours[IGNORE] = palette, VOID_COLOUR
+    colours[: len(palette)], colours[IGNORE] = np.array(palette, np.uint8), VOID_COLOUR
     image.putpalette(colours.tobytes())
     clear = {"transparency": 0} if tuple(palette[0]) == (0, 0, 0) else {}
     return _url(image, "PNG", optimize=True, **clear)

@@ -119,7 +119,7 @@ class DataReport:
         weight that balances the training split.
         """
         labels, pixels = self.reading.labels, self.class_pixels
-        every = np.sum(list(pixels.values()), axis=0) if pixels else np.zeros(1)
+        every = np.array([*pixels.values()]).sum(0) if pixels else np.zeros(1)
         if labels is None or not every.sum():
             return []
         train = pixels["train"][:-1]
