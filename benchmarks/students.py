@@ -84,7 +84,7 @@ def _draw(figures: dict[str, list[dict[str, Any]]], path: Path) -> None:
             x, y = (teacher["ms"], student["ms"]), (teacher["score"], student["score"])
             axes.plot(x, y, "-", color=colour, lw=0.7, alpha=0.6)
             axes.plot(student["ms"], student["score"], "o", color=colour, ms=6)
-            text = student["run"].rsplit("-", 1)[0]
+            text = student["run"].rstrip("0123456789").rstrip("-")  # without the seed
             place = {"xytext": (6, -3), "textcoords": "offset points", "fontsize": 8}
             axes.annotate(text, (student["ms"], student["score"]), **place)
     axes.set(
