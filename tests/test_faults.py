@@ -104,7 +104,7 @@ def test_without_checks_a_flipped_bit_reaches_the_student(world, tmp_path, monke
     pytest.fail(f"no flip went unnoticed without the checksum: {Counter(found)}")
 
 
-def _unchecked(folder: Path, spec, *, check: bool = True):
+def _unchecked(folder: Path, spec, *, check: bool = True, **more):
     from stillroom.cache.reader import ShardReader
 
-    return ShardReader(folder, spec, check=False)
+    return ShardReader(folder, spec, check=False, **more)

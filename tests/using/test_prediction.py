@@ -234,7 +234,7 @@ def test_times_say_how_they_were_taken(used_run, exported, folder):
         ):
             assert words in text
         assert how in text
-    with pytest.raises(UserError, match="no picture to measure"):
+    with pytest.raises(UserError, match="measures with a picture"):
         first_picture([])
 
 
