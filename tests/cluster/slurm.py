@@ -138,7 +138,6 @@ def start_slurm(checkout: Path) -> Iterator[Slurm]:
             "two nodes are idle", lambda: slurm.call("sinfo", "-h", "-o", "%D%t") == "2idle"
         )
         yield slurm
-        Path("/tmp/logs.txt").write_text(slurm.logs())
     finally:
         while left := processes_of(folder):
             for number in left:
