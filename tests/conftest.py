@@ -49,6 +49,12 @@ def make_tiny(load_module) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def grey_world(load_module) -> ModuleType:
+    """The module `grey_world.py` beside this file."""
+    return load_module("grey_world.py")
+
+
+@pytest.fixture(scope="session")
 def tiny_world(make_tiny, tmp_path_factory) -> Path:
     """A folder with `shards`, `teacher` and a complete `cache`; nobody writes into it."""
     return make_tiny.make_world(tmp_path_factory.mktemp("world"))

@@ -89,7 +89,7 @@ def _check_numbers(recipe: Recipe) -> None:
         )
     if recipe.epochs < 1 or recipe.run.evaluate_every < 1 or recipe.run.log_every < 1:
         raise UserError("epochs, run.evaluate_every and run.log_every are at least 1")
-    if min(recipe.run.num_workers, recipe.run.keep) < 1 or recipe.run.workers == 0:
+    if recipe.run.keep < 1 or (recipe.run.workers is not None and recipe.run.workers < 1):
         raise UserError("run.workers and run.keep are at least 1")
     if not any(recipe.term_weights()):
         raise UserError(

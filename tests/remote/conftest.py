@@ -10,25 +10,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from stillroom.cache import Cache, claim_cache, make_identity
-from stillroom.pictures.dataset import open_pictures
-from stillroom.pictures.decode import encode_picture
-from stillroom.pictures.pack import pack
-from stillroom.pictures.pixels import pixels_crc32c
-from stillroom.pictures.prepare import Geometry, Prepared
-from stillroom.pictures.rows import whole_row
 from stillroom.remote import store
-from stillroom.types import RowStatistics, ShardId
-
-SHARDS, ROWS, EDGE = 8, 3, 4
 
 
 def free_port() -> int:
@@ -133,58 +122,21 @@ def upload():
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Any:
+def pictures(grey_world, tmp_path_factory) -> Any:
     """Eight train shards of three pictures of 4 x 4 px; picture i is all grey level i."""
-    out, inside = tmp_path_factory.mktemp("grey") / "shards", (0, 0, EDGE, EDGE)
-    rows = []
-    for i in range(SHARDS * ROWS):
-        grey = encode_picture(Image.new("RGB", (EDGE, EDGE), (i, i, i)), "png")
-        packed = {"picture": grey, "mask": None, "extra": None, "inside": inside}
-        rows.append(Prepared(key=f"p{i:03d}", height=EDGE, width=EDGE, **packed))
-    geometry = Geometry(height=EDGE, width=EDGE, fit="stretch")
-    of_set = {"classes": ("a", "b"), "geometry": geometry, "picture_format": "png"}
-    pack(out, {"train": rows}, shard_rows=ROWS, **of_set)
-    return open_pictures(out)
+    return grey_world.pack_grey(tmp_path_factory.mktemp("grey") / "shards", 8)
 
 
 @pytest.fixture
-def claim(pictures):
+def claim(grey_world, pictures):
     """Claims a cache of these pictures in a folder, which may be a mirror."""
-
-    def claimed(root: Path, body: str = "zarr") -> Cache:
-        names = ("split", "number", "rows", "pictures")
-        shards = [{name: getattr(info, name) for name in names} for info in pictures.shards]
-        said = {"teacher": {"class": "Fake"}, "shape": (1, 2, 2), "stride": 2, "kind": "features"}
-        identity = make_identity(
-            pictures={"digest": pictures.digest, "shards": shards},
-            geometry=(EDGE, EDGE),
-            views={"class": "Views", "count": 1, "regions": False},
-            targets={"said": said | {"codec": "float16"}},
-            calibration=[],
-            body=body,
-        )
-        cache = claim_cache(root, "grey", identity)
-        cache.publish_fitted({})
-        return cache
-
-    return claimed
+    return partial(grey_world.claim_grey, pictures)
 
 
 @pytest.fixture
-def write(pictures):
+def write(grey_world, pictures):
     """Writes a shard, in which the target of picture i is i; returns whether it was the first."""
-
-    def written(cache: Cache, shard: ShardId) -> bool:
-        opened = pictures.open(shard)
-        with cache.writer(shard) as writer:
-            for picture in map(opened.read, range(ROWS)):
-                value = np.full((1, 2, 2), picture.image[0, 0, 0], np.float16)
-                crc = pixels_crc32c(picture)
-                figures = RowStatistics(0.0, 1.0, 1.0, None)
-                writer.append(whole_row(picture), {"said.value": value}, {"said": figures}, crc)
-            return writer.publish({})
-
-    return written
+    return partial(grey_world.write_grey, pictures)
 
 
 @pytest.fixture

@@ -32,9 +32,9 @@ def countable_batch(
     """
     b, h, w, _ = stored.image.shape
     targets = _targets(stored, device, cache, counted)
-    for name, spec in () if cache is None else cache.specs.items():
-        if _parts(stored, (name,)):
-            targets.setdefault(name, torch.empty((b, *spec.shape), device="meta"))
+    for name in {part.partition(".")[0] for part in stored.parts} - targets.keys():
+        assert cache is not None
+        targets[name] = torch.empty((b, *cache.specs[name].shape), device="meta")
     return _batch(stored, torch.empty((b, 3, h, w), device="meta"), targets)
 
 
