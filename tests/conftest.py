@@ -1,4 +1,4 @@
-"""Shapes and types are checked at run time in every test; shared pictures are optional."""
+"""Shapes and types are checked at run time in every test; shared pictures, a GPU are optional."""
 
 import importlib.util
 import os
@@ -10,12 +10,19 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from jaxtyping import install_import_hook
 
     install_import_hook("stillroom", "beartype.beartype")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `gpu` where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
 
 
 @pytest.fixture(scope="session")

@@ -143,7 +143,6 @@ def test_the_memory_of_one_attempt_is_free_before_the_next():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_a_size_that_fits_is_found_after_one_that_does_not():
     total = torch.cuda.get_device_properties(0).total_memory
 

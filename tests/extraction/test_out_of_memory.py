@@ -23,10 +23,6 @@ from stillroom.teachers.own_configs import TorchTeacher
 from stillroom.types import ShardId
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ON_A_GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
 TOOL = Path(__file__).parents[2] / "tools" / "cache_teacher.py"
 SHARDS = (*(ShardId("train", number) for number in range(3)), ShardId("val", 0))
 NETWORK = """
@@ -194,7 +190,7 @@ def filling_onnx(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=ON_A_GPU)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
 def test_what_onnxruntime_says_when_memory_runs_out_is_answered_so(tiny_recipe, tmp_path, device):
     path = filling_onnx(tmp_path / "filling.onnx")
     teacher = OnnxTeacher(target="shapes", kind="logits", path=str(path))

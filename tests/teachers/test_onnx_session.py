@@ -18,7 +18,6 @@ from stillroom.teachers.onnx_graph import cut
 from stillroom.teachers.onnx_session import OnnxSession
 
 CPU = torch.device("cpu")
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 FLOAT, HALF, DOUBLE = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE
 # of the whole network, and of its output
 TYPES = [
@@ -109,7 +108,6 @@ def test_threads_are_limited_by_the_environment(tmp_path, make_onnx, monkeypatch
 
 
 @pytest.mark.gpu
-@NEEDS_CUDA
 @pytest.mark.parametrize(("element", "output"), GPU_TYPES, ids=name_of)
 def test_on_a_gpu_the_answer_is_that_of_the_cpu_and_stays_there(
     tmp_path, make_onnx, element, output
@@ -131,7 +129,6 @@ def test_on_a_gpu_the_answer_is_that_of_the_cpu_and_stays_there(
 
 
 @pytest.mark.gpu
-@NEEDS_CUDA
 def test_on_a_gpu_tensors_are_bound_by_the_types_that_the_graph_declares(tmp_path, make_onnx):
     path = make_onnx.save_segmenter(tmp_path / "a.onnx", element=HALF, output=DOUBLE)
     model = cut(load_graph(path), ["small", "output"])
@@ -144,7 +141,6 @@ def test_on_a_gpu_tensors_are_bound_by_the_types_that_the_graph_declares(tmp_pat
 
 
 @pytest.mark.gpu
-@NEEDS_CUDA
 def test_on_a_gpu_work_of_torch_that_is_under_way_is_waited_for(tmp_path, make_onnx):
     path = make_onnx.save_segmenter(tmp_path / "a.onnx")
     cpu, gpu = teacher(path).build("cpu"), teacher(path).build("cuda")
@@ -197,7 +193,6 @@ def test_a_wide_sum_is_exact_enough_to_see_tf32(tmp_path):
 
 
 @pytest.mark.gpu
-@NEEDS_CUDA
 def test_on_a_gpu_tf32_is_off(tmp_path, monkeypatch):
     device = torch.device("cuda", 0)
     assert error_of_wide_sum(tmp_path / "a.onnx", device) < 2**-18

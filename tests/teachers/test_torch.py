@@ -145,7 +145,6 @@ def test_a_finished_run_is_a_teacher_as_it_stands(tmp_path, image):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_the_answer_is_that_of_the_cpu(tmp_path, network, image):
     torch.save(network.state_dict(), tmp_path / "a.pth")
     found = smp(tmp_path / "a.pth").build("cuda")(image)["person"]
