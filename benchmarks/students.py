@@ -1,6 +1,7 @@
 """Students beside their teachers, each network alone: milliseconds, megabytes and mIoU of runs.
 
-`python benchmarks/students.py SYSTEM=RUN,RUN... ...` takes evaluated runs, the teacher's first, and
+`python benchmarks/students.py SYSTEM=RUN,RUN... ...` takes evaluated runs, the teacher's first (or,
+where that is no run, first one that was evaluated with `--teacher RECIPE`, which timed it), and
 writes `benchmarks/results/students_<hardware>_<yyyymm>.json` and a plot, mIoU over milliseconds, a
 line from each teacher to its students. One picture at a time, one thread, as the run saw pictures;
 networks take turns, five rounds, the median counts.
@@ -40,7 +41,10 @@ def main() -> None:
         for run, trained in loaded.items():
             times[run].append(_milliseconds(trained))
     figures = {
-        name: [_figures(run, loaded[run], times[run]) for run in runs]
+        name: [
+            *_teachers(runs[0], loaded[runs[0]].size),
+            *(_figures(run, loaded[run], times[run]) for run in runs),
+        ]
         for name, runs in systems.items()
     }
     path = save("students", "python benchmarks/students.py", figures, own.results)
@@ -56,6 +60,24 @@ def _milliseconds(trained: Trained) -> float:
     for _ in range(CALLS):
         trained.network(image, boxes)
     return 1e3 * (time.perf_counter() - began) / CALLS
+
+
+def _teachers(run: Path, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Return the figures of the teachers that a run was evaluated beside, those with a score."""
+    recipe = read_json(run / "recipe.json")["recipe"]
+    paths = {one["target"]: one["path"] for one in recipe["teachers"]}
+    return [
+        {
+            "run": f"teacher of {one['target']}",
+            "size": list(size),
+            "parameters": one["parameters"],
+            "mb": round(Path(paths[one["target"]]).stat().st_size / 1e6, 2),
+            "ms": round(one["ms"], 2),
+            "score": round(one["miou"], 4),
+        }
+        for one in read_json(run / "evaluation.json").get("teachers", ())
+        if one["miou"] is not None
+    ]
 
 
 def _figures(run: Path, trained: Trained, times: list[float]) -> dict[str, Any]:

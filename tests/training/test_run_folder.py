@@ -46,7 +46,7 @@ def test_a_run_that_got_more_epochs_is_one_that_had_them_from_the_start(tiny_rec
     recipe = plain(tiny_recipe, freeze=freeze, freeze_epochs=1)
     straight = replace(recipe, epochs=2, run=replace(recipe.run, name="straight"))
     run = loop.train(recipe)
-    assert loop.train(on(replace(recipe, epochs=2))) == run
+    assert loop.train(on(recipe, additional_epochs=1)) == run
     require_equal(run, loop.train(straight), 6)
     assert epochs_of(run) == 2
     assert read_json(run / "receipt.json")["steps"] == 6
@@ -56,7 +56,7 @@ def test_a_run_that_got_more_epochs_is_one_that_had_them_from_the_start(tiny_rec
 def test_what_becomes_of_the_learning_rate_is_said(tiny_recipe, capsys):
     recipe = plain(tiny_recipe, schedule=Cosine(warmup=0.0, final=0.01))
     loop.train(recipe)
-    loop.train(on(replace(recipe, epochs=2)))
+    loop.train(on(recipe, additional_epochs=1))
     said = capsys.readouterr().out
     assert (
         "2 epochs instead of 1. Learning rate: 4e-05 in the last step, 0.00202 in the next" in said
@@ -64,7 +64,7 @@ def test_what_becomes_of_the_learning_rate_is_said(tiny_recipe, capsys):
     assert "Cosine goes on as in a run of 2 epochs, not where it ended" in said
     constant = replace(plain(tiny_recipe), run=replace(tiny_recipe.run, name="constant"))
     loop.train(constant)
-    loop.train(on(replace(constant, epochs=2)))
+    loop.train(on(constant, additional_epochs=1))
     assert "Constant does not follow the length of the run" in capsys.readouterr().out
 
 
@@ -107,16 +107,16 @@ def test_a_run_that_ended_early_goes_on_to_its_next_evaluation(tiny_recipe, monk
     assert read_json(run / "student.json")["step"] == 9
 
 
-def test_fewer_epochs_or_any_other_change_are_refused_with_both_sides(tiny_recipe):
+def test_other_epochs_or_any_other_change_are_refused_with_both_sides(tiny_recipe):
     recipe = plain(tiny_recipe, epochs=2)
     loop.train(recipe)
-    with pytest.raises(UserError, match="another recipe") as refused:
-        loop.train(on(replace(recipe, epochs=1)))
-    assert (refused.value.found, refused.value.wanted) == ("epochs = 1", "epochs = 2")
-    for more in (on(recipe, additional_epochs=1), on(replace(recipe, epochs=3))):
+    for epochs in (1, 3):
         with pytest.raises(UserError, match="another recipe") as refused:
-            loop.train(replace(more, seed=1))
-        assert refused.value.found == "seed = 1"
+            loop.train(on(replace(recipe, epochs=epochs)))
+        assert (refused.value.found, refused.value.wanted) == (f"epochs = {epochs}", "epochs = 2")
+    with pytest.raises(UserError, match="another recipe") as refused:
+        loop.train(replace(on(recipe, additional_epochs=1), seed=1))
+    assert refused.value.found == "seed = 1"
 
 
 def test_additional_epochs_of_no_run_are_refused(tiny_recipe):

@@ -1,5 +1,5 @@
-"""The run's folder: not touched without asking, resumed by its own recipe only (more epochs of it
-are welcome), written by one run at a time.
+"""The run's folder: not touched without asking, resumed by its own recipe only (which may get
+more epochs), written by one run at a time.
 """
 
 import errno
@@ -128,11 +128,11 @@ def _recorded(recipe: Recipe, begin: dict[str, str] | None) -> dict[str, Any]:
 
 
 def _require_same(stored: dict[str, Any], recipe: Recipe, folder: Path) -> None:
-    """Refuse to resume with a recipe whose results would differ; both sides are shown. More epochs
-    than the run has are welcome.
+    """Refuse to resume with a recipe whose results would differ; both sides are shown. Epochs are
+    added by `--run.additional-epochs` alone: a forgotten `--epochs` shall not prolong a run.
     """
     asked, epochs = _recorded(recipe, None)["recipe"], stored["recipe"]["epochs"]
-    if recipe.run.additional_epochs or recipe.epochs > epochs:
+    if recipe.run.additional_epochs:
         asked["epochs"] = epochs
     if different := differences(asked, stored["recipe"]):
         found, wanted = both_sides(different)
@@ -140,5 +140,6 @@ def _require_same(stored: dict[str, Any], recipe: Recipe, folder: Path) -> None:
             f"{folder} was started with another recipe",
             found=found,
             wanted=wanted,
-            fix="resume with the run's own flags, or start another with --run.name",
+            fix="resume with the run's own flags (more epochs: --run.additional-epochs N), or start"
+            " another with --run.name",
         )
