@@ -9,13 +9,23 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 from stillroom.errors import DamageError
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW  # a FIFO would block
 _ASK_S = 10.0  # a file that may go is asked for again after so long: it is in use
 _MAX_OPEN = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # the rest is for others
+_Value = TypeVar("_Value")
+
+
+@runtime_checkable
+class Fetch(Protocol):
+    """Has a file here that may be elsewhere; a copy that is `damaged` goes first."""
+
+    def __call__(self, damaged: DamageError | None = None) -> bool:
+        """Return whether it had to be brought; False for what is no copy."""
+        ...
 
 
 class Descriptor:
@@ -27,18 +37,47 @@ class Descriptor:
         weakref.finalize(self, os.close, self.number)
 
 
+def read_fetched(fetch: Fetch, read: Callable[[], _Value]) -> _Value:
+    """Return what is read of files once they are here; a damaged copy is brought again, once."""
+    fetch()
+    try:
+        return read()
+    except DamageError as error:
+        if not fetch(error):
+            raise
+    return read()
+
+
 class RandomAccessFile:
     """A file that is opened when it is read, and closed once many others were opened since.
 
-    `fetch` brings a file here that may be elsewhere, and is told in this way that it is in use.
+    `fetch` is told by being called that the file is in use.
     """
 
     _recent: ClassVar[deque[Descriptor]] = deque(maxlen=_MAX_OPEN)  # the only lasting references
 
-    def __init__(self, path: Path, fetch: Callable[[], object] | None = None) -> None:
+    def __init__(self, path: Path, fetch: Fetch | None = None) -> None:
         self.path, self._fetch, self._ask_at = path, fetch, 0.0
         self._last: weakref.ref[Descriptor] | None = None
-        self._lock = threading.Lock()
+        self._lock, self._renewing = threading.Lock(), threading.Lock()
+
+    def read(self, take: Callable[[int], _Value]) -> _Value:
+        """Return what `take` makes of the open file; where that is damage, and the file a copy, it
+        is brought again and read once more. Raises DamageError.
+        """
+        opened = self.open()
+        try:
+            return take(opened.number)
+        except DamageError as error:
+            if self._fetch is None:
+                raise
+            with self._renewing:
+                is_old = self._last is not None and self._last() is opened
+                if is_old and not self._fetch(error):  # no other thread was faster
+                    raise
+                self.close()
+        opened = self.open()
+        return take(opened.number)
 
     def open(self) -> Descriptor:
         """Return the open file, to be held while it is read; DamageError where it is gone."""
@@ -50,7 +89,8 @@ class RandomAccessFile:
 
     def _opened(self) -> Descriptor:
         with self._lock:  # two threads would open it twice, and close one of both
-            if self._last is not None and (descriptor := self._last()) is not None:
+            last = self._last
+            if last is not None and (descriptor := last()) is not None:
                 return descriptor
             try:
                 descriptor = Descriptor(self.path)
@@ -64,8 +104,8 @@ class RandomAccessFile:
 
     def close(self) -> None:
         """Close the file as soon as nobody reads it; also done when this is collected."""
-        descriptor = None if self._last is None else self._last()
-        if descriptor is not None:
+        last, self._last = self._last, None
+        if last is not None and (descriptor := last()) is not None:
             with suppress(ValueError):  # others were opened since
                 self._recent.remove(descriptor)
 

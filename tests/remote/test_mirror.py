@@ -111,6 +111,56 @@ def test_a_shard_that_goes_while_it_is_open_is_read_on(world, tmp_path):
     assert (reader.read(0)["said.value"] == before).all()
 
 
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "is_open", "num_files"),
+    [
+        ("train-000001.tar", 530, True, 1),
+        ("train-000001.tar", 530, False, 1),
+        ("train-000001.json", 90, False, 0),
+        ("train-000001.zarr/said.value/c/0/0/0/0", 5, True, 3),
+        ("train-000001.zarr/shard.json", 90, False, 3),
+    ],
+)
+def test_a_copy_that_is_damaged_is_fetched_again_once_and_that_is_said(
+    world, downloads, tmp_path, capsys, name, at, is_open, num_files
+):
+    dataset = dataset_of(*opened(world, tmp_path / "local"))
+    assert values(dataset) == list(range(24))
+    flip(next((tmp_path / "local").rglob(name)), at)
+    if not is_open:
+        dataset = dataset_of(*opened(world, tmp_path / "local"))
+    downloads.clear()
+    assert values(dataset) == values(dataset) == list(range(24))
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith(f"warning: the copy of {world}/") and "fetched again" in said
+    assert len(downloads) == num_files
+
+
+def test_where_the_store_is_damaged_too_it_is_damage(world, tmp_path):
+    local = tmp_path / "local"
+    dataset = dataset_of(*opened(world, local))
+    assert values(dataset) == list(range(24))
+    for name, at in (
+        ("shards/train-000001.tar", 530),
+        (f"cache/{dataset.cache.path.name}/train-000002.zarr/said.value/c/0/0/0/0", 5),
+    ):
+        folder, _, file = name.partition("train")
+        flip(next(local.rglob(f"train{file}")), at)
+        there = store.Store(f"{world}/{folder}")
+        data = bytearray(there.get(f"train{file}") or b"")
+        data[at] ^= 1
+        there.put(f"train{file}", bytes(data))
+    for i in (3, 6):
+        with pytest.raises(DamageError, match=f"{world}/.*is not the file that was written"):
+            dataset.read(i)
+
+
 def test_bytes_that_are_not_those_of_the_set_are_refused(world, tmp_path):
     there = store.Store(f"{world}/shards")
     data = bytearray(there.get("train-000001.tar") or b"")

@@ -5,7 +5,7 @@ Opening reads `identity.json` only; nothing is listed and no shard is touched.
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ from stillroom.jsonfile import (
     read_json_and_digest,
     sync_folder,
 )
+from stillroom.random_access import Fetch, read_fetched
 from stillroom.tensorfile import parse_tensors
 from stillroom.types import Row, ShardId, TargetSpec
 
@@ -234,16 +235,10 @@ class Cache:
         """Open a published shard; raises DamageError if it is absent or bad."""
         spec, fetch = self.shard_spec(shard_id), self.fetcher(shard_id)
         opened = partial(ShardReader, self.path / spec.folder, spec, check=check, fetch=fetch)
-        fetch()
-        try:
-            return opened()
-        except DamageError:
-            if not fetch():  # it was here
-                raise
-        return opened()
+        return read_fetched(fetch, opened)
 
-    def fetcher(self, shard_id: ShardId) -> Callable[[], bool]:
-        """Return what has a shard's files here and says whether they had to be brought."""
+    def fetcher(self, shard_id: ShardId) -> Fetch:
+        """Return what has a shard's files here."""
         return partial(self.shards.fetch, self._name(shard_id))
 
     def quarantine(self, shard_id: ShardId, why: object) -> Path | str | None:
@@ -345,10 +340,13 @@ class Cache:
 
     def _shard_index(self, shard_id: ShardId) -> tuple[ShardIndex, str]:
         spec, folder = self.shard_spec(shard_id), self.path / self._name(shard_id)
-        self.fetcher(shard_id)()
-        shard_index, sha256 = read_shard_index(folder, spec)
-        check_files(folder, spec, shard_index)
-        return shard_index, sha256
+
+        def read() -> tuple[ShardIndex, str]:
+            shard_index, sha256 = read_shard_index(folder, spec)
+            check_files(folder, spec, shard_index)
+            return shard_index, sha256
+
+        return read_fetched(self.fetcher(shard_id), read)
 
 
 def open_cache(path: Path | str) -> Cache:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from stillroom.cache.faults import reach
+from stillroom.errors import DamageError
 from stillroom.jsonfile import rename, sync_folder, write_bytes, write_json
 
 MANIFEST = "manifest.json"
@@ -34,8 +35,10 @@ class Shards(Protocol):
         """Return those that are not published, from one listing."""
         ...
 
-    def fetch(self, name: str) -> bool:
-        """Have the folder of a published shard here; True where it had to be brought."""
+    def fetch(self, name: str, damaged: DamageError | None = None) -> bool:
+        """Have the folder of a published shard here, a copy that is damaged anew; True where it had
+        to be brought.
+        """
         ...
 
     def fetch_again(self, name: str) -> None:
@@ -90,7 +93,7 @@ class LocalShards:
         # a network file system may show an old listing: where few are lacking, each is asked for
         return [name for name in absent if len(absent) > _FEW or not self.has(name)]
 
-    def fetch(self, name: str) -> bool:
+    def fetch(self, name: str, damaged: DamageError | None = None) -> bool:
         return False
 
     def fetch_again(self, name: str) -> None: ...

@@ -7,7 +7,7 @@ one decompression straight into the result. Figures: `benchmarks/loader.py`.
 import os
 import threading
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from stillroom.cache.frames import crc32c, decode_frame
 from stillroom.cache.row_table import RowTable
 from stillroom.cache.shard_index import ShardIndex, ShardSpec, check_files, read_shard_index
 from stillroom.errors import DamageError, FailureError, UserError
-from stillroom.random_access import RandomAccessFile
+from stillroom.random_access import Fetch, RandomAccessFile
 
 _BLOCK_BYTES = 1 << 18  # read and checked piecewise while in the cache: 0.4 instead of 2.1 ms a row
 _scratch = threading.local()  # one growing buffer per thread, for compressed frames
@@ -29,7 +29,7 @@ class ShardReader:
 
     `check=False` is for benchmarks and the test of the tests only. Opening raises DamageError if
     `shard.json` does not verify, belongs elsewhere, or does not fit the files' sizes. `fetch`
-    brings the files here again where they may have gone.
+    brings the files here again where they may have gone, or a copy was damaged.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ShardReader:
         spec: ShardSpec,
         *,
         check: bool = True,
-        fetch: Callable[[], object] | None = None,
+        fetch: Fetch | None = None,
     ) -> None:
         self._folder, self._spec, self._check = folder, spec, check
         index = self.shard_index
@@ -113,11 +113,14 @@ class ShardReader:
         self.close()
 
     def _read(self, i: int, part: Part, out: np.ndarray) -> None:
-        offset, size, crc = self._spans[part.name][i].tolist()
         if (file := self._files.get(self._spec.body.file_of(part))) is None:
             raise FailureError(f"the reader of shard {self.shard_id} is closed")
-        frame, opened = _buffer(size), file.open()
-        num_read, found = _pread(opened.number, frame, offset, check=self._check)
+        file.read(lambda number: self._decode(number, i, part, out))
+
+    def _decode(self, number: int, i: int, part: Part, out: np.ndarray) -> None:
+        offset, size, crc = self._spans[part.name][i].tolist()
+        frame = _buffer(size)
+        num_read, found = _pread(number, frame, offset, check=self._check)
         if num_read != size:
             raise self._damage(i, part, "the file ends early", num_read, size)
         if self._check and found != crc:

@@ -89,8 +89,8 @@ class RemoteShards:
         files, folders = map(set, self._store.names())
         return [n for n in names if _file(n) not in files and not (n in plain and n in folders)]
 
-    def fetch(self, name: str) -> bool:
-        return self._mirror.fetch(name, lambda: self._contents(name))
+    def fetch(self, name: str, damaged: DamageError | None = None) -> bool:
+        return self._mirror.fetch(name, lambda: self._contents(name), damaged)
 
     def fetch_again(self, name: str) -> None:
         self._mirror.forget(name)

@@ -4,13 +4,13 @@ A read is one `pread` and one decode per member (docs/format.md section 2). Open
 and may be read from many threads; nothing here writes.
 """
 
-import functools
 import hashlib
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -31,7 +31,7 @@ from stillroom.jsonfile import (
 )
 from stillroom.pictures.decode import MAX_FILE_BYTES, MAX_PIXELS, decode_stored
 from stillroom.pictures.prepare import Fit, Geometry, PictureFormat
-from stillroom.random_access import RandomAccessFile
+from stillroom.random_access import Fetch, RandomAccessFile, read_fetched
 from stillroom.remote.mirror import Mirror, RemoteFile, mirror_of
 from stillroom.types import IGNORE, Key, ShardId, ShardNumber, Split
 
@@ -134,10 +134,13 @@ class PictureShard:
         """
         self.info = info
         self.path = folder / f"{info.id}.tar"
-        if mirror is not None:
-            index = f"{info.id}.json"
-            mirror.fetch(index, lambda: {"": mirror.get_json(index, info.index_sha256)})
-        rows = _read_index(folder / f"{info.id}.json", info, geometry)
+        index = f"{info.id}.json"
+        read = partial(_read_index, folder / index, info, geometry)
+        if mirror is None:
+            rows = read()
+        else:
+            whole = partial(mirror.get_json, index, info.index_sha256)
+            rows = read_fetched(partial(mirror.fetch, index, lambda: {"": whole()}), read)
         self.keys = rows.key
         self._pixels = np.column_stack((rows.height, rows.width, np.array(rows.inside))).astype(
             np.int32
@@ -186,10 +189,12 @@ class PictureShard:
 
     def read_bytes(self, i: int, member: Member = "picture") -> bytes:
         """Return a member as it lies in the tar; DamageError names shard, key and offset."""
+        assert self._spans[member][i, 0] >= 0, f"{self.keys[i]} has no {member}"
+        return self._file.read(lambda number: self._checked(number, i, member))
+
+    def _checked(self, number: int, i: int, member: Member) -> bytes:
         offset, size, crc = self._spans[member][i].tolist()
-        assert offset >= 0, f"{self.keys[i]} has no {member}"
-        opened = self._file.open()
-        data = os.pread(opened.number, size, offset)
+        data = os.pread(number, size, offset)
         if len(data) != size or google_crc32c.value(data) != crc:
             raise DamageError(
                 f"{self.path}: the {member} of {self.keys[i]} at byte {offset} is damaged",
@@ -252,7 +257,7 @@ class PictureSet:
         self.shards, self.digest = body.shards, body.digest
         infos = {info.id: info for info in self.shards}
         mirror = mirror_of(path)
-        self._opened = functools.cache(lambda shard: PictureShard(path, infos[shard], size, mirror))
+        self._opened = cache(lambda shard: PictureShard(path, infos[shard], size, mirror))
 
     def shard_ids(self, split: str | None = None) -> tuple[ShardId, ...]:
         """Return the shards of a split, or of all splits, in order."""
@@ -306,10 +311,10 @@ def set_digest(shards: Iterable[ShardInfo]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _fetcher(mirror: Mirror, info: ShardInfo) -> Callable[[], bool]:
-    """Return what has a shard's tar here and says whether it had to be brought."""
+def _fetcher(mirror: Mirror, info: ShardInfo) -> Fetch:
+    """Return what has a shard's tar here."""
     name = f"{info.id}.tar"
-    return lambda: mirror.fetch(name, lambda: {"": RemoteFile(name, info.size, info.sha256)})
+    return partial(mirror.fetch, name, lambda: {"": RemoteFile(name, info.size, info.sha256)})
 
 
 def _span_array(spans: Sequence[_PictureSpan | None]) -> np.ndarray:

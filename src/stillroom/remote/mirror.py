@@ -110,14 +110,21 @@ class Mirror:
             raise DamageError(f"{where} is not the file that was named", found=found, wanted=sha256)
         return data
 
-    def fetch(self, name: str, contents: Callable[[], Contents]) -> bool:
+    def fetch(
+        self, name: str, contents: Callable[[], Contents], damaged: DamageError | None = None
+    ) -> bool:
         """Have a shard here, a file or a folder; True where it had to be fetched.
 
-        Raises DamageError where the store's bytes are not those that were written.
+        One that is here and `damaged` goes first. Raises DamageError where the store's bytes are
+        not those that were written.
         """
-        if self._use(name):
+        if damaged is None and self._use(name):
             return False
         with self._lock(name):
+            if damaged is not None and self._use(name):
+                what = f"warning: the copy of {self.store.url}/{name} in {self._root} was damaged"
+                print(f"{what} and is fetched again: {damaged.what}", flush=True)
+                self._remove(self.path / name)
             if self._use(name):
                 return True
             files, aside = contents(), self.path / _ASIDE / name
