@@ -1,8 +1,28 @@
 """The errors users see: what happened, what was found, what was wanted, and the fix."""
 
+from pathlib import Path
+
+_URLS: dict[str, str] = {}  # per folder that holds copies of what lies in a store
+
+
+def holds_copies(folder: Path, url: str) -> None:
+    """Have messages name the URL where they would name the folder of its copies."""
+    _URLS[str(folder)] = url
+
+
+def with_urls(text: object) -> str:
+    """Return a text that names what people named: URLs, not the folders of their copies."""
+    said = str(text)
+    for folder, url in _URLS.items():
+        said = said.replace(folder, url)
+    return said
+
 
 class StillroomError(Exception):
-    """An error that is shown as one short paragraph; `exit_code` is the process's."""
+    """An error that is shown as one short paragraph; `exit_code` is the process's.
+
+    With `is_local` its folders are meant themselves, and not what they hold copies of.
+    """
 
     exit_code = 1
 
@@ -13,7 +33,11 @@ class StillroomError(Exception):
         found: object = None,
         wanted: object = None,
         fix: str | None = None,
+        is_local: bool = False,
     ) -> None:
+        if not is_local:
+            what, fix = with_urls(what), fix and with_urls(fix)
+            found, wanted = (with_urls(s) if isinstance(s, str) else s for s in (found, wanted))
         self.what, self.found, self.wanted, self.fix = what, found, wanted, fix
         lines = [what]
         if found is not None:

@@ -91,7 +91,7 @@ def read_json_and_digest(path: Path, kind: Any = dict[str, Any]) -> tuple[Any, s
     return decode_json(data, path, kind), data[-67:-3].decode()
 
 
-def decode_json(data: bytes, path: Path, kind: Any = dict[str, Any]) -> Any:
+def decode_json(data: bytes, path: Path | str, kind: Any = dict[str, Any]) -> Any:
     """Check and decode the content of a file of ours; `path` is for the message only."""
     head, tail = data[:-_TAIL_BYTES] + b"}", data[-_TAIL_BYTES:]
     wanted = f',"sha256":"{hashlib.sha256(head).hexdigest()}"}}\n'.encode()

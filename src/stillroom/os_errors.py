@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stillroom.errors import FailureError, StillroomError, UserError
+from stillroom.errors import FailureError, StillroomError, UserError, with_urls
 
 _AGAIN = "then run the same command again: what is published stays, the rest is made"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -30,7 +30,7 @@ def explain_os_errors(
     except OSError as error:
         told = explained(error, what, root, flag, again)
         fix = f"see to {_place(error, root)}, {again}"
-        raise told or FailureError(what, found=error, fix=fix) from error
+        raise told or FailureError(what, found=error, fix=fix, is_local=True) from error
 
 
 def free_bytes(path: Path) -> int:
@@ -56,6 +56,8 @@ def explained(
     own words are all there is.
     """
     place = _place(error, root)
+    if flag == "--run.cache" and with_urls(root) != str(root):
+        flag = "--run.local"  # it is the disk of the copies
     reason, whole, top = error.strerror or str(error), place.absolute(), root.absolute()
     is_ours = whole == top or top in whole.parents or whole in top.parents
     elsewhere = f" or name another place with {flag}" if is_ours else ""
@@ -64,6 +66,7 @@ def explained(
             f"{what}: the disk of {root} is full",
             found=f"{reason} ({free_bytes(root) / 1e6:.1f} MB free)",
             fix=f"make room there or name another place with {flag}, {again}",
+            is_local=True,
         )
     if error.errno in _FORBIDDEN:
         return UserError(
@@ -71,12 +74,14 @@ def explained(
             found=reason,
             wanted="permission for this user",
             fix=f"change its permissions{elsewhere}, {again}",
+            is_local=True,
         )
     if error.errno in _NO_FOLDER:
         return UserError(
             f"{what}: {place} cannot be a folder",
             found=reason,
             fix=f"name another place with {flag}",
+            is_local=True,
         )
     if error.errno in _NO_FILES:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -7,7 +7,7 @@ from typing import Any
 from stillroom.cache.folder import IDENTITY_FILE, Cache, open_cache
 from stillroom.cache.identity import both_sides, differences, plain
 from stillroom.cache.remote_shards import refresh_caches
-from stillroom.errors import DamageError, UserError
+from stillroom.errors import DamageError, UserError, with_urls
 from stillroom.jsonfile import digest
 
 
@@ -24,7 +24,8 @@ def find_caches(root: Path) -> tuple[Cache, ...]:
         try:
             found.append(open_cache(path.parent))
         except (DamageError, UserError) as error:
-            print(f"warning: the cache {path.parent} is passed over: {error.what}", flush=True)
+            where = with_urls(path.parent)
+            print(f"warning: the cache {where} is passed over: {error.what}", flush=True)
     return tuple(found)
 
 

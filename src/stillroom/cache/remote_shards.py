@@ -178,7 +178,7 @@ class RemoteShards:
             )
         folder = pointer.folder(name)
         data = self._mirror.get_json(f"{folder}/{FILE}", pointer.shard)
-        index: ShardIndex = decode_json(data, Path(folder, FILE), ShardIndex)
+        index: ShardIndex = decode_json(data, f"{self._store.url}/{folder}/{FILE}", ShardIndex)
         for inner in index.files:
             if ".." in PurePosixPath(inner).parts or inner.startswith("/"):
                 raise DamageError(f"{self._store.url}/{folder}/{FILE} names no file", found=inner)
@@ -189,7 +189,7 @@ class RemoteShards:
         read = self._store.get_many([_file(name) for name in names])
         found: list[_Pointer | None] = []
         for name, data in zip(names, read, strict=True):
-            where = Path(self._store.url, _file(name))
+            where = f"{self._store.url}/{_file(name)}"
             if data is not None:
                 found.append(_decoded(data, where))
             else:
@@ -213,7 +213,7 @@ class RemoteShards:
         }
 
 
-def _decoded(data: bytes, where: Path) -> _Pointer:
+def _decoded(data: bytes, where: str) -> _Pointer:
     return decode_json(data, where, _Pointer)
 
 

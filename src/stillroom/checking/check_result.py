@@ -10,6 +10,7 @@ from stillroom.cache.audit_file import Audit
 from stillroom.cache.scrub import Problem
 from stillroom.checking.audit import table
 from stillroom.checking.rerun import Compared
+from stillroom.errors import with_urls
 
 START_ANEW = (
     "restore it from a backup, or run stage 1 with the recipe into a new folder:"
@@ -44,7 +45,7 @@ class CheckResult:
         kinds = {problem.kind for problem in self.problems} - {"pictures"}
         if "identity" in kinds:
             return START_ANEW
-        return f"stillroom check-cache {self.cache} RECIPE --repair" if kinds else None
+        return with_urls(f"stillroom check-cache {self.cache} RECIPE --repair") if kinds else None
 
     @property
     def summary(self) -> str:
@@ -59,7 +60,7 @@ class CheckResult:
 
     def lines(self) -> list[str]:
         """Return the text: problems, notes, figures, what was done, and the summary."""
-        lines = [f"{problem.kind}: {problem.what}" for problem in self.problems]
+        lines = [f"{problem.kind}: {with_urls(problem.what)}" for problem in self.problems]
         lines += [f"note: {note}" for note in self.notes]
         lines += [line for compared in self.compared for line in compared.lines()]
         lines += [] if self.audit is None else table(self.audit)
@@ -71,14 +72,14 @@ class CheckResult:
     def as_json(self) -> dict[str, Any]:
         """Return the same as JSON values."""
         return {
-            "cache": str(self.cache),
+            "cache": with_urls(self.cache),
             "is_well": self.is_well,
             "problems": [
                 {
                     "kind": problem.kind,
                     "shard": None if problem.shard is None else str(problem.shard),
                     "path": str(problem.path),
-                    "what": problem.what,
+                    "what": with_urls(problem.what),
                 }
                 for problem in self.problems
             ],

@@ -7,6 +7,7 @@ torchrun --nproc-per-node 2 -m stillroom cache RECIPE [flags]
 import sys
 
 from stillroom.cli import recipe_from
+from stillroom.errors import with_urls
 
 
 def run() -> None:
@@ -19,4 +20,5 @@ def run() -> None:
         sys.exit(status)
     process = process_context(recipe.run.device)
     cache = cache_teacher(recipe, process)
-    process.print(f"{cache.path}: {'complete' if cache.is_complete else 'not complete yet'}")
+    state = "complete" if cache.is_complete else "not complete yet"
+    process.print(f"{with_urls(cache.path)}: {state}")

@@ -25,7 +25,7 @@ import stillroom
 from stillroom.cache.folder import Cache, claim_cache
 from stillroom.cache.writer import Frame, ShardWriter
 from stillroom.device_memory import is_out_of_memory
-from stillroom.errors import UserError, first_line
+from stillroom.errors import UserError, first_line, with_urls
 from stillroom.extraction.background import Background
 from stillroom.extraction.cache_identity import compose, existing_cache, probe
 from stillroom.extraction.calibrate import fit_codecs, restore_fitted
@@ -141,7 +141,7 @@ def _cache_teacher(recipe: Recipe, process: ProcessContext, stop: threading.Even
         quality = _gate(recipe, teachers, pictures, process, stop)
         raise_if_stopped(stop, "no shard was begun")
         cache = cache or claim_cache(recipe.run.place(recipe.run.cache), recipe.name, identity)
-        process.print(f"cache {cache.path}: {_describe(specs)}")
+        process.print(f"cache {with_urls(cache.path)}: {_describe(specs)}")
         job = _Job(
             recipe=recipe,
             pictures=pictures,

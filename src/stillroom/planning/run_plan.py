@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,7 @@ from stillroom.planning.arithmetic import Costs, Line, Setting, make_line, make_
 from stillroom.planning.measure import Measured, PlanOptions, measure
 from stillroom.recipe import Recipe
 from stillroom.recipe_check import check
+from stillroom.remote.store import is_url
 from stillroom.signals import stop_on_signals
 from stillroom.training.order import make_schedule
 
@@ -109,9 +111,9 @@ def make_setting(
         teacher_threads=threads if options.teacher_ms is None else 0,
         student_threads=threads if options.student_ms is None else 0,
         decode_on_cores=process.device == "cpu",
-        free_bytes=float(free_bytes(recipe.run.place(recipe.run.cache)))
-        if options.disk_gb_per_s is None
-        else math.inf,
+        free_bytes=math.inf
+        if options.disk_gb_per_s is not None or is_url(recipe.run.cache)
+        else float(free_bytes(Path(recipe.run.cache))),
     )
 
 

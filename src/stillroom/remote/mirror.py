@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from stillroom.errors import DamageError, FailureError
+from stillroom.errors import DamageError, FailureError, holds_copies
 from stillroom.jsonfile import Count, Declared, decode_json, read_json, write_bytes, write_json
 from stillroom.random_access import RandomAccessFile
 from stillroom.remote.store import Store, is_url
@@ -71,6 +71,7 @@ def mirror_of(path: Path) -> "Mirror | None":
     for folder, below in ((path, ""), (path.parent, f"/{path.name}")):
         if (folder / MARKER).exists():
             marker = read_json(folder / MARKER, _Marker)
+            holds_copies(folder, marker.url)
             return Mirror(path, marker.url + below, Path(marker.local), marker.limit_bytes)
     return None
 
@@ -105,7 +106,7 @@ class Mirror:
         where = f"{self.store.url}/{name}"
         if (data := self.store.get(name)) is None:
             raise DamageError(f"{where} is missing")
-        decode_json(data, Path(where))
+        decode_json(data, where)
         if (found := data[-67:-3].decode()) != sha256:
             raise DamageError(f"{where} is not the file that was named", found=found, wanted=sha256)
         return data

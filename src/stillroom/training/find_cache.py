@@ -6,7 +6,7 @@ from typing import Any
 from stillroom.cache.audit_file import AUDIT_FILE, MIRROR, MOST_ERROR, read_audit
 from stillroom.cache.find import find_caches, match_cache
 from stillroom.cache.folder import Cache
-from stillroom.errors import UserError
+from stillroom.errors import UserError, with_urls
 from stillroom.pictures.dataset import PictureSet
 from stillroom.recipe import Recipe, teacher_identity, views_identity
 from stillroom.teachers.configs import MissingTeacherError
@@ -53,7 +53,7 @@ def find_cache(recipe: Recipe, pictures: PictureSet, verbose: bool) -> Cache | N
     if verbose:
         names = ", ".join(teachers if recipe.run.recorded_teachers else absent)
         note = f" (of the teachers of {names} the recorded identity is taken)" if names else ""
-        print(f"cache: {cache.path}{note}", flush=True)
+        print(f"cache: {with_urls(cache.path)}{note}", flush=True)
         _warn_of_noise(recipe, cache)
     return cache
 
