@@ -1,11 +1,13 @@
 """What is said of a data set or a cache in a store names its URL, not the folder of its copies."""
 
 import errno
+import sys
 
 import pytest
 
 from stillroom.cache import match_cache, open_cache
 from stillroom.checking.run_check import CheckOptions, run_check
+from stillroom.commands import check_cache
 from stillroom.errors import DamageError, StillroomError, UserError
 from stillroom.extraction.preflight import require_space
 from stillroom.os_errors import explain_os_errors
@@ -67,3 +69,32 @@ def test_a_disk_that_holds_less_than_the_cache_does_not_keep_it_from_a_store(
     monkeypatch.setattr("stillroom.extraction.preflight.free_bytes", lambda _: 1)
     cache = claim(place("caches"))
     require_space(cache, cache.missing(), lambda: {})
+
+
+def check_with(monkeypatch, *words: str) -> None:
+    monkeypatch.setattr("sys.argv", ["stillroom check-cache", *words])
+    with pytest.raises(SystemExit):
+        check_cache.run()
+
+
+def test_a_check_without_a_recipe_keeps_copies_where_it_is_told(
+    s3, place, claim, write, tmp_path, monkeypatch, capsys
+):
+    cache = claim(place("caches"))
+    write(cache, cache.shard_ids()[0])
+    check_with(monkeypatch, f"{s3.url}/caches", "--run.local", str(tmp_path / "there"))
+    assert "1 shards, 3 rows" in capsys.readouterr().out
+    assert list((tmp_path / "there").rglob("shard.json"))
+    assert not (tmp_path / "user-cache" / "stillroom").exists()
+
+
+def test_a_check_with_a_recipe_takes_both_flags_for_the_recipe(s3, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr("stillroom.checking.run_check.run_check", lambda *words: seen.append(words))
+    with pytest.raises(AttributeError):  # nothing was checked, so there is nothing to say
+        monkeypatch.setattr("sys.argv", ["stillroom check-cache", f"{s3.url}/caches", "tiny"])
+        sys.argv += ["--run.local", str(tmp_path / "there"), "--run.local-gb", "2"]
+        check_cache.run()
+    ((place, recipe, _, _),) = seen
+    assert (recipe.run.local, recipe.run.local_gb) == (str(tmp_path / "there"), 2)
+    assert place.is_relative_to(tmp_path / "there")

@@ -36,6 +36,9 @@ def test_a_run_from_a_store_is_that_from_the_disk(
         file_sha256(tmp_path / "runs" / name / "student.safetensors") for name in ("near", "far")
     }
     assert len(digests) == 1
+    local = ["--run.local", str(tmp_path / "local")]
+    parse([str(tmp_path / "runs" / "far"), "--cache", f"{s3.url}/cache", *local])
+    assert not (tmp_path / "user-cache" / "stillroom").exists(), "where copies are kept by default"
 
 
 @pytest.mark.slow

@@ -58,7 +58,12 @@ def _check(own: argparse.Namespace, words: list[str]):
     if recipe is not None and own.shards is not None:
         data = dataclasses.replace(recipe.data, shards=own.shards)
         recipe = dataclasses.replace(recipe, data=data)
-    run = Run() if recipe is None else recipe.run
+    given = {"local": own.local, "local_gb": own.local_gb}
+    run = dataclasses.replace(
+        Run() if recipe is None else recipe.run,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    recipe = None if recipe is None else dataclasses.replace(recipe, run=run)
     shards = None if own.shards is None else run.place(own.shards)
     return run_check(run.place(words[0]), recipe, shards, options)
 
@@ -85,6 +90,11 @@ def parser() -> Parser:
         " (default: they are listed)")  # fmt: skip
     add("--shards", metavar="FOLDER", help="picture shards to compare with (default:"
         " RECIPE's data.shards; without RECIPE none)")  # fmt: skip
+    add("--run.local", dest="local", metavar="FOLDER", help="where copies of what lies in a store"
+        " are kept (default: RECIPE's run.local, or stillroom/ in the user's folder for"
+        " caches)")  # fmt: skip
+    add("--run.local-gb", dest="local_gb", type=float, metavar="GB", help="most that is kept there"
+        " (default: RECIPE's run.local_gb, or 50.0)")  # fmt: skip
     workers = min(8, os.cpu_count() or 1)
     add("--workers", type=int, default=workers, metavar="N", help="threads that read (default: as"
         " many as there are cores, at most 8)")  # fmt: skip

@@ -6,8 +6,9 @@ stillroom evaluate runs/NAME [--shards shards/NAME] [--split val] [--cache FOLDE
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -27,6 +28,8 @@ def main(
     source: str | None = None,
     mask_values: tuple[str, ...] = (),
     mask_colours: tuple[str, ...] = (),
+    run_local: Annotated[str | None, tyro.conf.arg(name="run.local")] = None,
+    run_local_gb: Annotated[float, tyro.conf.arg(name="run.local-gb")] = 50.0,
     *,
     teacher: tyro.conf.Suppress[Sequence[str]] = (),
 ) -> None:
@@ -47,6 +50,9 @@ def main(
             their own sizes
         mask_values: how the source's mask values become classes, e.g. 0:0 255:1
         mask_colours: how the colours of its RGB masks do, e.g. 0,0,0:0 128,0,0:1
+        run_local: folder of what is kept of pictures and caches in a store; stillroom/ in the
+            user's folder for caches where absent
+        run_local_gb: most that is kept there, GB
     """
     from stillroom.using.cached_masks import find_masks
     from stillroom.using.evaluation import evaluate, open_data, write_evaluation
@@ -56,8 +62,9 @@ def main(
 
     recipe = recipe_from(teacher) if teacher else None
     trained = load_student(folder, code).to(device)
-    pictures = open_data(trained, None if shards is None else place_of(shards))
-    masks, reason = find_masks(trained, pictures, split, place_of(cache))
+    place = partial(place_of, local=run_local, local_gb=run_local_gb)
+    pictures = open_data(trained, place(shards or trained.about["pictures"]["path"]))
+    masks, reason = find_masks(trained, pictures, split, place(cache))
     measures = Measures(masks)
     own = None
     if source is not None:
