@@ -1,6 +1,7 @@
 """A real S3 server process (moto's) for the tests of this folder; each has a bucket of its own."""
 
 import http.client
+import math
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -209,3 +211,68 @@ def proxy(s3, monkeypatch) -> Iterator[Proxy]:
     yield made
     made.shutdown()
     made.server_close()
+
+
+class Line:
+    """A TCP line to a server, which stays: it goes away with all connections, and comes back."""
+
+    def __init__(self, to: int) -> None:
+        self.to, self.port, self.cuts, self._open = to, free_port(), 0, []
+        self.left, self.away_s = {"up": math.inf, "down": math.inf}, None
+        self._lock = threading.Lock()
+        self.come_back()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def cut(self, direction: str, num_bytes: int, away_s: float | None = None) -> None:
+        """Go away once so many bytes more have gone "up" or "down"; None = until `come_back`."""
+        self.away_s, self.left[direction] = away_s, num_bytes
+
+    def come_back(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def go_away(self) -> None:
+        self.left = {"up": math.inf, "down": math.inf}
+        for held in (self._listener, *self._open):
+            with suppress(OSError):
+                held.shutdown(socket.SHUT_RDWR)
+            held.close()
+        self._open.clear()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client = listener.accept()[0]
+            except OSError:  # gone
+                return
+            server = socket.create_connection(("127.0.0.1", self.to))
+            self._open += [client, server]
+            for words in ((client, server, "up"), (server, client, "down")):
+                threading.Thread(target=self._pump, args=words, daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, direction: str) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 12):
+                with self._lock:
+                    self.left[direction] -= len(data)
+                    if self.left[direction] <= 0:
+                        self.cuts += 1
+                        self.go_away()
+                        if self.away_s is not None:
+                            threading.Timer(self.away_s, self.come_back).start()
+                        return
+                sink.sendall(data)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def line(s3, monkeypatch) -> Iterator[Line]:
+    """A line to the server, at which clients now find it."""
+    made = Line(s3.port)
+    use(monkeypatch, made.endpoint)
+    yield made
+    made.go_away()
