@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from stillroom.checking.run_check import CheckOptions, run_check
+from stillroom.errors import UserError
 from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.process import ProcessContext
 from stillroom.jsonfile import file_sha256
@@ -67,6 +68,22 @@ def container(monkeypatch, tmp_path) -> Iterator[str]:
     yield "az://box"
     process.kill()
     process.wait()
+
+
+def test_what_is_wrong_is_the_user_s_mistake_and_said_at_once(container, monkeypatch):
+    with pytest.raises(UserError, match="there is no az://nowhere"):
+        Store("az://nowhere/x").names()
+    with pytest.raises(UserError, match="there is no az://nowhere"):
+        Store("az://nowhere/x").put("a", b"")
+    monkeypatch.delenv("AZURE_STORAGE_USE_EMULATOR")
+    with pytest.raises(UserError, match="AZURE_STORAGE_ACCOUNT_NAME"):
+        Store("az://box/x").get("a")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", ACCOUNT)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "d3Jvbmc=")
+    there = os.environ["AZURITE_BLOB_STORAGE_URL"]
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"{there}/{ACCOUNT}")
+    with pytest.raises(UserError, match="may not be read or written"):
+        Store("az://box/x").get("a")
 
 
 def test_both_stages_and_a_check_work_in_a_container(

@@ -158,11 +158,14 @@ class Store:
                 raise UserError(
                     f"{self.url} may not be read or written with these credentials",
                     found=_short(error),
-                    fix="set the environment's (AWS_ACCESS_KEY_ID and the like), or its endpoint",
+                    fix="set the environment's (AWS_ACCESS_KEY_ID, AZURE_STORAGE_ACCOUNT_KEY,"
+                    " GOOGLE_APPLICATION_CREDENTIALS and the like), or its endpoint",
                 ) from None
             except final:
                 raise
             except known.BaseError as error:
+                if "404 Not Found" in str(error):  # Azure's, of a list where there is no container
+                    raise FileNotFoundError(_short(error)) from None
                 if time.monotonic() + pause > until:
                     raise FailureError(
                         f"{self.url} does not give or take {name or 'its list of names'}",
@@ -189,7 +192,8 @@ def _open(url: str) -> Any:
         raise UserError(
             f"{url} cannot be opened",
             found=_short(error),
-            wanted="s3://BUCKET/PATH, gs://, az:// or https://HOST/PATH",
+            wanted="s3://BUCKET/PATH, gs://, az:// or https://HOST/PATH, and what belongs to it in"
+            " the environment (AWS_REGION, AZURE_STORAGE_ACCOUNT_NAME and the like)",
         ) from None
 
 
