@@ -50,13 +50,15 @@ def main(
             their own sizes
         mask_values: how the source's mask values become classes, e.g. 0:0 255:1
         mask_colours: how the colours of its RGB masks do, e.g. 0,0,0:0 128,0,0:1
-        run_local: folder of what is kept of pictures and caches in a store; stillroom/ in the
-            user's folder for caches where absent
+        run_local: folder that keeps what is used of a store; in the user's one for caches if absent
         run_local_gb: most that is kept there, GB
     """
+    from stillroom.extraction.evaluate_teachers import evaluate_teachers
+    from stillroom.pictures.make import labels_of
     from stillroom.using.cached_masks import find_masks
     from stillroom.using.evaluation import evaluate, open_data, write_evaluation
     from stillroom.using.measures import Measures
+    from stillroom.using.own_size import evaluate_at_own_size
     from stillroom.using.report import write_report
     from stillroom.using.student import load_student
 
@@ -66,19 +68,12 @@ def main(
     pictures = open_data(trained, place(shards or trained.about["pictures"]["path"]))
     masks, reason = find_masks(trained, pictures, split, place(cache))
     measures = Measures(masks)
-    own = None
+    own = {}
     if source is not None:
-        from stillroom.pictures.make import labels_of
-        from stillroom.using.own_size import evaluate_at_own_size
-
         labels = labels_of(None, pictures.classes, mask_values, mask_colours, ())
-        own = evaluate_at_own_size(trained, pictures, source, labels, split, device)
-    found = evaluate(trained, pictures, split, device, measures)
-    if own is not None:
-        found["own_size"] = own
+        own["own_size"] = evaluate_at_own_size(trained, pictures, source, labels, split, device)
+    found = evaluate(trained, pictures, split, device, measures) | own
     if recipe is not None:
-        from stillroom.extraction.evaluate_teachers import evaluate_teachers
-
         found["teachers"] = evaluate_teachers(recipe, pictures, split, trained.size, device)
     write_evaluation(trained.run, found)
     print_figures(found, reason)
