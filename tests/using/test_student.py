@@ -10,8 +10,6 @@ from PIL import Image
 
 import stillroom
 from stillroom.errors import UserError
-from stillroom.jsonfile import read_json, write_json
-from stillroom.training.checkpoint import save_student
 from stillroom.using.student import load_student
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,17 +40,6 @@ def test_floats_are_the_same_picture_and_other_numbers_are_none(used_run):
     for wrong in (PICTURE.astype(np.float32), PICTURE.astype(np.int64), PICTURE / 255 - 0.5):
         with pytest.raises(UserError, match=r"float in \[0, 1\]"):
             student.mask(wrong)
-
-
-def test_what_an_older_run_does_not_say_of_its_geometry_its_shards_do(used_run, tmp_path):
-    about = read_json(used_run / "student.json")
-    del about["geometry"]["fit"]
-    save_student(tmp_path / "old", load_student(used_run).network, about)
-    old = load_student(tmp_path / "old")
-    assert old.geometry.fit == "letterbox"
-    write_json(tmp_path / "old/student.json", old.about | {"pictures": {"path": "gone"}})
-    with pytest.raises(UserError, match="gone"):
-        _ = load_student(tmp_path / "old").geometry
 
 
 def test_a_network_of_boxes_says_that_it_wants_them(used_run):

@@ -80,7 +80,7 @@ def about_student(context: TrainContext, step: int, found: dict[str, Any]) -> di
         "network": recipe.student.architecture(),
         "classes": list(classes),
         "palette": [list(colour) for colour in palette] if classes else [],
-        "geometry": {"height": height, "width": width, "fit": pictures.fit},
+        "geometry": {"height": height, "width": width, "fit": pictures.fit or "stretch"},
         "regions": recipe.data.regions,
         "pictures": {"path": recipe.data.shards.rstrip("/"), "digest": pictures.digest},
         "batch": recipe.micro_batch,

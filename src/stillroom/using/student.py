@@ -22,7 +22,6 @@ from stillroom.errors import UserError
 from stillroom.metrics import num_classes
 from stillroom.networks.build import Network
 from stillroom.networks.finished_run import WEIGHTS, RunDescription, load_run, require_finished
-from stillroom.pictures.dataset import open_pictures
 from stillroom.pictures.decode import MAX_SIDE_PX
 from stillroom.pictures.loader import image_tensor
 from stillroom.pictures.prepare import Fit, Geometry
@@ -36,7 +35,7 @@ _Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE_PX)]
 class _Geometry(TypedDict):
     height: _Side
     width: _Side
-    fit: NotRequired[Fit]
+    fit: Fit
 
 
 class _Pictures(TypedDict):
@@ -77,11 +76,8 @@ class Trained:
 
     @property
     def geometry(self) -> Geometry:
-        """How a picture is brought to that size; what older runs do not say, their shards do."""
-        fit: Fit | None = self.about["geometry"].get("fit")
-        if fit is None:
-            fit = open_pictures(self.about["pictures"]["path"]).fit or "stretch"
-        return Geometry(height=self.size[0], width=self.size[1], fit=fit)
+        """How a picture is brought to that size."""
+        return Geometry(height=self.size[0], width=self.size[1], fit=self.about["geometry"]["fit"])
 
     @property
     def num_parameters(self) -> int:
