@@ -12,7 +12,7 @@ import pytest
 
 # One process imports, and forks for each case, so that each ends as an interpreter does.
 DRIVER = """
-import json, os, pathlib, sys
+import json, os, pathlib, sys, threading, time
 from stillroom.cli import recipe_from, run_command
 from stillroom.errors import DamageError, FailureError, Stopped, UserError
 
@@ -40,6 +40,11 @@ ENDS = {
     "damage": ("raise DamageError('a flipped bit')", 1, "stillroom: a flipped bit"),
     "told to stop": ("raise Stopped('told to stop')", 75, "stillroom: told to stop"),
     "Ctrl-C": ("raise KeyboardInterrupt", 130, "stillroom: interrupted"),
+    "Ctrl-C in front of a thread": (
+        "threading.Thread(target=time.sleep, args=(100,)).start(); raise KeyboardInterrupt",
+        130,
+        "stillroom: interrupted",
+    ),
     "a mistake of ours": ("raise KeyError('x')", 1, "failed: KeyError: 'x'"),
     "the system": ("raise OSError(5, 'broken')", 1, "failed: OSError: [Errno 5] broken"),
     "no permission": ("raise PermissionError(13, 'no', '/')", 2, "/ may not be read or written"),
@@ -51,9 +56,10 @@ ENDS = {
     "help": ("recipe_from(['--help'])", 0, ""),
     "help of a recipe": ("recipe_from(['tiny', '--help'])", 0, ""),
 }
+INTERRUPTED = ("Ctrl-C", "Ctrl-C in front of a thread")
 CASES = [
     *((end, 2, ()) for end in ENDS),
-    *((end, 1, ()) for end in ("it is done", "a mistake", "Ctrl-C", "no such flag")),
+    *((end, 1, ()) for end in ("it is done", "a mistake", "no such flag", *INTERRUPTED)),
     *(
         (end, ranks, ("--debug",))
         for end in ("a mistake", "Ctrl-C", "the system")

@@ -30,6 +30,7 @@ from stillroom.recipes import RECIPES
 from stillroom.teachers.files import MissingTeacherError
 from stillroom.user_code import load_function
 
+_INTERRUPTED = 130  # as of a program that SIGINT ends
 _UNREAD = 141  # as of a program that SIGPIPE ends
 _NAMES = f"{', '.join(RECIPES)}, or path/to/file.py:function"
 
@@ -47,7 +48,7 @@ def run_command(function: Callable[[], object]) -> NoReturn:
         _exit(error.exit_code)
     except KeyboardInterrupt:
         _print_error("interrupted", debug)
-        _exit(130)
+        _exit(_INTERRUPTED)
     except SystemExit as end:
         _exit(end.code)
     except Exception as error:
@@ -86,8 +87,9 @@ def _print_error(text: str, debug: bool) -> None:
 
 
 def _exit(status: int | str | None) -> NoReturn:
-    """Leave with `status`; one of several ranks at once: a failure must not wait for the others'
-    collectives, and gloo's threads aborted 3 of 23 orderly ends.
+    """Leave with `status`; interrupted at once, whatever threads still do, and so does one of
+    several ranks: a failure must not wait for the others' collectives, and gloo's threads aborted
+    3 of 23 orderly ends.
     """
     try:
         sys.stdout.flush()
@@ -95,7 +97,7 @@ def _exit(status: int | str | None) -> NoReturn:
         status = _UNREAD
     if status == _UNREAD:  # what is still to be written goes nowhere, and nobody complains
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if status == _INTERRUPTED or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stderr.flush()
         os._exit(status if isinstance(status, int) else int(status is not None))
     sys.exit(status)

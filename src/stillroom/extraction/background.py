@@ -5,7 +5,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Background:
-    """A context manager; leaving it waits for the call under way and raises what that raised."""
+    """A context manager; leaving it waits for the call under way and raises what that raised, but
+    for a KeyboardInterrupt, which is raised at once.
+    """
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="publish")
@@ -30,8 +32,10 @@ class Background:
     def __enter__(self) -> "Background":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        waits = kind is not KeyboardInterrupt
         try:
-            self.wait()
+            if waits:
+                self.wait()
         finally:
-            self._pool.shutdown()
+            self._pool.shutdown(waits)
