@@ -10,7 +10,7 @@ from stillroom.losses import Term
 from stillroom.pictures.dataset import PictureSet, PictureShard
 from stillroom.pictures.loader import num_decoders
 from stillroom.pictures.regions import classes_of, colours_of
-from stillroom.pictures.rows import places_of, rows_of
+from stillroom.pictures.rows import rows_of
 from stillroom.pictures.views import Views as Views
 from stillroom.pictures.views import ViewSource
 from stillroom.recipe_optimizer import AdamW, Cosine, Optimizer, Schedule
@@ -190,7 +190,7 @@ class Recipe:
         """Return the rows of an epoch, whatever the label share: training pictures, or boxes."""
         if self.data.regions is None:
             return pictures.num_rows("train")
-        return sum(1 for _ in places_of(pictures, "train", regions=True))
+        return sum(sum(pictures.open(shard).num_boxes) for shard in pictures.shard_ids("train"))
 
     def size_of(self, pictures: PictureSet) -> tuple[int, int]:
         """Return height and width in pixels of what both stages look at; needs `check`."""

@@ -171,7 +171,7 @@ def test_inside_is_exactly_where_the_mask_is_not_void_and_the_rest_is_grey(size)
 
 
 def test_regions_are_in_their_views_or_the_views_in_them(shards, monkeypatch):
-    shard = shards.open(shards.shard_ids()[0])
+    shard = open_pictures(shards.path).open(shards.shard_ids()[0])  # which keeps their number
     extra = {"boxes": [[0, 0, 2, 2], [4.5, 2, 8, 5], [-3, -3, 0, 0], [0, 0, math.inf, 9]]}
     monkeypatch.setattr(shard, "extra", lambda i: extra)
     rows = rows_of(shard, Views(count=30, scale=(0.2, 2.0)), regions=True)
@@ -191,7 +191,7 @@ def test_regions_are_in_their_views_or_the_views_in_them(shards, monkeypatch):
 
 
 def test_with_regions_a_picture_has_a_row_for_each_of_its_boxes(shards, monkeypatch):
-    shard = shards.open(shards.shard_ids()[0])
+    shard = open_pictures(shards.path).open(shards.shard_ids()[0])  # which keeps their number
     extras = [json.loads('{"boxes": [[0, 0, 1, 1], [4, 2, 8, 5]]}'), {}]
     monkeypatch.setattr(shard, "extra", lambda i: extras[i])
     rows = rows_of(shard, Views(), regions=True)

@@ -17,7 +17,7 @@ from stillroom.errors import UserError
 from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.process import ProcessContext
 from stillroom.losses import CrossEntropy
-from stillroom.pictures.dataset import open_pictures
+from stillroom.pictures.dataset import PictureShard, open_pictures
 from stillroom.pictures.make import make_shards
 from stillroom.pictures.pixels import pixels_crc32c
 from stillroom.pictures.rows import picture_of
@@ -111,11 +111,15 @@ def test_teacher_cache_student_resume_and_what_is_kept(discs):
     assert check_cache(cache.path, open_pictures(discs / "shards")).problems == ()
 
 
-def test_an_epoch_has_every_box_and_a_box_that_moved_is_found(discs):
+def test_an_epoch_has_every_box_and_a_box_that_moved_is_found(discs, monkeypatch):
     recipe = recipe_from(words(discs, "b3-b0-hierarchical-plain"))
     pictures = open_pictures(discs / "shards")
     assert recipe.num_train_rows(pictures) == 2 * pictures.num_rows("train")
-    assert prepare(recipe).epoch_steps == recipe.num_train_rows(pictures) // 2
+    read, extra = [], PictureShard.extra
+    with monkeypatch.context() as patched:
+        patched.setattr(PictureShard, "extra", lambda *place: read.append(place) or extra(*place))
+        assert prepare(recipe).epoch_steps == recipe.num_train_rows(pictures) // 2
+    assert len(read) == len({(shard.path, i) for shard, i in read})  # each json once
     opened = pictures.open(pictures.shard_ids("train")[0])
     row = recipe.rows_of(opened)[0]
     seen = picture_of(opened.read(opened.index(row.key)), row, (64, 64))

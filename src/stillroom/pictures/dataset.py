@@ -10,7 +10,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -29,6 +29,7 @@ from stillroom.jsonfile import (
     read_json,
     read_json_and_digest,
 )
+from stillroom.pictures.boxes import boxes_of
 from stillroom.pictures.decode import MAX_FILE_BYTES, MAX_PIXELS, decode_stored
 from stillroom.pictures.prepare import Fit, Geometry, PictureFormat
 from stillroom.random_access import Fetch, RandomAccessFile, read_fetched
@@ -182,6 +183,11 @@ class PictureShard:
 
     def has_mask(self, i: int) -> bool:
         return bool(self._spans["mask"][i, 0] >= 0)
+
+    @cached_property
+    def num_boxes(self) -> tuple[int, ...]:
+        """How many boxes each picture's json names; every json is read for it once."""
+        return tuple(len(boxes_of(key, self.extra(i))) for i, key in enumerate(self.keys))
 
     def num_bytes(self, i: int) -> int:
         """Return how many bytes of the tar hold picture, mask and json of row `i`."""

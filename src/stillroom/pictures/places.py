@@ -1,7 +1,8 @@
 """The rows of a split by number: what a run counts and shuffles, without a list of them.
 
 Only where some pictures are left out every index is read once, and where regions of pictures are
-rows every picture's json too; 8 bytes a row are kept then. Otherwise sums over shards are enough.
+rows every picture's json too (`PictureShard.num_boxes`); 8 bytes a row are kept then. Otherwise
+sums over shards are enough.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.pictures.dataset import PictureSet, PictureShard
-from stillroom.pictures.rows import num_regions, row_at
+from stillroom.pictures.rows import row_at
 from stillroom.pictures.views import ViewSource
 from stillroom.types import Row, ShardId
 
@@ -46,7 +47,7 @@ class Places:
             (i, region)
             for i in range(len(shard))
             if is_wanted is None or is_wanted(shard, i)
-            for region in (range(num_regions(shard, i)) if self._regions else (-1,))
+            for region in (range(shard.num_boxes[i]) if self._regions else (-1,))
         ]
         return np.array(found, np.int32).reshape(-1, 2)
 

@@ -7,13 +7,12 @@ means the same to whoever writes, reads or doubts it.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from stillroom.errors import DamageError
+from stillroom.pictures.boxes import Box, boxes_of
 from stillroom.pictures.dataset import Picture, PictureSet, PictureShard
 from stillroom.pictures.decode import PADDING_GREY
 from stillroom.pictures.regions import with_region_labels
@@ -21,7 +20,6 @@ from stillroom.pictures.views import PixelBox, Views, ViewSource, num_views
 from stillroom.types import IGNORE, Row, ShardId, View
 
 _WHOLE = Views()
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 
 
 def rows_of(
@@ -36,20 +34,15 @@ def rows_of(
     return tuple(
         row_at(shard, i, region, views, number)
         for i in range(len(shard))
-        for region in (range(num_regions(shard, i)) if regions else (None,))
+        for region in (range(shard.num_boxes[i]) if regions else (None,))
         for number in numbers
     )
-
-
-def num_regions(shard: PictureShard, i: int) -> int:
-    """Return how many boxes the json of picture `i` names."""
-    return len(_boxes(shard.keys[i], shard.extra(i)))
 
 
 def row_at(shard: PictureShard, i: int, region: int | None, views: ViewSource, number: int) -> Row:
     """Return the row that is view `number` of picture `i` of a shard, or of a region of it."""
     key = shard.keys[i]
-    box = None if region is None else _boxes(key, shard.extra(i))[region]
+    box = None if region is None else boxes_of(key, shard.extra(i))[region]
     view = views.view(key, number, shard.size(i), _shown(box, shard.inside(i)))
     return Row(key=key, region=region, view=view)
 
@@ -113,7 +106,7 @@ def picture_of(
 
 def _seen_picture(picture: Picture, row: Row, size: tuple[int, int]) -> Picture:
     view, (height, width) = row.view, picture.image.shape[:2]
-    box = None if row.region is None else _boxes(picture.key, picture.extra)[row.region]
+    box = None if row.region is None else boxes_of(picture.key, picture.extra)[row.region]
     if view == View(number=view.number, x0=0, y0=0, x1=width, y1=height) and size == (
         height,
         width,
@@ -175,16 +168,3 @@ def _shown(box: Box | None, inside: PixelBox) -> PixelBox:
     y0, y1 = (min(max(y, inside[1]), inside[3]) for y in box[1::2])
     touched = (math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1))
     return touched if x0 < x1 and y0 < y1 else inside
-
-
-def _boxes(key: str, extra: dict[str, Any]) -> list[Box]:
-    """Return the boxes that a picture's json names, in pixels of the packed picture."""
-    boxes = extra.get("boxes", [])
-    try:
-        found = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes]
-    except (TypeError, ValueError):
-        found = None
-    if found is None or not all(x0 < x1 and y0 < y1 for x0, y0, x1, y1 in found):
-        wanted = "a list of [x0, y0, x1, y1] with x0 < x1 and y0 < y1"
-        raise DamageError(f"the boxes of {key} are none", found=f"{boxes!r:.80}", wanted=wanted)
-    return found
