@@ -3,7 +3,11 @@
 import gc
 import shutil
 import threading
+import time
+import weakref
+from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -338,6 +342,38 @@ def test_more_than_one_damaged_row_in_a_thousand_stops(tiny_world, tmp_path):
     assert dataset.read_or_substitute(3, 0, True)[0] == "000004"  # 3 of 3000
     with pytest.raises(DamageError):
         dataset.read_or_substitute(3, 0, True)  # 4 of 3001
+
+
+@pytest.mark.parametrize(("allowed", "most"), [(100, 11), (9, 9), (1, 8)])
+def test_all_that_a_stream_holds_is_within_its_bound(dataset, monkeypatch, allowed, most):
+    """In micro-batches, of which a step has 3; 8 are two steps and what 2 threads stack."""
+    collate, lock, held, peak = stream.collate, threading.Lock(), [0], [0]
+
+    def count(change: int) -> None:
+        with lock:
+            held[0] += change
+            peak[0] = max(peak[0], held[0])
+
+    def collating(rows, pin):
+        count(2)  # as rows, and as tensors
+        time.sleep(0.005)
+        found = collate(rows, pin)
+        weakref.finalize(found.image, count, -1)
+        count(-1)
+        return found
+
+    monkeypatch.setattr(stream, "collate", collating)
+    monkeypatch.setattr(stream, "_HELD_BYTES", allowed * 2 * dataset.row_bytes)
+    schedule = MicroBatchSchedule(batch=6, micro_batch=2, rank=0, world=1)
+    order, more = Order(rows=len(dataset), seed=0), {"augment": Augment(), "seed": 0}
+    found = training_batches(dataset, order, schedule, range(6), workers=2, pin=False, **more)
+    with closing(found):
+        for _ in range(6):
+            step = list(islice(found, 3))
+            time.sleep(0.05)
+            del step
+    assert 3 < peak[0] <= most
+    assert held[0] == 0
 
 
 def test_a_stream_that_is_closed_leaves_no_thread(dataset):

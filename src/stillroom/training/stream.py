@@ -30,7 +30,7 @@ from stillroom.recipe import Augment
 from stillroom.training.order import MicroBatchSchedule, RowOrder
 from stillroom.types import IGNORE, Row
 
-_AHEAD_BYTES = 2 << 30  # of rows that were read and wait, a rank
+_HELD_BYTES = 2 << 30  # of all rows that a stream of a rank holds in host memory
 _NOISE = "noise/"  # no target's name has a slash
 _WHOLE, _UNCHANGED = Views(), Augment()
 _MAX_SUBSTITUTED = 0.001  # share of rows; more is a broken cache, not bad luck
@@ -250,8 +250,14 @@ def validation_batches(
 def _depth(micro_bytes: int, micros: int, workers: int) -> int:
     """Return how many micro-batches are read ahead: the next step's, of which there are `micros` on
     this rank, while threads have work beyond it and memory allows.
+
+    Held at most are these, those of the step under way, and one a thread as rows beside the tensors
+    that they are stacked into: together 2 GiB, or two steps and the threads' where that is more,
+    since a step takes all of its own at once. Validation has its own stream, beside what training
+    has read ahead; page-locked memory is handed out in powers of two, up to twice as much.
     """
-    return max(micros, min(micros + max(micros, workers), _AHEAD_BYTES // micro_bytes))
+    allowed = _HELD_BYTES // micro_bytes - micros - workers
+    return max(micros, min(micros + max(micros, workers), allowed))
 
 
 def collate(rows: list[tuple[str, dict[str, np.ndarray]]], pin: bool) -> StoredBatch:
