@@ -23,7 +23,7 @@ from stillroom.teachers.configs import RunTeacher
 from stillroom.training.checkpoint import save_student
 from stillroom.training.find_cache import find_cache
 from stillroom.training.loop import train
-from stillroom.training.setup import prepare
+from stillroom.training.setup import make_accelerator, prepare
 from stillroom.training.step import seed_forward
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
@@ -86,6 +86,12 @@ def test_a_cuda_device_that_is_not_there_is_refused(tiny_recipe, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"--run\.device cpu"):
         prepare(replace(tiny_recipe, run=replace(tiny_recipe.run, device="cuda")))
+
+
+def test_the_device_is_called_what_its_tensors_call_it(tiny_recipe, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cpu:0")  # of tensors `cpu`; `cuda`: `cuda:0`
+    accelerator = make_accelerator(tiny_recipe)
+    assert accelerator.device == torch.empty(0, device="cpu:0").device
 
 
 def test_one_seed_gives_one_start_and_another_seed_another(tiny_recipe):

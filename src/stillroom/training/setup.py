@@ -213,13 +213,17 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     # Not a round 600 s: Accelerate passes on what differs from that, and gloo's default is 1800 s.
     patience = timedelta(seconds=recipe.run.timeout_s, milliseconds=1)
     _require_tracker(recipe.run.tracker)
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=launch,
         kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=patience)],
         log_with=recipe.run.tracker,
         project_dir=run_folder(recipe),
     )
+    # A process alone is given `cuda`, its tensors say `cuda:0`: tables are kept by device.
+    device = torch.empty(0, device=accelerator.device).device
+    accelerator.state.device = device  # pyright: ignore[reportAttributeAccessIssue]
+    return accelerator
 
 
 def _require_tracker(name: str | None) -> None:
