@@ -31,6 +31,8 @@ def countable_batch(
     other targets the shapes alone (tensors on the device `meta`).
     """
     b, h, w, _ = stored.image.shape
+    # These are decoded again for the loss: no gradient is due before the counts of the whole step,
+    # and of its decoded targets memory holds one micro-batch.
     targets = _targets(stored, device, cache, counted)
     for name in {part.partition(".")[0] for part in stored.parts} - targets.keys():
         assert cache is not None
