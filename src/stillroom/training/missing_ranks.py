@@ -19,7 +19,8 @@ def name_missing_ranks(context: TrainContext, progress: Progress) -> Iterator[No
     """Within, an error of waiting for another rank becomes a FailureError with step and rank.
 
     A rank that is gone closes its connections, and is named by the launcher that it was a child
-    of; one that hangs is found by the others, `--run.timeout-s` after they began to wait.
+    of; one that hangs is found by the others, `--run.timeout-s` after they began to wait. One
+    that was only slow and waits since then too is named beside it: every rank is in the same step.
     """
     try:
         yield
