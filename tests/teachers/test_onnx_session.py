@@ -3,6 +3,8 @@
 Memory is bound on the CPU here as it is on a GPU: what differs there is the device's name.
 """
 
+import time
+
 import numpy as np
 import onnx
 import pytest
@@ -105,6 +107,20 @@ def test_threads_are_limited_by_the_environment(tmp_path, make_onnx, monkeypatch
     monkeypatch.delenv("OMP_NUM_THREADS")
     session = OnnxSession(model, CPU)
     assert session._session.get_session_options().intra_op_num_threads == 0
+
+
+def test_threads_that_wait_for_the_next_batch_take_no_core(tmp_path, make_onnx, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    session = OnnxSession(load_graph(make_onnx.save_segmenter(tmp_path / "a.onnx")), CPU)
+    options = session._session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    image, spent = torch.rand(4, 3, 64, 64), 0.0
+    for _ in range(10):
+        session.run(image)
+        began = time.process_time()
+        time.sleep(0.02)
+        spent += time.process_time() - began
+    assert spent < 0.05  # of .2 s; threads that spin take .11
 
 
 @pytest.mark.gpu
