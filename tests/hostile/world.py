@@ -90,7 +90,9 @@ def _make_cache(path: Path) -> None:
 def _make_run(run: Path) -> None:
     network, optimizer = training()
     about = {"network": UNET, "classes": ["a", "b", "c"], "pictures": {"path": "x"}, "batch": 4}
-    save_student(run, network, about | {"geometry": {"height": SIZE_PX, "width": SIZE_PX}})
+    save_student(
+        run, network, about | {"geometry": {"height": SIZE_PX, "width": SIZE_PX, "fit": "stretch"}}
+    )
     state = {"step": 2, "epochs": 1, "evaluations": [], "scaler": None}
     save_checkpoint(run, network, optimizer, state, 2)
 

@@ -35,7 +35,7 @@ def run(tiny_world, pictures, tmp_path) -> Path:
     about = {
         "network": config.architecture(),
         "classes": list(CLASSES),
-        "geometry": {"height": 32, "width": 48},
+        "geometry": {"height": 32, "width": 48, "fit": "stretch"},
         "pictures": {"path": str(tiny_world / "shards"), "digest": pictures.digest},
         "batch": 3,
     }
@@ -85,7 +85,9 @@ def test_confusion_and_miou_are_those_of_numpy(run, pictures, split):
 
 def test_a_student_is_evaluated_at_the_size_it_was_trained_at(run, pictures):
     about = read_json(run / "student.json")
-    write_json(run / "student.json", about | {"geometry": {"height": 16, "width": 24}})
+    write_json(
+        run / "student.json", about | {"geometry": {"height": 16, "width": 24, "fit": "stretch"}}
+    )
     trained = load_student(run)
     found = evaluate(trained, open_data(trained, None))
     table = by_numpy(trained, pictures, "val")

@@ -58,7 +58,7 @@ def evil_run(make_tiny, tmp_path) -> Path:
     about = {
         "network": config.architecture(),
         "classes": list(EVIL),
-        "geometry": {"height": 32, "width": 48},
+        "geometry": {"height": 32, "width": 48, "fit": "stretch"},
         "pictures": {"path": str(tmp_path / "world" / "shards")},
         "batch": 3,
     }
@@ -254,7 +254,7 @@ def test_a_binary_student_without_labels_has_a_report_of_what_there_is(tiny_worl
     about = {
         "network": config.architecture(),
         "classes": [],
-        "geometry": {"height": 32, "width": 48},
+        "geometry": {"height": 32, "width": 48, "fit": "stretch"},
         "pictures": {"path": str(out)},
         "batch": 3,
     }
