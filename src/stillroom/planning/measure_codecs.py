@@ -17,11 +17,12 @@ from torch import Tensor
 
 from stillroom.cache.folder import Cache, claim_cache
 from stillroom.cache.identity import describe_target, make_identity
+from stillroom.cache.row_table import row_order
 from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
 from stillroom.extraction.encode import RowPicture, encode
 from stillroom.planning.arithmetic import CodecCost
-from stillroom.planning.measure_teachers import Answers, thinned, wait_for
+from stillroom.planning.measure_teachers import Answers, wait_for
 from stillroom.recipe import Recipe, views_identity
 from stillroom.signals import raise_if_stopped
 from stillroom.types import ShardId, TargetSpec
@@ -106,19 +107,21 @@ def _measure(
 ) -> CodecCost:
     """Keep some of the rows with a codec that is fitted on the others, if there are any."""
     name, target = spec.name, answers.targets[spec.name]
-    numbers = range(len(target))
-    chosen = thinned(list(numbers), min(_MEASURED_ROWS, max(1, len(target) // 2)))
-    batch, measured = [answers.kept[i] for i in chosen], target[chosen]
-    others = target[[i for i in numbers if i not in chosen] or chosen]
-    cache = _new_cache(folder, recipe, (spec,), len(chosen))
+    num_rows = min(_MEASURED_ROWS, max(1, len(target) // 2))
+    order = sorted(range(num_rows), key=lambda i: row_order(answers.kept[i][0]))
+    batch, measured = [answers.kept[i] for i in order], target[order]
+    others = target[num_rows:] if num_rows < len(target) else measured
+    cache = _new_cache(folder, recipe, (spec,), num_rows)
     fit_s, fitted = _timed(time.perf_counter, lambda: _fitted((spec,), {name: others}, device))
     cache.publish_fitted(fitted)
-    encode_ms, write_ms, publish_ms = _write(cache, name, batch, measured, recipe, device)
+    encode_ms, write_ms, publish_ms = _write(
+        cache, name, answers.kept[:num_rows], measured, recipe, device
+    )
     read_ms, decode_ms, decoded = _read(cache, name, recipe.micro_batch, device)
     off = (decoded - measured).square().sum(dtype=torch.float64)
     away = measured - measured.mean((0, 2, 3), keepdim=True)
     return CodecCost(
-        row_bytes=cache.shard_bytes(_SHARD) / len(chosen),
+        row_bytes=cache.shard_bytes(_SHARD) / num_rows,
         error=float(off / away.square().sum(dtype=torch.float64).clamp_min(1e-30)),
         encode_ms=encode_ms,
         write_ms=write_ms,
