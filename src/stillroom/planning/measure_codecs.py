@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from stillroom.cache.folder import Cache, claim_cache
 from stillroom.cache.identity import describe_target, make_identity
@@ -114,9 +114,7 @@ def _measure(
     cache = _new_cache(folder, recipe, (spec,), num_rows)
     fit_s, fitted = _timed(time.perf_counter, lambda: _fitted((spec,), {name: others}, device))
     cache.publish_fitted(fitted)
-    encode_ms, write_ms, publish_ms = _write(
-        cache, name, answers.kept[:num_rows], measured, recipe, device
-    )
+    encode_ms, write_ms, publish_ms = _write(cache, name, batch, measured, recipe, device)
     read_ms, decode_ms, decoded = _read(cache, name, recipe.micro_batch, device)
     off = (decoded - measured).square().sum(dtype=torch.float64)
     away = measured - measured.mean((0, 2, 3), keepdim=True)
@@ -197,7 +195,7 @@ def _read(
             for first in range(0, len(reader), size):
                 rows = range(first, min(first + size, len(reader)))
                 read, parts = _timed(
-                    time.thread_time, lambda n=rows: _stacked([reader.read(i) for i in n])
+                    time.thread_time, lambda n=rows: default_collate([reader.read(i) for i in n])
                 )
                 decode, values = _timed_decode(cache, parts, name, device)
                 if turn:
@@ -206,10 +204,6 @@ def _read(
                 else:
                     decoded.append(values.cpu())
     return 1e3 * median(read_s), 1e3 * median(decode_s), torch.cat(decoded)
-
-
-def _stacked(arrays: list[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
-    return {part: torch.from_numpy(np.stack([a[part] for a in arrays])) for part in arrays[0]}
 
 
 def _timed_decode(
