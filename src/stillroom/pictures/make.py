@@ -204,13 +204,13 @@ def splits_of(
     has_list = "val" in source.splits
     chosen.refuse_two(has_list)
     names, seen = source.class_names, {}
-    train = _keyed(source.items("train"), seen, bad)
+    train = _keyed(source.splits["train"], seen, bad)
     if chosen.source is not None:
         other = parse_source(chosen.source, categories)
         names = _agreed(names, other.class_names)
-        held_out = _keyed(other.items("val" if "val" in other.splits else "train"), seen, bad)
+        held_out = _keyed(other.splits["val" if "val" in other.splits else "train"], seen, bad)
     elif has_list:
-        held_out = _keyed(source.items("val"), seen, bad)
+        held_out = _keyed(source.splits["val"], seen, bad)
     else:
         keys = chosen.takes(train)
         held_out = [row for row in train if row[0] in keys]
