@@ -1,10 +1,12 @@
-"""The tool as users run it."""
+"""The command as users run it."""
 
+import io
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,18 @@ def words(world, cache, *more):
     return list(map(str, every))
 
 
+def run(*given):
+    """Run the command in this process; return its status, stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["stillroom", "plan", *map(str, given)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return ended.value.code, out.getvalue(), err.getvalue()
+
+
 def plan(world, cache, *more):
-    return subprocess.run(words(world, cache, *more), capture_output=True, text=True, timeout=100)
+    return run(*words(world, cache, *more)[2:])
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +42,13 @@ def ran(tiny_world, tmp_path_factory):
     """The tool on the tiny world with teachers that are said to be slow, and the place it wrote."""
     place = tmp_path_factory.mktemp("plan") / "some" / "cache"
     given = ("--teacher-ms", 500, "--student-ms", 2, "--disk-gb-per-s", 3, "--pictures", 120000)
-    done = plan(tiny_world, place, *given, "--gpus", 2, "--cores", 8, "--epochs", 30)
-    assert done.returncode == 0, done.stderr
-    return done, place
+    status, out, err = plan(tiny_world, place, *given, "--gpus", 2, "--cores", 8, "--epochs", 30)
+    assert status == 0, err
+    return out, place
 
 
 def test_it_prints_what_was_measured_and_given_a_table_and_flags(ran):
-    lines = ran[0].stdout.splitlines()
+    lines = ran[0].splitlines()
     assert lines[0] == "teachers  500 ms a row (given)" and lines[1].startswith("student   2 ms")
     assert lines[3] == "disk      3 GB/s written, 3 GB/s read (given)"
     setting = next(line for line in lines if line.startswith("setting"))
@@ -54,7 +66,7 @@ def test_it_prints_what_was_measured_and_given_a_table_and_flags(ran):
 def test_the_flags_that_it_prints_are_those_of_the_recipe(ran):
     from stillroom.cli import recipe_from
 
-    flags = ran[0].stdout.splitlines()[-1].removeprefix("flags: ").split()
+    flags = ran[0].splitlines()[-1].removeprefix("flags: ").split()
     assert recipe_from(["tiny", *flags]).codec == {"shapes": "float16", "inner": "float16"}
 
 
@@ -63,9 +75,9 @@ def test_nothing_that_was_written_stays(ran):
 
 
 def test_without_anything_given_all_is_measured(tiny_world, tmp_path):
-    done = plan(tiny_world, tmp_path, "--pictures-measured", 8)
-    assert done.returncode == 0, done.stderr
-    measured = done.stdout.splitlines()
+    status, out, err = plan(tiny_world, tmp_path, "--pictures-measured", 8)
+    assert status == 0, err
+    measured = out.splitlines()
     assert re.search(r"measured on cpu, [48] rows", measured[0]) and "measured" in measured[1]
     assert re.search(r"disk +\S+ GB/s written, \S+ GB/s read \(measured, 0\.\d GB\)", measured[3])
     assert not list(tmp_path.iterdir())
@@ -81,23 +93,15 @@ def test_without_anything_given_all_is_measured(tiny_world, tmp_path):
         (("--gpus", "two"), "invalid int value: 'two'"),
     ],
 )
-def test_a_users_mistake_is_one_paragraph(tiny_world, tmp_path, monkeypatch, capsys, more, what):
-    assert mistake(monkeypatch, capsys, *words(tiny_world, tmp_path, *more)[2:]).count(what) == 1
+def test_a_users_mistake_is_one_paragraph(tiny_world, tmp_path, more, what):
+    status, _, err = plan(tiny_world, tmp_path, *more)
+    assert status == 2 and what in err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_recipe_that_distils_nothing_has_nothing_to_plan(tiny_world, monkeypatch, capsys):
-    said = mistake(monkeypatch, capsys, "tiny-plain", "--data.shards", tiny_world / "shards")
-    assert "no teacher, so there is nothing to cache" in said
-
-
-def mistake(monkeypatch, capsys, *given):
-    """Run the command in this process and return what it says of a mistake."""
-    monkeypatch.setattr(sys, "argv", ["stillroom", "plan", *map(str, given)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    return capsys.readouterr().err
+def test_a_recipe_that_distils_nothing_has_nothing_to_plan(tiny_world):
+    status, _, err = run("tiny-plain", "--data.shards", tiny_world / "shards")
+    assert status == 2 and "no teacher, so there is nothing to cache" in err
 
 
 def test_it_can_be_stopped_and_leaves_nothing(tiny_world, tmp_path):

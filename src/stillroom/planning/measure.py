@@ -72,7 +72,9 @@ def measure(
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".plan-", dir=root) as name:
         folder = Path(name)
-        rates = measure_disk(folder, _DISK * limit_s, stop) if given is None else (given, given, 0)
+        rates = (
+            measure_disk(folder, _DISK * limit_s, stop) if given is None else (given, given, 0.0)
+        )
         shard_s = measure_shard(folder, recipe, answers, device, stop)
         codecs, notes = measure_codecs(folder, recipe, answers, device, stop)
     batches, student_picture_ms = read_pictures(recipe, pictures)
