@@ -86,11 +86,9 @@ def make_shards(
         )
     bad.report()
     rows, size_mb = sum(info.rows for info in shards), sum(info.size for info in shards) / 1e6
-    print(f"{out}: {rows} pictures in {len(shards)} shards, {size_mb:.1f} MB{_note(geometry)}")
-
-
-def _note(geometry: Geometry | None) -> str:
-    return "" if geometry else "\nnote: training needs pictures of one size: --size H W"
+    print(f"{out}: {rows} pictures in {len(shards)} shards, {size_mb:.1f} MB")
+    if geometry is None:
+        print("note: training needs pictures of one size: --size H W")
 
 
 def labels_of(
@@ -207,7 +205,10 @@ def splits_of(
     train = _keyed(source.splits["train"], seen, bad)
     if chosen.source is not None:
         other = parse_source(chosen.source, categories)
-        names = _agreed(names, other.class_names)
+        if names and other.class_names and names != other.class_names:
+            found = other.class_names
+            raise UserError("the sources have different classes", found=found, wanted=names)
+        names = names or other.class_names
         held_out = _keyed(other.splits["val" if "val" in other.splits else "train"], seen, bad)
     elif has_list:
         held_out = _keyed(source.splits["val"], seen, bad)
@@ -240,12 +241,6 @@ def _keyed(items: Iterable[Item], seen: dict[str, Item], bad: BadPictures) -> li
             fix = "rename one, or list it once; --skip-bad keeps the first"
             bad.add(BadPicture(f"two pictures with the key {key}", found=found, fix=fix))
     return sorted(rows, key=lambda row: row[0])
-
-
-def _agreed(names: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
-    if names and others and names != others:
-        raise UserError("the sources have different classes", found=others, wanted=names)
-    return names or others
 
 
 def _refuse_empty(split: str, num_pictures: int) -> None:

@@ -4,11 +4,10 @@ back, decoded and thrown away.
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -33,8 +32,6 @@ _SHARD_ROUNDS = 4
 _ROUNDS = 3  # of what is read and decoded; the first warms up
 _FEATURES = ("float16", "int8", "stochastic:0.3", "stochastic:1.0", "stochastic:6.0")
 _LOGITS = ("float16", "logits8")
-
-Result = TypeVar("Result")
 
 
 def candidates(recipe: Recipe, spec: TargetSpec) -> tuple[str, ...]:
@@ -112,7 +109,9 @@ def _measure(
     batch, measured = [answers.kept[i] for i in order], target[order]
     others = target[num_rows:] if num_rows < len(target) else measured
     cache = _new_cache(folder, recipe, (spec,), num_rows)
-    fit_s, fitted = _timed(time.perf_counter, lambda: _fitted((spec,), {name: others}, device))
+    began = time.perf_counter()
+    fitted = _fitted((spec,), {name: others}, device)
+    fit_s = time.perf_counter() - began
     cache.publish_fitted(fitted)
     encode_ms, write_ms, publish_ms = _write(cache, name, batch, measured, recipe, device)
     read_ms, decode_ms, decoded = _read(cache, name, recipe.micro_batch, device)
@@ -173,15 +172,16 @@ def _write(
             some, values = batch[first : first + size], target[first : first + size].to(device)
             if not encode_s:
                 encode(cache, some, {name: values})  # warms up
-            seconds, kept = _timed(
-                time.perf_counter, lambda s=some, v=values: encode(cache, s, {name: v})
-            )
-            encode_s += [seconds / len(some)] * len(some)
+            began = time.perf_counter()
+            kept = encode(cache, some, {name: values})
+            encode_s += [(time.perf_counter() - began) / len(some)] * len(some)
             for row in kept.each():
                 began = time.thread_time()
                 writer.append(*row)
                 write_s.append(time.thread_time() - began)
-        publish_s, _ = _timed(time.thread_time, lambda: writer.publish({}))
+        began = time.thread_time()
+        writer.publish({})
+        publish_s = time.thread_time() - began
     return 1e3 * median(encode_s), 1e3 * median(write_s), 1e3 * publish_s / len(batch)
 
 
@@ -194,9 +194,9 @@ def _read(
         for turn in range(_ROUNDS):
             for first in range(0, len(reader), size):
                 rows = range(first, min(first + size, len(reader)))
-                read, parts = _timed(
-                    time.thread_time, lambda n=rows: default_collate([reader.read(i) for i in n])
-                )
+                began = time.thread_time()
+                parts = default_collate([reader.read(i) for i in rows])
+                read = time.thread_time() - began
                 decode, values = _timed_decode(cache, parts, name, device)
                 if turn:
                     read_s.append(read / len(rows))
@@ -220,9 +220,3 @@ def _timed_decode(
         return time.perf_counter() - began, values
     finally:
         torch.set_num_threads(threads)
-
-
-def _timed(clock: Callable[[], float], act: Callable[[], Result]) -> tuple[float, Result]:
-    began = clock()
-    result = act()
-    return clock() - began, result
