@@ -122,14 +122,11 @@ def class_mask(
     """Return one mask of all instances: smaller ones lie on larger ones, crowds below all."""
     assert item.instances is not None
     drawn = np.zeros((height, width), np.uint8)
-    places = sorted(zip(item.instances, masks, strict=True), key=_below)
-    for instance, mask in places:
-        drawn[mask == 1] = instance.label
+    pairs = zip(item.instances, masks, strict=True)
+    order = sorted(pairs, key=lambda pair: (pair[0].label != IGNORE, -np.count_nonzero(pair[1])))
+    for one, mask in order:
+        drawn[mask == 1] = one.label
     return drawn
-
-
-def _below(place: tuple[Instance, UInt8[np.ndarray, "h w"]]) -> tuple[bool, int]:
-    return place[0].label != IGNORE, -int(place[1].sum())
 
 
 def regions_of(item: Item, masks: Sequence[UInt8[np.ndarray, "y x"]]) -> dict[str, list[list[int]]]:
