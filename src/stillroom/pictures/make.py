@@ -86,9 +86,11 @@ def make_shards(
         )
     bad.report()
     rows, size_mb = sum(info.rows for info in shards), sum(info.size for info in shards) / 1e6
-    print(f"{out}: {rows} pictures in {len(shards)} shards, {size_mb:.1f} MB")
-    if geometry is None:
-        print("note: training needs pictures of one size: --size H W")
+    print(f"{out}: {rows} pictures in {len(shards)} shards, {size_mb:.1f} MB{_note(geometry)}")
+
+
+def _note(geometry: Geometry | None) -> str:
+    return "" if geometry else "\nnote: training needs pictures of one size: --size H W"
 
 
 def labels_of(
