@@ -23,7 +23,7 @@ from bench.stand_ins import save_convolutions, write_pictures
 from stillroom.cache import Cache, find_caches
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.pictures.pixels import pixels_crc32c
-from stillroom.pictures.rows import other_view, picture_of
+from stillroom.pictures.rows import picture_of, row_at
 from stillroom.pictures.views import Views
 from stillroom.recipe import Augment
 from stillroom.training.order import MicroBatchSchedule, Order
@@ -67,12 +67,11 @@ def _parts(pictures: PictureSet) -> dict[str, float]:
     """Milliseconds of each part of a row: median over the pictures of the first shard."""
     times: dict[str, list[float]] = {"decode": [], "draw": [], "sample": [], "digest": []}
     shard = pictures.open(pictures.shard_ids("train")[0])
-    dataset = RowDataset(pictures, "train")
     for i in range(len(shard)):
         began = time.perf_counter()
         picture = shard.read(i)
         decoded = time.perf_counter()
-        row = other_view(shard, dataset.places[i][1], FOUR, i + 1)
+        row = row_at(shard, i, None, FOUR, i + 1)
         drawn = time.perf_counter()
         seen = picture_of(picture, row, (SIZE_PX, SIZE_PX))
         sampled = time.perf_counter()

@@ -1,5 +1,6 @@
 """Two splits of pictures in memory, a small U-Net as their teacher, and a plain training loop."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from stillroom.losses import CrossEntropy, Dice, Term
 from stillroom.metrics import confusion, iou, miou, predict
 from stillroom.pictures.dataset import Picture, open_pictures
-from stillroom.pictures.rows import whole_picture
+from stillroom.pictures.rows import places_of, read_place
 from stillroom.pictures.synthetic import CLASSES, draw_shapes
 from stillroom.students.definitions import UNetStudent
 from stillroom.students.distiller import Distiller, build_distiller
@@ -56,10 +57,8 @@ def packed(path: Path, num_train: int, num_val: int, size: tuple[int, int]) -> W
     pictures = open_pictures(path)
 
     def first(split: str, count: int) -> Batch:
-        shards = (pictures.open(shard) for shard in pictures.shard_ids(split))
-        read = (shard.read(i) for shard in shards for i in range(len(shard.keys)))
-        seen = [whole_picture(one, size) for one, _ in zip(read, range(count), strict=False)]
-        return _stacked([_labelled(one) for one in seen])
+        places = itertools.islice(places_of(pictures, split, regions=False), count)
+        return _stacked([_labelled(read_place(pictures, place, size)) for place in places])
 
     return World(
         classes=tuple(pictures.classes), train=first("train", num_train), val=first("val", num_val)

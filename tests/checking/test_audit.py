@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
 
 from stillroom.cache.audit_file import AUDIT_FILE, MOST_ERROR, Equivariance, read_audit, write_audit
 from stillroom.cache.folder import open_cache
@@ -29,7 +28,6 @@ from stillroom.teachers.own_configs import FileTeacher
 from stillroom.teachers.torch import BuiltTorchTeacher
 from stillroom.training.checkpoint import save_student
 from stillroom.training.find_cache import find_cache
-from stillroom.training.loop import train
 from stillroom.types import View
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -264,19 +262,3 @@ def test_an_answer_that_is_not_finite_is_named_and_no_audit_is_kept(
     with pytest.raises(UserError, match="not finite"):
         run_audit(cache, spoilt_recipe, pictures, [(cache.shard_ids()[0], 0)], "cpu")
     assert read_audit(cache) is None
-
-
-def test_a_mirrored_run_goes_on_where_it_was_stopped(passing, spoilt_recipe, tmp_path):
-    recipe = replace(spoilt_recipe, augment=Augment(mirror=True, photometric=0.2), epochs=2)
-
-    def run(name: str, **changes) -> Path:
-        run = replace(recipe.run, name=name, **changes)
-        return train(replace(recipe, run=run))
-
-    straight, cut = run("straight", keep=9), run("cut", keep=9)
-    shutil.rmtree(cut / "checkpoints" / "step-000006")
-    for name in ("student.safetensors", "receipt.json"):
-        (cut / name).unlink()
-    resumed = run("cut", resume=True)
-    one, two = (load_file(p / "student.safetensors") for p in (straight, resumed))
-    assert all(torch.equal(one[name], two[name]) for name in one)

@@ -15,7 +15,7 @@ from stillroom.experiments.run_jobs import Process, find_places, run_jobs
 
 class Fake(Process):
     """A command that ends with `status` once it has been polled, or when it is told to; enough,
-    since only poll, stop, reason and log are used of a process.
+    since only poll, terminate, reason and log are used of a process.
     """
 
     def __init__(self, status: int | None) -> None:
@@ -24,7 +24,7 @@ class Fake(Process):
     def poll(self) -> int | None:
         return self.status
 
-    def stop(self) -> None:
+    def terminate(self) -> None:
         self.asked += 1
         self.status = 75
 

@@ -12,7 +12,7 @@ from stillroom.errors import DamageError
 from stillroom.pictures.dataset import Picture, open_pictures
 from stillroom.pictures.loader import inside_array
 from stillroom.pictures.make import make_shards
-from stillroom.pictures.rows import other_view, picture_of, rows_of
+from stillroom.pictures.rows import picture_of, rows_of
 from stillroom.pictures.views import PixelBox, Views, ViewSource
 from stillroom.types import Row, View
 
@@ -187,7 +187,6 @@ def test_regions_are_in_their_views_or_the_views_in_them(shards, monkeypatch):
                 or (start <= low and high <= end)
                 or (low <= start and end <= high)
             )
-        assert other_view(shard, row, Views(count=30, scale=(0.2, 2.0)), row.view.number) == row
 
 
 def test_with_regions_a_picture_has_a_row_for_each_of_its_boxes(shards, monkeypatch):

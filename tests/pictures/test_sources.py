@@ -18,8 +18,8 @@ def test_a_voc_root_is_found_at_every_level(voc: Path, tmp_path: Path, level: st
     (top / level).parent.mkdir(parents=True, exist_ok=True)
     voc.rename(top / level)
     source = parse_source(f"voc:{top}")
-    assert source.splits == ("train", "val")
-    items = list(source.items("val"))
+    assert list(source.splits) == ["train", "val"]
+    items = source.splits["val"]
     assert [item.name for item in items] == ["2007_000004", "2007_000005"]
     assert all(item.picture.is_file() and item.mask and item.mask.is_file() for item in items)
     assert source.class_names == VOC_CLASSES and len(VOC_CLASSES) == 21
@@ -40,7 +40,7 @@ def test_folders_pair_by_stem_below_both_folders(folders: Callable) -> None:
     (source.images / "a.jpg").rename(source.images / "a.JPG")
     (source.images / "notes.txt").write_text("no picture")
     (source.images / ".hidden.jpg").write_text("no picture")
-    items = list(parse_source(source.text).items("train"))
+    items = parse_source(source.text).splits["train"]
     assert sorted(item.name for item in items) == ["a", "deep/b", "deep/er/a"]
     assert all(item.mask == source.masks / f"{item.name}.png" for item in items)
 
@@ -49,7 +49,7 @@ def test_a_linked_folder_is_followed_once(folders: Callable) -> None:
     source = folders(0)
     source.add("deep/a")
     (source.images / "deep" / "loop").symlink_to(source.images)
-    items = list(parse_source(f"unlabelled:{source.images}").items("train"))
+    items = parse_source(f"unlabelled:{source.images}").splits["train"]
     assert [(item.name, item.mask) for item in items] == [("deep/a", None)]
 
 
@@ -98,4 +98,4 @@ def test_two_masks_for_one_picture_are_refused(folders: Callable) -> None:
     source = folders(1)
     (source.masks / "p00.bmp").write_bytes((source.masks / "p00.png").read_bytes())
     with pytest.raises(UserError, match="two masks for one picture"):
-        list(parse_source(source.text).items("train"))
+        parse_source(source.text).splits["train"]

@@ -88,4 +88,4 @@ def test_the_table_has_a_line_for_each_codec_and_one_for_the_whole(plan, numbers
     (other,) = (w for w in words if w[:2] == ["inner", "stochastic:6.0"])
     assert other[2:6] == ["0.25", "6", "25", "8"]
     (whole,) = (w for w in words if w[:3] == ["whole", "cache", "*"])
-    assert whole[3:] == ["10", "25", "8", "11", "0.0112", "100", "25", "student", "2"]
+    assert whole[3:] == ["10", "0.001", "25", "8", "11", "0.0112", "100", "25", "student", "2"]

@@ -26,26 +26,24 @@ def test_a_step_is_that_of_stage_2(tiny_recipe, one_thread):
         assert mean == pytest.approx(line[f"term_{name}"], rel=1e-5), name
 
 
-def test_a_step_trains(tiny_recipe, tiny_world):
+def test_steps_train_and_the_time_bounds_them(tiny_recipe, tiny_world, monkeypatch):
     pictures = open_pictures(tiny_world / "shards")
     answers = measure_teachers(tiny_recipe, pictures, "cpu", 8, 60.0, threading.Event())
-    specs = {spec.name: spec for spec in answers.specs}
-    context = student.context_for(tiny_recipe, pictures, specs)
     hosts, picture_ms = student.read_pictures(tiny_recipe, pictures)
     assert len(hosts) == 2 and picture_ms > 0
+    specs = {spec.name: spec for spec in answers.specs}
+    context = student.context_for(tiny_recipe, pictures, specs)
+    monkeypatch.setattr(student, "context_for", lambda *_: context)
     before = [parameter.clone() for parameter in context.distiller.parameters()]
-    known = student._with_targets(context, hosts, answers.targets)
-    assert student._timed_step(context, hosts, known) > 0
+    ms, num_steps = student.measure_student(
+        tiny_recipe, pictures, answers, hosts, 0.0, threading.Event()
+    )
+    assert ms > 0 and num_steps == 3
     after = list(context.distiller.parameters())
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True) if b.ndim > 1)
 
 
-def test_the_time_bounds_the_steps(tiny_recipe, tiny_world):
+def test_a_batch_larger_than_the_data_set_is_read_all_the_same(tiny_recipe, tiny_world):
     pictures = open_pictures(tiny_world / "shards")
-    answers = measure_teachers(tiny_recipe, pictures, "cpu", 8, 60.0, threading.Event())
-    stop = threading.Event()
-    assert student.measure_student(tiny_recipe, pictures, answers, 0.0, stop).num_steps == 3
-    # a batch larger than the data set is read and taken all the same
     large = replace(tiny_recipe, batch=32, micro_batch=16)
-    found = student.measure_student(large, pictures, answers, 0.0, stop)
-    assert found.num_steps == 3 and found.student_ms > 0
+    assert len(student.read_pictures(large, pictures)[0]) == 2

@@ -154,23 +154,20 @@ def _answers(
     run: Callable[[Sequence[RowPicture]], dict[str, Tensor]],
     batch: dict[View, RowPicture],
     num_rows: int,
-) -> tuple[dict[str, Tensor], dict[View, dict[str, Tensor]]]:
+) -> tuple[dict[str, Tensor], dict[str, dict[View, Tensor]]]:
     """Return what the teachers say of the whole picture alone, and of every view beside others."""
-    looks = list(batch.items())
-    alone, beside = run([looks[0][1]]), {}
-    for start in range(0, len(looks), num_rows):
-        some = looks[start : start + num_rows]
-        outputs = run([pair for _, pair in some])
-        for i, (view, _) in enumerate(some):
-            beside[view] = {name: target[i : i + 1] for name, target in outputs.items()}
-    return alone, beside
+    looks = list(batch.values())
+    found = [run(looks[start : start + num_rows]) for start in range(0, len(looks), num_rows)]
+    beside = {name: torch.cat([some[name] for some in found]).split(1) for name in found[0]}
+    each = {name: dict(zip(batch, answers, strict=True)) for name, answers in beside.items()}
+    return run(looks[:1]), each
 
 
 def _compare(
     cache: Cache,
     picture: Picture,
     batch: dict[View, RowPicture],
-    answers: tuple[dict[str, Tensor], dict[View, dict[str, Tensor]]],
+    answers: tuple[dict[str, Tensor], dict[str, dict[View, Tensor]]],
     sums: dict[str, dict[str, _Sums]],
 ) -> None:
     """Add one row's figures of every target and transform."""
@@ -181,7 +178,7 @@ def _compare(
         for transform, view in views_of(size, cells).items():
             y, x = _shown_cells(batch[view][1].inside, cache.geometry, cells)
             one = transformed(target, view, size)[0, :, y, x].flatten(1)
-            two = beside[view][name][0, :, y, x].flatten(1)
+            two = beside[name][view][0, :, y, x].flatten(1)
             if not bool((torch.isfinite(one) & torch.isfinite(two)).all()):
                 raise UserError(
                     f"the target {name} of {picture.key} is not finite",

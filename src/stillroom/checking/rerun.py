@@ -188,16 +188,12 @@ def rerun(
                 row = reader.rows[i]
                 try:
                     picture = source.read(source.index(row.key), labels=False)
-                except DamageError as error:
+                    looked = picture_of(picture, row, cache.geometry)
+                    require_pixels(looked, row, reader.pixels[i], reader.provenance)
+                except (DamageError, UserError) as error:  # no picture to ask the teachers about
                     problem = problem_of(error, shard_id, source.path)
                     problems.append(replace(problem, kind="pictures"))
                     continue
-                looked = picture_of(picture, row, cache.geometry)
-                try:
-                    require_pixels(looked, row, reader.pixels[i], reader.provenance)
-                except UserError as error:
-                    problem = problem_of(error, shard_id, source.path)
-                    problems.append(replace(problem, kind="pictures"))
                 outputs = run_teachers(teachers, [(row, looked)], device)
                 answers = {name: target.cpu() for name, target in outputs.items()}
                 for name, figures in compared.items():

@@ -22,7 +22,7 @@ _WAIT_S = 0.1
 _TAIL_BYTES = 20_000  # of a log, in which its error is looked for
 
 
-class Process:
+class Process(subprocess.Popen):
     """A command of ours, in a session of its own: Ctrl-C in a terminal reaches it through us only,
     as the signal on which it saves.
     """
@@ -34,7 +34,7 @@ class Process:
             file.write(f"$ python {' '.join(command)}\n")
             file.flush()
             self._begin = file.tell()
-            self._child = subprocess.Popen(
+            super().__init__(
                 [sys.executable, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -42,14 +42,6 @@ class Process:
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **place},
                 start_new_session=True,
             )
-
-    def poll(self) -> int | None:
-        """Return the status, None while it runs."""
-        return self._child.poll()
-
-    def stop(self) -> None:
-        """Send SIGTERM."""
-        self._child.terminate()
 
     def reason(self) -> str:
         """Return the error's paragraph, or the status and the last lines where there is none."""
@@ -164,4 +156,4 @@ class _Runner:
     def ask_to_end(self) -> None:
         """Tell all that run to save and end."""
         for _, child, _ in self.running.values():
-            child.stop()
+            child.terminate()

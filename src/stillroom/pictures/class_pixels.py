@@ -4,7 +4,7 @@
 that it is counted again once a label is corrected. Costs one decode of each mask that is used.
 """
 
-from pathlib import Path
+from contextlib import suppress
 from typing import Annotated
 
 import msgspec
@@ -38,7 +38,8 @@ def class_pixels(pictures: PictureSet, label_share: float = 1.0) -> tuple[int, .
     path = pictures.path / f"class-pixels-{label_share:g}.json"
     shards = [[info.number, info.sha256] for info in pictures.shards if info.split == "train"]
     wanted = digest({"shards": shards})
-    if (kept := _kept(path)) is not None:
+    with suppress(FileNotFoundError, DamageError):  # it holds nothing that the masks do not
+        kept: ClassPixels = read_json(path, ClassPixels)
         stated = (kept.format, kept.label_share, kept.shards, len(kept.pixels))
         if stated == (FORMAT, label_share, wanted, len(pictures.classes)):
             return kept.pixels
@@ -49,13 +50,6 @@ def class_pixels(pictures: PictureSet, label_share: float = 1.0) -> tuple[int, .
     except OSError as error:
         print(f"the pixels of each class are not kept: {path}: {error.strerror}", flush=True)
     return counted
-
-
-def _kept(path: Path) -> ClassPixels | None:
-    try:
-        return read_json(path, ClassPixels)
-    except (FileNotFoundError, DamageError):
-        return None  # it holds nothing that the masks do not
 
 
 def _count(pictures: PictureSet, label_share: float) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ Polygons and run lengths become masks by pycocotools, which is what the field co
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from pycocotools import mask as coco_mask
 from stillroom.errors import UserError
 from stillroom.pictures.decode import BadPicture
 from stillroom.pictures.run_lengths import run_lengths
-from stillroom.pictures.sources import Instance, Item, refuse_elsewhere
+from stillroom.pictures.sources import Instance, Item, Source, refuse_elsewhere
 from stillroom.types import IGNORE
 
 _MAX_INSTANCES, _MIN_SIDE_PX = 10, 16  # that have rows of their own, the largest; in packed pixels
@@ -48,39 +47,10 @@ class _Annotations(msgspec.Struct):
     categories: list[_Category]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CocoSource:
-    """Pictures with an instance of the chosen categories, which are classes 1 and up."""
-
-    images: Path
-    annotations: _Annotations
-    class_names: tuple[str, ...]  # background first
-    splits: tuple[str, ...] = ("train",)
-
-    def items(self, split: str) -> Iterator[Item]:
-        """Yield every picture that an instance of a class lies on, a crowd not counted."""
-        assert split == "train", "a file of annotations has no lists"
-        classes = {name: number for number, name in enumerate(self.class_names)}
-        label_of = {c.id: classes[c.name] for c in self.annotations.categories if c.name in classes}
-        found: dict[int, list[Instance]] = {}
-        for one in self.annotations.annotations:
-            if label := label_of.get(one.category_id):
-                label = IGNORE if one.iscrowd else label
-                instance = Instance(label=label, segmentation=one.segmentation)
-                found.setdefault(one.image_id, []).append(instance)
-        for image in self.annotations.images:
-            instances = found.get(image.id, [])
-            if any(instance.label != IGNORE for instance in instances):
-                refuse_elsewhere(image.file_name, self.images)
-                yield Item(
-                    name=str(Path(image.file_name).with_suffix("")),
-                    picture=self.images / image.file_name,
-                    instances=tuple(instances),
-                )
-
-
-def coco_source(images: Path, path: Path, categories: Sequence[str]) -> CocoSource:
-    """Return the source of some categories by name, none = all. Raises UserError."""
+def coco_source(images: Path, path: Path, categories: Sequence[str]) -> Source:
+    """Return the source of some categories by name, none = all, which are classes 1 and up. Raises
+    UserError.
+    """
     try:
         found = msgspec.json.decode(path.read_bytes(), type=_Annotations)
     except (OSError, msgspec.MsgspecError) as error:
@@ -93,7 +63,29 @@ def coco_source(images: Path, path: Path, categories: Sequence[str]) -> CocoSour
     chosen = tuple(name for name in known if name in categories or not categories)
     if len(set(chosen)) != len(chosen) or not 1 <= len(chosen) < IGNORE or "background" in chosen:
         raise UserError(f"{path} does not name classes", found=f"{len(chosen)} categories")
-    return CocoSource(images=images, annotations=found, class_names=("background", *chosen))
+    names = ("background", *chosen)
+    return Source(class_names=names, splits={"train": list(_items(images, found, names))})
+
+
+def _items(images: Path, annotations: _Annotations, names: tuple[str, ...]) -> Iterator[Item]:
+    """Yield every picture that an instance of a class lies on, a crowd not counted."""
+    classes = {name: number for number, name in enumerate(names)}
+    label_of = {c.id: classes[c.name] for c in annotations.categories if c.name in classes}
+    found: dict[int, list[Instance]] = {}
+    for one in annotations.annotations:
+        if label := label_of.get(one.category_id):
+            label = IGNORE if one.iscrowd else label
+            instance = Instance(label=label, segmentation=one.segmentation)
+            found.setdefault(one.image_id, []).append(instance)
+    for image in annotations.images:
+        instances = found.get(image.id, [])
+        if any(instance.label != IGNORE for instance in instances):
+            refuse_elsewhere(image.file_name, images)
+            yield Item(
+                name=str(Path(image.file_name).with_suffix("")),
+                picture=images / image.file_name,
+                instances=tuple(instances),
+            )
 
 
 def instance_masks(item: Item, height: int, width: int) -> list[UInt8[np.ndarray, "h w"]]:
@@ -105,9 +97,13 @@ def instance_masks(item: Item, height: int, width: int) -> list[UInt8[np.ndarray
         try:
             if isinstance(shape, list):
                 runs = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
+            elif isinstance(shape["counts"], list):
+                runs = coco_mask.frPyObjects(shape, height, width)
             else:
-                runs = coco_mask.frPyObjects(_whole(shape), height, width)
+                runs: Any = shape
             mask = coco_mask.decode(runs)
+            if mask.sum() != coco_mask.area(runs):  # what no run covers is left as it was found
+                raise ValueError("its runs do not cover it")
         except Exception as error:  # pycocotools raises what it meets
             raise BadPicture(f"{item.picture} has a segmentation that is none: {error}") from None
         if mask.shape != (height, width):
@@ -120,48 +116,17 @@ def instance_masks(item: Item, height: int, width: int) -> list[UInt8[np.ndarray
     return masks
 
 
-def _whole(shape: dict[str, Any]) -> Any:
-    """Return run lengths as a list; raises ValueError unless they cover their size exactly, for
-    pycocotools leaves the rest of a mask as it finds it.
-    """
-    counts = shape["counts"]
-    counts = _unpacked(counts) if isinstance(counts, str) else counts
-    height, width = shape["size"]
-    if any(count < 0 for count in counts) or sum(counts) != height * width:
-        raise ValueError(f"runs of {sum(counts)} pixels for {height} x {width}")
-    return {"size": [height, width], "counts": counts}
-
-
-def _unpacked(text: str) -> list[int]:
-    """Return the run lengths that COCO's compressed form holds: five bits a character, the sixth
-    says that more follow; from the fourth on, what a run has more than the one before the last.
-    """
-    counts: list[int] = []
-    value = shift = 0
-    for code in text.encode():
-        value |= (code - 48 & 31) << shift
-        shift += 5
-        if not code - 48 & 32:
-            value -= (code - 48 >> 4 & 1) << shift
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    return counts
-
-
 def class_mask(
     item: Item, masks: Sequence[UInt8[np.ndarray, "h w"]], height: int, width: int
 ) -> UInt8[np.ndarray, "h w"]:
     """Return one mask of all instances: smaller ones lie on larger ones, crowds below all."""
     assert item.instances is not None
     drawn = np.zeros((height, width), np.uint8)
-    places = sorted(zip(item.instances, masks, strict=True), key=_below)
-    for instance, mask in places:
-        drawn[mask == 1] = instance.label
+    pairs = zip(item.instances, masks, strict=True)
+    order = sorted(pairs, key=lambda pair: (pair[0].label != IGNORE, -np.count_nonzero(pair[1])))
+    for one, mask in order:
+        drawn[mask == 1] = one.label
     return drawn
-
-
-def _below(place: tuple[Instance, UInt8[np.ndarray, "h w"]]) -> tuple[bool, int]:
-    return place[0].label != IGNORE, -int(place[1].sum())
 
 
 def regions_of(item: Item, masks: Sequence[UInt8[np.ndarray, "y x"]]) -> dict[str, list[list[int]]]:

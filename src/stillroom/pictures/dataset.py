@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -44,6 +44,7 @@ _Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 _PictureBytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_FILE_BYTES)]
 _ExtraBytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
 _PictureSpan = tuple[Count, _PictureBytes, Crc32c]  # offset and size in bytes
+_NONE = (-1, 0, 0)  # of a member that a row has not
 
 
 class ShardInfo(Declared, frozen=True):
@@ -146,7 +147,10 @@ class PictureShard:
         self._pixels = np.column_stack((rows.height, rows.width, np.array(rows.inside))).astype(
             np.int32
         )
-        self._spans = {name: _span_array(getattr(rows, name)) for name in get_args(Member)}
+        self._spans = {
+            name: np.array([span or _NONE for span in getattr(rows, name)], np.int64)
+            for name in get_args(Member)
+        }
         self.fetch = None if mirror is None else _fetcher(mirror, info)
         self._file = RandomAccessFile(self.path, self.fetch)
         if self.fetch is not None:
@@ -321,11 +325,6 @@ def _fetcher(mirror: Mirror, info: ShardInfo) -> Fetch:
     """Return what has a shard's tar here."""
     name = f"{info.id}.tar"
     return partial(mirror.fetch, name, lambda: {"": RemoteFile(name, info.size, info.sha256)})
-
-
-def _span_array(spans: Sequence[_PictureSpan | None]) -> np.ndarray:
-    """Return offset, size and crc32c of each row's member; the offset is -1 where it has none."""
-    return np.array([span or (-1, 0, 0) for span in spans], np.int64)
 
 
 def _read_index(path: Path, info: ShardInfo, geometry: tuple[int, int] | None) -> _Columns:

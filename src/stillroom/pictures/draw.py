@@ -44,11 +44,8 @@ def blend(
 def cut_out(image: Rgb, box: Sequence[float], size: tuple[int, int]) -> UInt8[np.ndarray, "y x 3"]:
     """Return what a box x0, y0, x1, y1 (pixels) shows, at `size` (y, x)."""
     x0, y0, x1, y1 = box
-    corners = (x0, y0, x1, y1)
-    found = Image.fromarray(image).resize(
-        (size[1], size[0]), Image.Resampling.BILINEAR, box=corners
-    )
-    return np.array(found)
+    bilinear = Image.Resampling.BILINEAR
+    return np.array(Image.fromarray(image).resize((size[1], size[0]), bilinear, (x0, y0, x1, y1)))
 
 
 def mistakes(

@@ -114,8 +114,9 @@ def decide_labels(
         targets = {value for _, value in mapping if value != IGNORE}
         names = names or tuple(f"class_{i}" for i in range(max(targets, default=0) + 1))
         if outside := sorted(value for value in targets if value >= len(names)):
+            flag = "--mask-colours" if by_colour else "--mask-values"
             raise UserError(
-                f"--mask-{_what(by_colour)} maps to a class that does not exist",
+                f"{flag} maps to a class that does not exist",
                 found=shown(outside),
                 wanted=f"0 to {len(names) - 1}, or {IGNORE} for ignore",
             )
@@ -144,10 +145,6 @@ def shown(values: Iterable[object]) -> str:
     listed = [str(value) for value in values]
     rest = f" and {len(listed) - _MAX_SHOWN} more" if len(listed) > _MAX_SHOWN else ""
     return ", ".join(listed[:_MAX_SHOWN]) + rest
-
-
-def _what(by_colour: bool) -> str:
-    return "colours" if by_colour else "values"
 
 
 def _named(classes: str | None) -> tuple[str, ...]:

@@ -204,13 +204,16 @@ def splits_of(
     has_list = "val" in source.splits
     chosen.refuse_two(has_list)
     names, seen = source.class_names, {}
-    train = _keyed(source.items("train"), seen, bad)
+    train = _keyed(source.splits["train"], seen, bad)
     if chosen.source is not None:
         other = parse_source(chosen.source, categories)
-        names = _agreed(names, other.class_names)
-        held_out = _keyed(other.items("val" if "val" in other.splits else "train"), seen, bad)
+        if names and other.class_names and names != other.class_names:
+            found = other.class_names
+            raise UserError("the sources have different classes", found=found, wanted=names)
+        names = names or other.class_names
+        held_out = _keyed(other.splits["val" if "val" in other.splits else "train"], seen, bad)
     elif has_list:
-        held_out = _keyed(source.items("val"), seen, bad)
+        held_out = _keyed(source.splits["val"], seen, bad)
     else:
         keys = chosen.takes(train)
         held_out = [row for row in train if row[0] in keys]
@@ -240,12 +243,6 @@ def _keyed(items: Iterable[Item], seen: dict[str, Item], bad: BadPictures) -> li
             fix = "rename one, or list it once; --skip-bad keeps the first"
             bad.add(BadPicture(f"two pictures with the key {key}", found=found, fix=fix))
     return sorted(rows, key=lambda row: row[0])
-
-
-def _agreed(names: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
-    if names and others and names != others:
-        raise UserError("the sources have different classes", found=others, wanted=names)
-    return names or others
 
 
 def _refuse_empty(split: str, num_pictures: int) -> None:

@@ -25,7 +25,6 @@ from stillroom.pictures.labels import palette_of
 from stillroom.pictures.prepare import Geometry, PictureFormat, Prepared
 from stillroom.types import IGNORE, ShardId
 
-_COLUMNS = ("key", "height", "width", "inside", "picture", "mask", "extra")
 _Span = tuple[int, int, int]  # offset, size, crc32c
 
 
@@ -117,17 +116,16 @@ def _write_shard(
     folder: Path, shard: ShardId, rows: Iterable[Prepared], picture_format: PictureFormat
 ) -> ShardInfo:
     path = folder / f"{shard}.tar"
-    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
-    hashes = []
+    entries, hashes = [], []
     with path.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for row in rows:
-                for name, value in _append(tar, row, picture_format).items():
-                    columns[name].append(value)
+                entries.append(_append(tar, row, picture_format))
                 hashes.append(hashlib.sha256(row.picture).digest())
         file.flush()
         os.fsync(file.fileno())
     sha256 = file_sha256(path)
+    columns = {name: [entry[name] for entry in entries] for name in entries[0]}
     index = {"format": FORMAT, "split": shard.split, "number": shard.number, "rows": columns}
     write_json(folder / f"{shard}.json", index)
     return ShardInfo(

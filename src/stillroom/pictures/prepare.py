@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -92,7 +91,7 @@ def prepare(
     rgb = to_rgb(image, item.picture)
     height, width = rgb.height, rgb.width
     instances = [] if item.instances is None else instance_masks(item, height, width)
-    mask = _mask_of(item, instances, rgb.size, labels)
+    mask = _mask(item, instances, rgb.size, labels)
     inside = (0, 0, width, height)
     keep = can_keep_bytes(data, image, picture_format)
     if geometry is not None and (height, width) != (geometry.height, geometry.width):
@@ -112,30 +111,27 @@ def prepare(
 
 
 def _mask(
-    path: Path, picture: Path, size: tuple[int, int], labels: Labels
-) -> UInt8[np.ndarray, "h w"]:
-    if not path.is_file():
+    item: Item, instances: list[Any], size: tuple[int, int], labels: Labels
+) -> UInt8[np.ndarray, "h w"] | None:
+    """Return the mask of a picture of `size` (w, h), None where its source has none."""
+    if item.instances is not None:
+        return class_mask(item, instances, size[1], size[0])
+    if item.mask is None:
+        return None
+    if not item.mask.is_file():
         raise BadPicture(
-            f"{picture} has no mask",
-            wanted=path,
+            f"{item.picture} has no mask",
+            wanted=item.mask,
             fix="--skip-bad leaves out such pictures; unlabelled:PATH packs pictures without masks",
         )
-    mask = labels.read(path)
+    mask = labels.read(item.mask)
     if mask.shape != (size[1], size[0]):
         raise BadPicture(
-            f"{path} is not the size of its picture {picture}",
+            f"{item.mask} is not the size of its picture {item.picture}",
             found=f"mask {mask.shape[1]}x{mask.shape[0]}",
             wanted=f"{size[0]}x{size[1]}, as the (upright) picture",
         )
     return mask
-
-
-def _mask_of(
-    item: Item, instances: list[Any], size: tuple[int, int], labels: Labels
-) -> UInt8[np.ndarray, "h w"] | None:
-    if item.instances is not None:
-        return class_mask(item, instances, size[1], size[0])
-    return None if item.mask is None else _mask(item.mask, item.picture, size, labels)
 
 
 def _extra(key: str, item: Item, instances: list[Any]) -> bytes | None:

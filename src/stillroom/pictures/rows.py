@@ -73,20 +73,10 @@ def read_place(
     return picture_of(picture, row, size or (height, width), regions)
 
 
-def other_view(shard: PictureShard, row: Row, views: ViewSource, number: int) -> Row:
-    """Return a row of a shard as view `number` shows it."""
-    return row_at(shard, shard.index(row.key), row.region, views, number)
-
-
 def whole_row(picture: Picture) -> Row:
     """Return the row that is a packed picture as it stands."""
     height, width = picture.image.shape[:2]
     return Row(key=picture.key, view=View(x0=0, y0=0, x1=width, y1=height))
-
-
-def whole_picture(picture: Picture, size: tuple[int, int]) -> Picture:
-    """Return a packed picture as it stands at `size` (h, w)."""
-    return picture_of(picture, whole_row(picture), size)
 
 
 def picture_of(

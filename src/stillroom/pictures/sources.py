@@ -6,10 +6,10 @@ mask that is missing is still named, so that there is one place that reports it.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from stillroom.errors import UserError, first_line
 from stillroom.jsonfile import read_bytes
@@ -19,6 +19,8 @@ _VOC_NAMES = """background aeroplane bicycle bird boat bottle bus car cat chair 
 horse motorbike person pottedplant sheep sofa train tvmonitor"""
 VOC_CLASSES = tuple(_VOC_NAMES.split())
 _MAX_LIST_BYTES = 1 << 26  # of a split's names, or of the classes'
+_SPLITS = ("train", "val")
+_NUM_PATHS = {"voc": 1, "voc2012": 1, "unlabelled": 1, "folders": 2, "coco": 2}
 _FORMS = (
     "voc:PATH, folders:IMAGES,MASKS or unlabelled:PATH, voc2012:PATH or coco:IMAGES,ANNOTATIONS"
 )
@@ -46,64 +48,12 @@ class Item:
     instances: tuple[Instance, ...] | None = None
 
 
-@runtime_checkable
-class Source(Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
     """Pictures by split; `class_names` are empty where the source does not know them."""
 
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
-    @property
-    def splits(self) -> tuple[str, ...]: ...
-    def items(self, split: str) -> Iterator[Item]:
-        """Yield the pictures of a split."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VocSource:
-    """A folder as PASCAL VOC's; `root` holds JPEGImages, SegmentationClass and ImageSets."""
-
-    root: Path
-    class_names: tuple[str, ...]
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(split for split in ("train", "val") if self._list(split).is_file())
-
-    def items(self, split: str) -> Iterator[Item]:
-        for name in _lines(self._list(split), "surrogateescape"):
-            refuse_elsewhere(name, self._list(split))
-            mask = self.root / "SegmentationClass" / f"{name}.png"
-            yield Item(name=name, picture=self._picture(name), mask=mask)
-
-    def _list(self, split: str) -> Path:
-        return self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
-
-    def _picture(self, name: str) -> Path:
-        folder = self.root / "JPEGImages"
-        paths = (folder / f"{name}{suffix}" for suffix in (".jpg", ".jpeg", ".png"))
-        return next((path for path in paths if path.is_file()), folder / f"{name}.jpg")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FolderSource:
-    """A folder of pictures and, if labelled, a folder of masks of the same relative names."""
-
-    images: Path
-    masks: Path | None = None
     class_names: tuple[str, ...] = ()
-    splits: tuple[str, ...] = ("train",)
-
-    def items(self, split: str) -> Iterator[Item]:
-        """Yield every picture, with or without a mask, then every mask that has no picture."""
-        assert split == "train", "a folder has no lists"
-        masks = {} if self.masks is None else _by_name(self.masks)
-        for picture in _files(self.images):
-            name = _name(picture, self.images)
-            mask = None if self.masks is None else self.masks / f"{name}.png"
-            yield Item(name=name, picture=picture, mask=masks.pop(name, mask))
-        for name, mask in masks.items():
-            yield Item(name=name, picture=self.images / f"{name}.jpg", mask=mask)
+    splits: Mapping[str, list[Item]]
 
 
 def parse_source(text: str, categories: Sequence[str] = ()) -> Source:
@@ -112,31 +62,31 @@ def parse_source(text: str, categories: Sequence[str] = ()) -> Source:
     `categories` are those of COCO's that are wanted, none = all.
     """
     kind, _, rest = text.partition(":")
+    paths = rest.split(",") if kind in ("coco", "folders") else [rest]
     if categories and kind != "coco":
         raise UserError("--categories are COCO's", found=text, wanted="coco:IMAGES,ANNOTATIONS")
-    if kind == "voc" and rest:
+    if len(paths) != _NUM_PATHS.get(kind) or not all(paths):
+        raise UserError("no such source", found=text, wanted=_FORMS)
+    if kind == "voc":
         return _voc(Path(rest))
-    if kind == "voc2012" and rest:
+    if kind == "voc2012":
         return _voc(_fetched(Path(rest)))
-    if kind == "coco" and rest.count(",") == 1 and all(rest.split(",")):
+    images = _folder(paths[0], text)
+    if kind == "coco":
         from stillroom.pictures.coco import coco_source  # it knows the items of this module
 
-        images, annotations = rest.split(",")
-        return coco_source(_folder(images, text), Path(annotations), categories)
-    if kind == "unlabelled" and rest:
-        return FolderSource(images=_folder(rest, text))
-    if kind == "folders" and rest.count(",") == 1 and all(rest.split(",")):
-        images, masks = (_folder(part, text) for part in rest.split(","))
-        if _contains(images, masks) or _contains(masks, images):
-            raise UserError(
-                f"{text}: one folder lies in the other, so masks would be taken for pictures",
-                fix="give two folders beside each other",
-            )
-        return FolderSource(images=images, masks=masks)
-    raise UserError("no such source", found=text, wanted=_FORMS)
+        return coco_source(images, Path(paths[1]), categories)
+    masks = _folder(paths[1], text) if kind == "folders" else None
+    if masks is not None and (_contains(images, masks) or _contains(masks, images)):
+        raise UserError(
+            f"{text}: one folder lies in the other, so masks would be taken for pictures",
+            fix="give two folders beside each other",
+        )
+    return Source(splits={"train": list(_folder_items(images, masks))})
 
 
-def _voc(path: Path) -> VocSource:
+def _voc(path: Path) -> Source:
+    """Return the source of a folder as PASCAL VOC's, or below one."""
     levels = ("", "VOC2012", "VOC2007", "VOCdevkit/VOC2012", "VOCdevkit/VOC2007")
     roots = tuple(path / level for level in levels)
     wanted = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
@@ -147,10 +97,36 @@ def _voc(path: Path) -> VocSource:
             found=f"no {', no '.join(missing)} in {root}",
             wanted=f"{', '.join(wanted)} in it or below it in {', '.join(levels[1:])}",
         )
-    if not (root / "ImageSets" / "Segmentation" / "train.txt").is_file():
-        raise UserError(f"{root}/ImageSets/Segmentation/train.txt is missing")
+    lists = {split: root / "ImageSets" / "Segmentation" / f"{split}.txt" for split in _SPLITS}
+    if not lists["train"].is_file():
+        raise UserError(f"{lists['train']} is missing")
     listed = next((f for f in (path / "classes.txt", root / "classes.txt") if f.is_file()), None)
-    return VocSource(root=root, class_names=read_class_names(listed) if listed else VOC_CLASSES)
+    return Source(
+        class_names=read_class_names(listed) if listed else VOC_CLASSES,
+        splits={s: list(_voc_items(root, file)) for s, file in lists.items() if file.is_file()},
+    )
+
+
+def _voc_items(root: Path, names: Path) -> Iterator[Item]:
+    folder = root / "JPEGImages"
+    for name in _lines(names, "surrogateescape"):
+        refuse_elsewhere(name, names)
+        paths = (folder / f"{name}{suffix}" for suffix in (".jpg", ".jpeg", ".png"))
+        picture = next((path for path in paths if path.is_file()), folder / f"{name}.jpg")
+        yield Item(name=name, picture=picture, mask=root / "SegmentationClass" / f"{name}.png")
+
+
+def _folder_items(images: Path, folder: Path | None) -> Iterator[Item]:
+    """Yield every picture, with or without a mask of its relative name, then every mask that has no
+    picture.
+    """
+    masks = {} if folder is None else _by_name(folder)
+    for picture in _files(images):
+        name = _name(picture, images)
+        mask = None if folder is None else folder / f"{name}.png"
+        yield Item(name=name, picture=picture, mask=masks.pop(name, mask))
+    for name, mask in masks.items():
+        yield Item(name=name, picture=images / f"{name}.jpg", mask=mask)
 
 
 def _fetched(path: Path) -> Path:

@@ -1,9 +1,10 @@
 """A plan for people: one table, a recommendation in one sentence, and the flags to use."""
 
 import math
+from collections.abc import Mapping
 
 from stillroom.columns import in_columns
-from stillroom.planning.arithmetic import CLOSE, SPARE, CodecCost, Line, disk_for
+from stillroom.planning.arithmetic import CLOSE, SPARE, Line, disk_for
 from stillroom.planning.run_plan import Plan
 
 _TITLES = (
@@ -15,12 +16,9 @@ _WHOLE = "whole cache"
 
 def describe(plan: Plan) -> str:
     """Return everything that the planner has to say."""
-    return "\n".join(
-        (
-            *(*plan.measured.sources, _setting(plan), "", *_table(plan), ""),
-            *(*_notes(plan), recommendation(plan), *flags(plan)),
-        )
-    )
+    notes = [f"note: {note}" for note in plan.measured.notes]
+    head = (*plan.measured.sources, _setting(plan), "", *_table(plan), "")
+    return "\n".join((*head, *notes, recommendation(plan), *flags(plan)))
 
 
 def recommendation(plan: Plan) -> str:
@@ -67,48 +65,40 @@ def _table(plan: Plan) -> list[str]:
     rows: list[tuple[str, ...]] = [_TITLES]
     for (name, text), line in plan.singles.items():
         mark = " *" if plan.own.codecs[name] == text else ""
-        rows.append((name, text + mark, *_cost(plan.costs.codecs[name][text]), *_line(plan, line)))
-    rows.append((_WHOLE, "*", *_total(plan, plan.own), *_line(plan, plan.own)))
+        rows.append((name, text + mark, *_cost(plan, {name: text}), *_line(line)))
+    rows.append((_WHOLE, "*", *_cost(plan, plan.own.codecs), *_line(plan.own)))
     if plan.best is not plan.own:
-        rows.append((_WHOLE, "best", *_total(plan, plan.best), *_line(plan, plan.best)))
+        rows.append((_WHOLE, "best", *_cost(plan, plan.best.codecs), *_line(plan.best)))
     return [
         *in_columns(rows, 2),
         "* as the recipe says; every line is the whole cache with that one target kept so",
     ]
 
 
-def _cost(cost: CodecCost) -> tuple[str, ...]:
-    numbers = (cost.row_bytes / 1e6, cost.error, cost.encode_ms + cost.write_ms, _decode(cost))
-    return tuple(f"{number:.3g}" for number in numbers)
+def _cost(plan: Plan, codecs: Mapping[str, str]) -> tuple[str, ...]:
+    """Return MB a row, the error of a single target, ms to encode, and ms to make a stored row a
+    target: read, check, decompress and decode.
+    """
+    costs = [plan.costs.codecs[name][text] for name, text in codecs.items()]
+    numbers = (
+        sum(cost.row_bytes for cost in costs) / 1e6,
+        costs[0].error,
+        sum(cost.encode_ms + cost.write_ms for cost in costs),
+        sum(cost.read_ms + cost.decode_ms for cost in costs),
+    )
+    row_mb, error, encode_ms, decode_ms = (f"{number:.3g}" for number in numbers)
+    return row_mb, error if len(costs) == 1 else "", encode_ms, decode_ms
 
 
-def _total(plan: Plan, line: Line) -> tuple[str, ...]:
-    costs = [plan.costs.codecs[name][text] for name, text in line.codecs.items()]
-    encode_ms = sum(cost.encode_ms + cost.write_ms for cost in costs)
-    decode_ms = sum(map(_decode, costs))
-    row_mb = sum(cost.row_bytes for cost in costs) / 1e6
-    return f"{row_mb:.3g}", "", f"{encode_ms:.3g}", f"{decode_ms:.3g}"
-
-
-def _decode(cost: CodecCost) -> float:
-    """Return what it takes to make a stored row a target: read, check, decompress and decode."""
-    return cost.read_ms + cost.decode_ms
-
-
-def _line(plan: Plan, line: Line) -> tuple[str, ...]:
-    pays = _epochs(line.paid_epochs) if line.pays else "never"
+def _line(line: Line) -> tuple[str, ...]:
     return (
         f"{line.disk_bytes / 1e9:.3g}" + ("" if line.fits else " (full)"),
         f"{line.extraction_s / 3600:.3g}",
         f"{line.cached_per_s:.4g}",
         f"{line.online_per_s:.4g}",
         line.bound,
-        pays,
+        _epochs(line.paid_epochs) if line.pays else "never",
     )
-
-
-def _notes(plan: Plan) -> list[str]:
-    return [f"note: {note}" for note in plan.measured.notes]
 
 
 def _room(plan: Plan) -> str:

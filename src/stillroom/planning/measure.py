@@ -3,8 +3,6 @@
 import math
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +11,8 @@ from stillroom.extraction.process import ProcessContext
 from stillroom.pictures.dataset import PictureSet
 from stillroom.planning.arithmetic import Costs
 from stillroom.planning.measure_codecs import measure_codecs, measure_shard
-from stillroom.planning.measure_disk import DiskRates, measure_disk
-from stillroom.planning.measure_student import (
-    StudentTimes,
-    measure_student,
-    read_pictures,
-)
+from stillroom.planning.measure_disk import measure_disk
+from stillroom.planning.measure_student import measure_student, read_pictures
 from stillroom.planning.measure_teachers import KEPT_ROWS, Answers, measure_teachers
 from stillroom.recipe import Recipe
 
@@ -72,63 +66,37 @@ def measure(
     UserError for what neither stage could do, OSError, and Stopped.
     """
     limit_s, root, device = 60 * options.minutes, recipe.run.place(recipe.run.cache), process.device
-    most = options.pictures_measured
+    most, given = options.pictures_measured, options.disk_gb_per_s
     num_rows = most if options.teacher_ms is None else min(most, KEPT_ROWS)
     answers = measure_teachers(recipe, pictures, device, num_rows, _TEACHERS * limit_s, stop)
-    with _scratch(root) as folder:
-        disk = _disk(folder, options, _DISK * limit_s, stop)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".plan-", dir=root) as name:
+        folder = Path(name)
+        rates = (
+            measure_disk(folder, _DISK * limit_s, stop) if given is None else (given, given, 0.0)
+        )
         shard_s = measure_shard(folder, recipe, answers, device, stop)
         codecs, notes = measure_codecs(folder, recipe, answers, device, stop)
-    student = _student(recipe, pictures, options, answers, _STUDENT * limit_s, stop)
+    batches, student_picture_ms = read_pictures(recipe, pictures)
+    student_ms, steps = options.student_ms, 0
+    if student_ms is None:
+        limit_s *= _STUDENT
+        student_ms, steps = measure_student(recipe, pictures, answers, batches, limit_s, stop)
     train = [shard for shard in pictures.shards if shard.split == "train"]
     costs = Costs(
         teacher_ms=options.teacher_ms or answers.teacher_ms,
-        student_ms=student.student_ms,
+        student_ms=student_ms,
         teacher_picture_ms=answers.picture_ms,
-        student_picture_ms=student.picture_ms,
+        student_picture_ms=student_picture_ms,
         picture_bytes=sum(shard.size for shard in train) / pictures.num_rows("train"),
-        write_gb_per_s=disk.write_gb_per_s,
-        read_gb_per_s=disk.read_gb_per_s,
+        write_gb_per_s=rates[0],
+        read_gb_per_s=rates[1],
         shard_s=shard_s,
         codecs=codecs,
         read_targets=frozenset(recipe.wanted_targets()),
     )
-    sources = _sources(costs, options, process.device_name, answers, student, disk)
+    sources = _sources(costs, options, process.device_name, answers, steps, rates[2])
     return Measured(costs=costs, sources=sources, notes=tuple(notes))
-
-
-@contextmanager
-def _scratch(root: Path) -> Iterator[Path]:
-    """Within, there is a folder in `root`; afterwards all is as it was."""
-    made = not root.exists()
-    root.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".plan-", dir=root) as name:
-            yield Path(name)
-    finally:
-        if made and not any(root.iterdir()):
-            root.rmdir()
-
-
-def _disk(folder: Path, options: PlanOptions, limit_s: float, stop: threading.Event) -> DiskRates:
-    given = options.disk_gb_per_s
-    if given is not None:
-        return DiskRates(write_gb_per_s=given, read_gb_per_s=given, gb=0.0)
-    return measure_disk(folder, limit_s, stop)
-
-
-def _student(
-    recipe: Recipe,
-    pictures: PictureSet,
-    options: PlanOptions,
-    answers: Answers,
-    limit_s: float,
-    stop: threading.Event,
-) -> StudentTimes:
-    if options.student_ms is None:
-        return measure_student(recipe, pictures, answers, limit_s, stop)
-    _, picture_ms = read_pictures(recipe, pictures)
-    return StudentTimes(student_ms=options.student_ms, picture_ms=picture_ms, num_steps=0)
 
 
 def _sources(
@@ -136,13 +104,13 @@ def _sources(
     options: PlanOptions,
     device: str,
     answers: Answers,
-    student: StudentTimes,
-    disk: DiskRates,
+    num_steps: int,
+    disk_gb: float,
 ) -> tuple[str, ...]:
     rows, kept = answers.num_rows, len(answers.kept)
     teachers = "given" if options.teacher_ms else f"measured on {device}, {rows} rows"
-    steps = f"measured on {device}, {student.num_steps} steps" if student.num_steps else "given"
-    rates = f"measured, {disk.gb:.1f} GB" if disk.gb else "given"
+    steps = f"measured on {device}, {num_steps} steps" if num_steps else "given"
+    rates = f"measured, {disk_gb:.1f} GB" if disk_gb else "given"
     return (
         f"teachers  {costs.teacher_ms:.3g} ms a row ({teachers})",
         f"student   {costs.student_ms:.3g} ms a row ({steps})",

@@ -4,24 +4,24 @@ back, decoded and thrown away.
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from stillroom.cache.folder import Cache, claim_cache
 from stillroom.cache.identity import describe_target, make_identity
+from stillroom.cache.row_table import row_order
 from stillroom.codecs import parse_codec
 from stillroom.errors import UserError
 from stillroom.extraction.encode import RowPicture, encode
 from stillroom.planning.arithmetic import CodecCost
-from stillroom.planning.measure_teachers import Answers, thinned, wait_for
+from stillroom.planning.measure_teachers import Answers, wait_for
 from stillroom.recipe import Recipe, views_identity
 from stillroom.signals import raise_if_stopped
 from stillroom.types import ShardId, TargetSpec
@@ -32,8 +32,6 @@ _SHARD_ROUNDS = 4
 _ROUNDS = 3  # of what is read and decoded; the first warms up
 _FEATURES = ("float16", "int8", "stochastic:0.3", "stochastic:1.0", "stochastic:6.0")
 _LOGITS = ("float16", "logits8")
-
-Result = TypeVar("Result")
 
 
 def candidates(recipe: Recipe, spec: TargetSpec) -> tuple[str, ...]:
@@ -106,19 +104,21 @@ def _measure(
 ) -> CodecCost:
     """Keep some of the rows with a codec that is fitted on the others, if there are any."""
     name, target = spec.name, answers.targets[spec.name]
-    numbers = range(len(target))
-    chosen = thinned(list(numbers), min(_MEASURED_ROWS, max(1, len(target) // 2)))
-    batch, measured = [answers.kept[i] for i in chosen], target[chosen]
-    others = target[[i for i in numbers if i not in chosen] or chosen]
-    cache = _new_cache(folder, recipe, (spec,), len(chosen))
-    fit_s, fitted = _timed(time.perf_counter, lambda: _fitted((spec,), {name: others}, device))
+    num_rows = min(_MEASURED_ROWS, max(1, len(target) // 2))
+    order = sorted(range(num_rows), key=lambda i: row_order(answers.kept[i][0]))
+    batch, measured = [answers.kept[i] for i in order], target[order]
+    others = target[num_rows:] if num_rows < len(target) else measured
+    cache = _new_cache(folder, recipe, (spec,), num_rows)
+    began = time.perf_counter()
+    fitted = _fitted((spec,), {name: others}, device)
+    fit_s = time.perf_counter() - began
     cache.publish_fitted(fitted)
     encode_ms, write_ms, publish_ms = _write(cache, name, batch, measured, recipe, device)
     read_ms, decode_ms, decoded = _read(cache, name, recipe.micro_batch, device)
     off = (decoded - measured).square().sum(dtype=torch.float64)
     away = measured - measured.mean((0, 2, 3), keepdim=True)
     return CodecCost(
-        row_bytes=cache.shard_bytes(_SHARD) / len(chosen),
+        row_bytes=cache.shard_bytes(_SHARD) / num_rows,
         error=float(off / away.square().sum(dtype=torch.float64).clamp_min(1e-30)),
         encode_ms=encode_ms,
         write_ms=write_ms,
@@ -172,15 +172,16 @@ def _write(
             some, values = batch[first : first + size], target[first : first + size].to(device)
             if not encode_s:
                 encode(cache, some, {name: values})  # warms up
-            seconds, kept = _timed(
-                time.perf_counter, lambda s=some, v=values: encode(cache, s, {name: v})
-            )
-            encode_s += [seconds / len(some)] * len(some)
+            began = time.perf_counter()
+            kept = encode(cache, some, {name: values})
+            encode_s += [(time.perf_counter() - began) / len(some)] * len(some)
             for row in kept.each():
                 began = time.thread_time()
                 writer.append(*row)
                 write_s.append(time.thread_time() - began)
-        publish_s, _ = _timed(time.thread_time, lambda: writer.publish({}))
+        began = time.thread_time()
+        writer.publish({})
+        publish_s = time.thread_time() - began
     return 1e3 * median(encode_s), 1e3 * median(write_s), 1e3 * publish_s / len(batch)
 
 
@@ -193,9 +194,9 @@ def _read(
         for turn in range(_ROUNDS):
             for first in range(0, len(reader), size):
                 rows = range(first, min(first + size, len(reader)))
-                read, parts = _timed(
-                    time.thread_time, lambda n=rows: _stacked([reader.read(i) for i in n])
-                )
+                began = time.thread_time()
+                parts = default_collate([reader.read(i) for i in rows])
+                read = time.thread_time() - began
                 decode, values = _timed_decode(cache, parts, name, device)
                 if turn:
                     read_s.append(read / len(rows))
@@ -203,10 +204,6 @@ def _read(
                 else:
                     decoded.append(values.cpu())
     return 1e3 * median(read_s), 1e3 * median(decode_s), torch.cat(decoded)
-
-
-def _stacked(arrays: list[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
-    return {part: torch.from_numpy(np.stack([a[part] for a in arrays])) for part in arrays[0]}
 
 
 def _timed_decode(
@@ -223,9 +220,3 @@ def _timed_decode(
         return time.perf_counter() - began, values
     finally:
         torch.set_num_threads(threads)
-
-
-def _timed(clock: Callable[[], float], act: Callable[[], Result]) -> tuple[float, Result]:
-    began = clock()
-    result = act()
-    return clock() - began, result

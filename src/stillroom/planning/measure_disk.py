@@ -4,7 +4,6 @@ import os
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +19,9 @@ _MOST = 1 << 30
 _SPARED = 1 << 28  # bytes left to others
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiskRates:
-    """GB/s of writing (until it is durable) and reading, and the GB that were written."""
-
-    write_gb_per_s: float
-    read_gb_per_s: float
-    gb: float
-
-
-def measure_disk(folder: Path, limit_s: float, stop: threading.Event) -> DiskRates:
-    """Write, flush and read back up to 1 GB, or as much as is written in half of `limit_s`.
+def measure_disk(folder: Path, limit_s: float, stop: threading.Event) -> tuple[float, float, float]:
+    """Write, flush and read back up to 1 GB, or as much as is written in half of `limit_s`. Return
+    the GB/s of writing (until it is durable) and of reading, and the GB that were written.
 
     The file never has a name, so it is gone with this process however that ends. Raises UserError
     where there is no room for it, Stopped, and OSError.
@@ -48,9 +39,7 @@ def measure_disk(folder: Path, limit_s: float, stop: threading.Event) -> DiskRat
         if hasattr(os, "posix_fadvise"):  # macOS has none and may read from memory
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         num_read, read_s = _read(file.fileno(), size, limit_s / 2, stop)
-    return DiskRates(
-        write_gb_per_s=size / write_s / 1e9, read_gb_per_s=num_read / read_s / 1e9, gb=size / 1e9
-    )
+    return size / write_s / 1e9, num_read / read_s / 1e9, size / 1e9
 
 
 def _write(descriptor: int, room: int, limit_s: float, stop: threading.Event) -> tuple[int, float]:

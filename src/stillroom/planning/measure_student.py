@@ -2,9 +2,9 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from statistics import median
 
@@ -40,15 +40,6 @@ _WARM_STEPS, _LEAST_STEPS, _MOST_STEPS = 2, 3, 30
 _LEAST_ROWS = 32  # whose pictures are read
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudentTimes:
-    """Milliseconds a row of a step, and of one core for a picture; how many steps were measured."""
-
-    student_ms: float
-    picture_ms: float
-    num_steps: int
-
-
 def context_for(
     recipe: Recipe, pictures: PictureSet, specs: Mapping[str, TargetSpec]
 ) -> TrainContext:
@@ -79,30 +70,43 @@ def train_step(context: TrainContext, batches: list[Batch]) -> Tensor:
 
 
 def measure_student(
-    recipe: Recipe, pictures: PictureSet, answers: Answers, limit_s: float, stop: threading.Event
-) -> StudentTimes:
-    """Take steps until `limit_s` is over, at least a few, with pictures that are in memory and
-    targets that are decoded; what warms up does not count. Errors as stage 2's.
+    recipe: Recipe,
+    pictures: PictureSet,
+    answers: Answers,
+    hosts: Sequence[StoredBatch],
+    limit_s: float,
+    stop: threading.Event,
+) -> tuple[float, int]:
+    """Take steps on these micro-batches until `limit_s` is over, at least a few, with targets that
+    are decoded; what warms up does not count. Return the ms a row and how many steps were measured.
+    Errors as stage 2's.
     """
-    specs = {spec.name: spec for spec in answers.specs}
-    context = context_for(recipe, pictures, specs)
-    hosts, picture_ms = read_pictures(recipe, pictures)
-    targets = {name: answers.targets[name] for name in recipe.wanted_targets()}
-    targets = {name: value.to(context.accelerator.device) for name, value in targets.items()}
+    context = context_for(recipe, pictures, {spec.name: spec for spec in answers.specs})
+    device = context.accelerator.device
+    targets = [_targets(context, answers, i) for i in range(len(hosts))]
     seconds: list[float] = []
     began = time.perf_counter()
     for _ in range(_WARM_STEPS + _MOST_STEPS):
         if len(seconds) >= _WARM_STEPS + _LEAST_STEPS and time.perf_counter() - began > limit_s:
             break
         raise_if_stopped(stop, f"{len(seconds)} training steps were measured")
-        batches = _with_targets(context, hosts, targets)
-        seconds.append(_timed_step(context, hosts, batches))
+        wait_for(str(device))
+        start = time.perf_counter()
+        batches = [to_batch(host, device, None) for host in hosts]
+        pairs = zip(batches, targets, strict=True)
+        train_step(context, [replace(batch, targets=known) for batch, known in pairs])
+        wait_for(str(device))
+        seconds.append(time.perf_counter() - start)
     counted = seconds[_WARM_STEPS:]
-    return StudentTimes(
-        student_ms=1e3 * median(counted) / recipe.batch,
-        picture_ms=picture_ms,
-        num_steps=len(counted),
-    )
+    return 1e3 * median(counted) / recipe.batch, len(counted)
+
+
+def _targets(context: TrainContext, answers: Answers, number: int) -> dict[str, Tensor]:
+    """Return the decoded targets of a micro-batch: those of the kept rows in turn."""
+    recipe, device = context.recipe, context.accelerator.device
+    places = torch.arange(recipe.micro_batch) + number * recipe.micro_batch
+    wanted = {name: answers.targets[name] for name in recipe.wanted_targets()}
+    return {name: value[places % len(value)].to(device) for name, value in wanted.items()}
 
 
 def read_pictures(recipe: Recipe, pictures: PictureSet) -> tuple[list[StoredBatch], float]:
@@ -124,31 +128,3 @@ def read_pictures(recipe: Recipe, pictures: PictureSet) -> tuple[list[StoredBatc
         hosts = list(islice(stream, steps * num_micros))
         spent = time.process_time() - began
     return hosts[:num_micros], 1e3 * spent / (steps * recipe.batch)
-
-
-def _with_targets(
-    context: TrainContext, hosts: list[StoredBatch], targets: dict[str, Tensor]
-) -> list[dict[str, Tensor]]:
-    """Return the decoded targets of each micro-batch: those of the kept rows in turn."""
-    found, size = [], context.recipe.micro_batch
-    for first in range(0, size * len(hosts), size):
-        places = torch.arange(first, first + size)
-        found.append({name: value[places % len(value)] for name, value in targets.items()})
-    return found
-
-
-def _timed_step(
-    context: TrainContext, hosts: list[StoredBatch], targets: list[dict[str, Tensor]]
-) -> float:
-    device = context.accelerator.device
-    wait_for(str(device))
-    began = time.perf_counter()
-    train_step(
-        context,
-        [
-            replace(to_batch(h, device, None), targets=t)
-            for h, t in zip(hosts, targets, strict=True)
-        ],
-    )
-    wait_for(str(device))
-    return time.perf_counter() - began

@@ -60,9 +60,8 @@ def evaluate_at_own_size(
 
 
 def _items(source: str) -> Iterator[tuple[str, Item]]:
-    parsed = parse_source(source)
-    for split in parsed.splits:
-        for item in parsed.items(split):
+    for items in parse_source(source).splits.values():
+        for item in items:
             yield key_of(item.name), item
 
 
