@@ -199,7 +199,9 @@ class Validation:
 def splits_of(
     text: str, categories: tuple[str, ...], chosen: Validation, bad: BadPictures
 ) -> tuple[tuple[str, ...], dict[str, list[_Keyed]]]:
-    """Return the class names that the sources know, and each split's pictures ordered by key."""
+    """Return the class names that the sources know, and each split's pictures in an order by hash
+    of the key: every shard is a sample of them all, not neighbours in a film.
+    """
     source = parse_source(text, categories)
     has_list = "val" in source.splits
     chosen.refuse_two(has_list)
@@ -228,7 +230,7 @@ def splits_of(
 
 
 def _keyed(items: Iterable[Item], seen: dict[str, Item], bad: BadPictures) -> list[_Keyed]:
-    """Return (key, item) ordered by key; a key that was seen before is bad."""
+    """Return (key, item) ordered by hash of the key; a key that was seen before is bad."""
     rows = []
     for item in items:
         try:
@@ -242,7 +244,7 @@ def _keyed(items: Iterable[Item], seen: dict[str, Item], bad: BadPictures) -> li
             found = f"{first.picture} and {item.picture}"
             fix = "rename one, or list it once; --skip-bad keeps the first"
             bad.add(BadPicture(f"two pictures with the key {key}", found=found, fix=fix))
-    return sorted(rows, key=lambda row: row[0])
+    return sorted(rows, key=lambda row: share_of(row[0], "shard"))
 
 
 def _refuse_empty(split: str, num_pictures: int) -> None:

@@ -1,7 +1,7 @@
 """The writer of picture shards: WebDataset tars, equal bytes for equal pictures.
 
 Everything is written into a hidden folder beside the final one, flushed, read back and renamed.
-Memory: one picture, and one shard's index.
+Memory: the encoded pictures of one shard, and its index.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import socket
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def pack(
     picture_format: PictureFormat,
     shard_rows: int,
 ) -> tuple[ShardInfo, ...]:
-    """Write a data set to the new folder `out`; each split's pictures come ordered by key.
+    """Write a data set to the new folder `out`; of each split's pictures, as many as a shard has
+    rows lie in memory at a time, encoded, to be ordered by key.
 
     Returns its shards. Raises UserError where `out` exists or a split is empty, FailureError where
     the disk fails.
@@ -103,10 +105,9 @@ def _write_split(
 ) -> Iterator[ShardInfo]:
     rest = iter(rows)
     for number in itertools.count():
-        first = next(rest, None)
-        if first is None:
+        chunk = sorted(itertools.islice(rest, shard_rows), key=attrgetter("key"))
+        if not chunk:
             break
-        chunk = itertools.chain([first], itertools.islice(rest, shard_rows - 1))
         yield _write_shard(folder, ShardId(split, number), chunk, picture_format)
     if number == 0:
         raise UserError(f"no picture is left for the split {split!r}", fix="look at those left out")
