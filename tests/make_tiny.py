@@ -12,6 +12,7 @@ from PIL import Image
 
 from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.process import ProcessContext
+from stillroom.pictures.keys import share_of
 from stillroom.pictures.make import make_shards
 from stillroom.pictures.synthetic import CLASSES, draw_shapes
 from stillroom.recipe import Data, Recipe, Run
@@ -22,7 +23,7 @@ from stillroom.training.checkpoint import save_student
 from stillroom.training.order import Order
 from stillroom.types import IGNORE
 
-TRAIN, VAL, HEIGHT, WIDTH, MICRO = 24, 8, 32, 48, 4
+TRAIN, VAL, HEIGHT, WIDTH, MICRO, ROWS = 24, 8, 32, 48, 4, 8
 
 
 def make_world(folder: Path) -> Path:
@@ -55,14 +56,16 @@ def make_pictures(
     folder: Path, train: int = TRAIN, val: int = VAL, classes: tuple[str, ...] = CLASSES
 ) -> None:
     """Write and pack pictures of 24 x 48 px, letterboxed to 32 x 48 (height x width)."""
-    void = {Order(rows=train, seed=0).at(position)[1] for position in range(MICRO)}
+    dealt = sorted(range(train), key=lambda seed: share_of(f"{seed:06}", "shard"))
+    stored = [seed for i in range(0, train, ROWS) for seed in sorted(dealt[i : i + ROWS])]
+    void = {stored[Order(rows=train, seed=0).at(position)[1]] for position in range(MICRO)}
     sources = {"train": range(train), "val": range(1000, 1000 + val)}
     for split, seeds in sources.items():
         for name in ("images", "masks"):
             (folder / split / name).mkdir(parents=True)
-        for number, seed in enumerate(seeds):
+        for seed in seeds:
             image, mask = draw_shapes(seed, WIDTH)
-            if split == "train" and number in void:
+            if split == "train" and seed in void:
                 mask[13:] = IGNORE
             for name, array in (("images", image), ("masks", mask)):
                 Image.fromarray(array[12:36]).save(folder / split / name / f"{seed:06}.png")
@@ -76,7 +79,7 @@ def make_pictures(
         size=(HEIGHT, WIDTH),
         fit="letterbox",
         format="png",
-        shard_rows=8,
+        shard_rows=ROWS,
         classes=str(folder / "classes.txt"),
     )
 
