@@ -134,14 +134,14 @@ def test_what_lies_on_disk_says_what_is_done_and_how_to_go_on(recipes, tmp_path)
         write_json(run / "evaluation.json", {"weights_sha256": digest})
         assert evaluation.is_done() == is_done
 
-    longer = {**recipes, "f.py:plain": replace(plain, epochs=2)}
-    training = named(longer, *words, seeds=(3,))[0]["train plain-seed3"]
-    assert not training.is_done() and training.words()[-1] == "--run.resume"
-    other = {**recipes, "f.py:plain": replace(plain, batch=4)}
-    with pytest.raises(UserError, match=r"another recipe(.|\n)*batch(.|\n)*another --run\.out"):
-        plan(request(other, *words, seeds=(3,)))
+    for field, value in (("batch", 4), ("epochs", 2)):
+        other = {**recipes, "f.py:plain": replace(plain, **{field: value})}
+        with pytest.raises(UserError, match=rf"another recipe(.|\n)*{field}(.|\n)*--run\.out"):
+            plan(request(other, *words, seeds=(3,)))
 
     (run / "receipt.json").unlink()
+    training = named(recipes, *words, seeds=(3,))[0]["train plain-seed3"]
+    assert not training.is_done() and training.words()[-1] == "--run.resume"
     for folder in (run / "checkpoints").iterdir():
         folder.rename(tmp_path / folder.name)
     assert named(recipes, *words, seeds=(3,))[0][training.name].words()[-1] == "--run.overwrite"
