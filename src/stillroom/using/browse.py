@@ -1,7 +1,5 @@
 """Pictures in a page: thumbnails, and a viewer with an edge to move between two masks."""
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from html import escape
@@ -13,7 +11,7 @@ from PIL import Image
 from stillroom.pictures.draw import VOID_COLOUR, WRONG_COLOUR
 from stillroom.types import IGNORE
 from stillroom.using.examples import Example
-from stillroom.using.page import paragraph
+from stillroom.using.page import data_url, legend, paragraph
 
 _MOST_PX = 384  # of a side, in a page
 Colour = tuple[int, int, int]
@@ -22,7 +20,7 @@ Colour = tuple[int, int, int]
 def viewer(
     examples: Sequence[Example],
     num_worst: int,
-    legend: Sequence[tuple[str, Colour]],
+    colours: Sequence[tuple[str, Colour]],
     palette: Sequence[Colour],
 ) -> str:
     """Return the viewer and its pictures, the first `num_worst` under a heading of their own; ""
@@ -40,7 +38,7 @@ def viewer(
     others = f"<h3>Others, over the whole split</h3>{_strip(thumbs[num_worst:])}"
     text = json.dumps(layers).replace("<", "\\u003c")
     return (
-        f"{_controls(sides, names)}{_legend(legend)}{worst}"
+        f"{_controls(sides, names)}{legend(colours)}{worst}"
         f"{others if len(examples) > num_worst else ''}"
         f'<script type="application/json" id="layers">{text}</script>'
         + paragraph("mIoU of a picture is that of the classes in its truth or its prediction.")
@@ -70,21 +68,15 @@ def _controls(sides: Sequence[str], names: Sequence[str]) -> str:
     )
 
 
-def _legend(legend: Sequence[tuple[str, Colour]]) -> str:
-    items = (
-        f'<li><i style="background:rgb{tuple(map(int, colour))}"></i> {escape(name)}</li>'
-        for name, colour in legend
-    )
-    return f'<ul class="legend">{"".join(items)}</ul>'
-
-
 def _strip(thumbs: Sequence[str]) -> str:
     return f'<div class="strip">{"".join(thumbs)}</div>'
 
 
 def _thumb(one: Example) -> str:
     label = escape(f"{one.key}, mIoU {one.score:.3f}")
-    source = _url(_small(Image.fromarray(one.image), Image.Resampling.BILINEAR), "WEBP", quality=80)
+    source = data_url(
+        _small(Image.fromarray(one.image), Image.Resampling.BILINEAR), "WEBP", quality=80
+    )
     return (
         f'<button type="button" title="{label}" aria-pressed="false">'
         f'<img src="{source}" alt="{label}" loading="lazy">{one.score:.3f}</button>'
@@ -108,16 +100,10 @@ def _mask_url(mask: UInt8[np.ndarray, "h w"], palette: Sequence[Colour]) -> str:
     colours[: len(palette)], colours[IGNORE] = np.array(palette, np.uint8), VOID_COLOUR
     image.putpalette(colours.tobytes())
     clear = {"transparency": 0} if tuple(palette[0]) == (0, 0, 0) else {}
-    return _url(image, "PNG", optimize=True, **clear)
+    return data_url(image, "PNG", optimize=True, **clear)
 
 
 def _small(image: Image.Image, resampling: Image.Resampling) -> Image.Image:
     share = min(1.0, _MOST_PX / max(image.size))
     width, height = (max(1, round(side * share)) for side in image.size)
     return image.resize((width, height), resampling)
-
-
-def _url(image: Image.Image, kind: str, **options: int) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

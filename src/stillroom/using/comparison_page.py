@@ -13,7 +13,7 @@ from stillroom.using.comparison_table import cells, differences, figures, short
 from stillroom.using.curves import comparison_charts
 from stillroom.using.evaluation import open_data
 from stillroom.using.examples import choose, examples, legend_for
-from stillroom.using.page import lines, page, paragraph, table
+from stillroom.using.page import beside, lines, page, paragraph, table
 from stillroom.using.report import MOST, WORST
 from stillroom.using.student import load_student
 from stillroom.using.student_rows import class_names, palette_for
@@ -61,8 +61,7 @@ def _scatter(rows: Sequence[Row]) -> str:
         for row, f in zip(rows, figures(rows), strict=True)
         if f["ms"] is not None and f["score"] is not None
     ]
-    drawn = chart("score over time", series, x="ms a picture, batch 1 on a CPU")
-    return f'<div class="charts">{drawn}</div>' if drawn else ""
+    return beside([chart("score over time", series, x="ms a picture, batch 1 on a CPU")])
 
 
 def _pictures(rows: Sequence[Row], shards: Path | None, cache: Path, code: str | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from stillroom.metrics import SCORES
 from stillroom.using.charts import Point, Series, chart
+from stillroom.using.page import beside
 
 _PLACE = ("kind", "step", "epoch")
 _SCORES = {**SCORES, "teacher_miou": "teacher mIoU"}
@@ -57,7 +58,7 @@ def run_charts(run: Path, classes: Sequence[str]) -> str:
         parts.append(chart(title, _of_classes(lines, name, classes)))
     for title, some in _groups(lines, {*names, *_SCORES}).items():
         parts.append(chart(title, [_series(lines, "train", name) for name in some]))
-    return f'<div class="charts">{"".join(parts)}</div>' if any(parts) else ""
+    return beside(parts)
 
 
 def comparison_charts(runs: Sequence[tuple[str, int, Path]]) -> str:
@@ -76,7 +77,7 @@ def comparison_charts(runs: Sequence[tuple[str, int, Path]]) -> str:
                 seen[number] += 1
             is_loss = name == "loss" or name.startswith("term_")
             parts.append(chart(f"{title}: {_title(name)}", series, log=is_loss))
-    return f'<div class="charts">{"".join(parts)}</div>' if any(parts) else ""
+    return beside(parts)
 
 
 def _names(lines: Sequence[dict[str, Any]]) -> list[str]:

@@ -1,6 +1,5 @@
 """What was found in a source as a table, as JSON and as one page that needs nothing else."""
 
-import base64
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -12,31 +11,24 @@ from PIL import Image
 
 from stillroom.columns import in_columns
 from stillroom.jsonfile import write_bytes, write_json
-from stillroom.pictures.decode import BadPicture, encode_picture, open_picture, to_rgb
-from stillroom.pictures.draw import blend, colour_mask
+from stillroom.pictures.decode import BadPicture, open_picture, to_rgb
+from stillroom.pictures.draw import VOID_COLOUR, blend, colour_mask
 from stillroom.pictures.labels import Labels, colour_text, palette_of, shown
 from stillroom.pictures.prepare import Geometry, prepare
+from stillroom.types import IGNORE
 from stillroom.using.data_report import DataReport, Seen
 from stillroom.using.mask_reading import total
+from stillroom.using.page import beside, data_url, legend, lines, page, table
 
 _OVERLAYS, _PAIRS, _LINES, _ROWS = 24, 12, 10, 60
 _TILE = Geometry(height=176, width=176, fit="letterbox")
-_STYLE = """:root{color-scheme:light dark}
-body{font:15px/1.45 system-ui,sans-serif;margin:1.2rem auto;max-width:72rem;padding:0 1rem}
-h2{font-size:1.1rem;margin:1.6rem 0 .4rem}p{margin:.3rem 0;overflow-wrap:anywhere}
-table{border-collapse:collapse}td,th{padding:.15rem .7rem .15rem 0;text-align:right}
-td:first-child,th:first-child{text-align:left}.wide{overflow-x:auto}
-figure{display:inline-block;margin:.3rem;vertical-align:top;max-width:100%}img{max-width:100%}
-figcaption{font-size:.75rem;overflow-wrap:anywhere}
-.swatch{display:inline-block;width:.9em;height:.9em;margin-right:.4em;border:1px solid #8888;
-vertical-align:-.1em}"""
 
 
 def write_report(report: DataReport, out: Path) -> None:
     """Write check.json and check.html into a folder, made where absent."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "check.json", report.as_json())
-    write_bytes(out / "check.html", _page(report).encode())
+    write_bytes(out / "check.html", _html(report).encode())
 
 
 def table_text(report: DataReport) -> str:
@@ -106,32 +98,25 @@ def _cut(lines: Sequence[str]) -> list[str]:
     return [*lines[:_LINES], *([f"and {rest} more, see check.json"] if rest > 0 else [])]
 
 
-def _page(report: DataReport) -> str:
-    summary = "".join(f"<p>{escape(line)}</p>" for line in _summary(report))
-    parts = [summary, _class_html(report), _value_html(report)]
-    for title, lines in _faults(report):
-        items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-        parts.append(f"<h2>{escape(title)}</h2><ul>{items}</ul>")
+def _html(report: DataReport) -> str:
     pairs = [(a, b) for a, b, _ in report.near] + [(g[0], g[-1]) for g in report.leaks]
-    if pairs:
-        tiles = (_figure(_plain(one), one.name) for pair in pairs[:_PAIRS] for one in pair)
-        parts.append(f"<h2>In two splits</h2>{''.join(tiles)}")
-    parts.append(f"<h2>Pictures and masks</h2>{''.join(_overlays(report))}")
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport"
-        f' content="width=device-width"><title>{escape(report.source)}</title>'
-        f"<style>{_STYLE}</style><h1>Data check</h1>{''.join(parts)}</html>\n"
-    )
+    tiles = (_figure(_plain(one), one.name) for pair in pairs[:_PAIRS] for one in pair)
+    sections = [
+        ("Found", lines(_summary(report))),
+        ("Classes", _class_html(report)),
+        ("Values in the masks", _value_html(report)),
+        *((title, lines(texts)) for title, texts in _faults(report)),
+        ("In two splits", beside(tiles)),
+        ("Pictures and masks", beside(_overlays(report))),
+    ]
+    return page("Data check", report.source, sections)
 
 
 def _class_html(report: DataReport) -> str:
     head, *rows = _class_rows(report) or [[]]
-    colours = [*palette_of(max(0, len(rows) - 1)), (224, 224, 192)]
-    body = "".join(
-        "<tr>" + _cells(row, _swatch(colour)) + "</tr>"
-        for row, colour in zip(rows, colours, strict=False)
-    )
-    return f"<h2>Classes</h2><div class=wide><table>{_head(head)}{body}</table></div>" * bool(rows)
+    colours = [*palette_of(max(0, len(rows) - 1)), VOID_COLOUR]
+    names = [row[0] for row in rows]
+    return legend(list(zip(names, colours, strict=False))) + table(head, rows) if rows else ""
 
 
 def _value_html(report: DataReport) -> str:
@@ -141,28 +126,15 @@ def _value_html(report: DataReport) -> str:
         return ""
     known, every = ({} if labels is None else labels.known()), sum(values.values())
     on = total(dict.fromkeys(report.values([mask]), 1) for mask in masks)
+    text = colour_text if report.is_by_colour else str
     rows = []
     for value, pixels in values.items():
-        text = colour_text(value) if report.is_by_colour else str(value)
         label = known.get(value)
-        name = {None: "no class", 255: "void"}.get(label) or labels.names[label]  # type: ignore
-        mark = _swatch((value >> 16, value >> 8 & 255, value & 255)) * report.is_by_colour
-        rows.append(f"<tr>{_cells([text, f'{pixels / every:.2%}', str(on[value]), name], mark)}")
-    head = _head(["value", "share", "masks", "read as"])
-    return f"<h2>Values in the masks</h2><div class=wide><table>{head}{''.join(rows)}</table></div>"
-
-
-def _head(names: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<th>{escape(name)}</th>" for name in names) + "</tr>"
-
-
-def _cells(cells: Sequence[str], mark: str) -> str:
-    first, *rest = (escape(cell) for cell in cells)
-    return f"<td>{mark}{first}</td>" + "".join(f"<td>{cell}</td>" for cell in rest)
-
-
-def _swatch(colour: Sequence[int]) -> str:
-    return f'<span class=swatch style="background:rgb{tuple(colour)}"></span>'
+        name = {None: "no class", IGNORE: "void"}.get(label) or labels.names[label]  # type: ignore
+        rows.append([text(value), f"{pixels / every:.2%}", str(on[value]), name])
+    rgb = {colour_text(v): (v >> 16, v >> 8 & 255, v & 255) for v in values}
+    marks = legend(list(rgb.items())) if report.is_by_colour else ""
+    return marks + table(["value", "share", "masks", "read as"], rows)
 
 
 def _overlays(report: DataReport) -> Iterable[str]:
@@ -193,9 +165,5 @@ def _plain(one: Seen) -> np.ndarray:
 
 
 def _figure(pixels: np.ndarray, caption: str) -> str:
-    data = base64.b64encode(encode_picture(Image.fromarray(pixels), "jpg")).decode()
-    text = escape(caption, quote=True)
-    return (
-        f'<figure><img alt="{text}" src="data:image/jpeg;base64,{data}">'
-        f"<figcaption>{text}</figcaption></figure>"
-    )
+    text, url = escape(caption), data_url(Image.fromarray(pixels), "JPEG", quality=95)
+    return f'<figure><img alt="{text}" src="{url}"><figcaption>{text}</figcaption></figure>'

@@ -5,9 +5,12 @@ Functions take plain text and return HTML; whatever comes from a file is escaped
 
 import base64
 import hashlib
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
+
+from PIL import Image
 
 _FOLDER = files("stillroom.using")
 
@@ -70,3 +73,25 @@ def details(summary: str, body: str) -> str:
 def lines(texts: Sequence[str]) -> str:
     """Return a list of sentences."""
     return f'<ul class="dim">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>'
+
+
+def legend(colours: Sequence[tuple[str, Sequence[int]]]) -> str:
+    """Return names, each beside its colour."""
+    items = (
+        f'<li><i style="background:rgb{tuple(map(int, colour))}"></i> {escape(name)}</li>'
+        for name, colour in colours
+    )
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def beside(figures: Iterable[str]) -> str:
+    """Return figures side by side, as many as fit; "" where there is none."""
+    body = "".join(figures)
+    return f'<div class="charts">{body}</div>' if body else ""
+
+
+def data_url(image: Image.Image, kind: str, **options: int) -> str:
+    """Return a picture as the address of itself; `kind` and `options` are Pillow's."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -21,7 +21,7 @@ from stillroom.using.examples import (
     legend_for,
 )
 from stillroom.using.measures import Measures
-from stillroom.using.page import cards, details, lines, page, paragraph, table
+from stillroom.using.page import beside, cards, details, lines, page, paragraph, table
 from stillroom.using.student import Trained
 from stillroom.using.student_rows import class_names, palette_for
 
@@ -162,7 +162,7 @@ def _calibration(found: dict[str, Any]) -> str:
         x="mean probability of the predicted class",
         note="below the ideal line the student is surer than it is right",
     )
-    return f'<div class="charts">{drawn}</div>' if drawn else ""
+    return beside([drawn])
 
 
 def _own_size(found: dict[str, Any]) -> str:
