@@ -29,25 +29,28 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
+    """Values and the places, of the drawing, where the axis begins and ends."""
+
     low: Number
     high: Number
+    begin: int
+    end: int
     is_log: bool = False
 
-    def share(self, value: Number) -> Number:
-        low, high, value = (self._at(v) for v in (self.low, self.high, value))
-        return (value - low) / (high - low)
-
-    def _at(self, value: Number) -> Number:
-        return math.log10(value) if self.is_log else value
+    def place(self, value: Number) -> Number:
+        low, high, value = (
+            math.log10(v) if self.is_log else v for v in (self.low, self.high, value)
+        )
+        return self.begin + (self.end - self.begin) * (value - low) / (high - low)
 
     def ticks(self) -> list[Number]:
-        if not self.is_log or self.high < 8 * self.low:
-            step = _round_step((self.high - self.low) / 4)
-            first = math.ceil(self.low / step - 1e-9)
-            return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
-        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        every = (1,) if len(powers) > 4 else (1, 2, 5)
-        found = [m * 10.0**p for p in powers for m in every]
+        from matplotlib.ticker import LogLocator, MaxNLocator
+
+        decades = math.log10(self.high / self.low) if self.is_log else 0
+        locator = MaxNLocator(6, steps=[1, 2, 5, 10])
+        if decades > 0.9:
+            locator = LogLocator(subs=(1, 2, 5) if decades < 3 else (1,))
+        found = locator.tick_values(self.low, self.high).tolist()
         return [value for value in found if self.low <= value <= self.high]
 
 
@@ -62,7 +65,7 @@ def chart(
     if not kept:
         return ""
     xs, ys = zip(*(point for _, one in kept for point in one.points), strict=True)
-    across, up = _axis(xs, False), _axis(ys, log)
+    across, up = _axis(xs, _LEFT, _RIGHT), _axis(ys, _BOTTOM, _TOP, log)
     styles = [_style(i if one.colour is None else one.colour, one.dash) for i, one in kept]
     drawn = "".join(_drawn(one, s, across, up) for (_, one), s in zip(kept, styles, strict=True))
     words = [_described(one, x) for _, one in kept]
@@ -93,17 +96,12 @@ def _thinned(one: Series, log: bool) -> Series:
     return replace(one, points=points[::step] + last)
 
 
-def _axis(values: Sequence[Number], log: bool) -> _Axis:
+def _axis(values: Sequence[Number], begin: int, end: int, log: bool = False) -> _Axis:
     low, high = min(values), max(values)
     if log:
-        return _Axis(low / 1.1, high * 1.1, True)
+        return _Axis(low / 1.1, high * 1.1, begin, end, True)
     room = (high - low) * 0.04 or abs(high) * 0.1 or 1.0
-    return _Axis(low - room, high + room)
-
-
-def _round_step(step: Number) -> Number:
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(m * power for m in (1, 2, 5, 10) if m * power >= step * 0.999)
+    return _Axis(low - room, high + room, begin, end)
 
 
 def _style(number: int, dash: int) -> str:
@@ -115,32 +113,24 @@ def _style(number: int, dash: int) -> str:
 def _frame(across: _Axis, up: _Axis, x: str) -> str:
     parts = []
     for value in up.ticks():
-        y = _y(up, value)
+        y = up.place(value)
         parts.append(f'<path class="axis" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>')
         parts.append(f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
     for value in across.ticks():
-        place = _x(across, value)
+        place = across.place(value)
         parts.append(f'<path class="axis" d="M{place:.1f} {_BOTTOM}v4"/>')
-        text = f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
-        parts.append(f'<text x="{place:.1f}" y="{_BOTTOM + 15}" text-anchor="middle">{text}</text>')
+        text = f'y="{_BOTTOM + 15}" text-anchor="middle">{number(value)}</text>'
+        parts.append(f'<text x="{place:.1f}" {text}')
     end = f'<text x="{_RIGHT}" y="{_HEIGHT - 1}" text-anchor="end">{escape(x)}</text>'
     return "".join(parts) + end
 
 
 def _drawn(one: Series, style: str, across: _Axis, up: _Axis) -> str:
-    places = [(_x(across, x), _y(up, y)) for x, y in one.points]
+    places = [(across.place(x), up.place(y)) for x, y in one.points]
     d = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     if one.marks or len(places) == 1:
         d = "".join(f"M{x - 4:.1f} {y:.1f}h8M{x:.1f} {y - 4:.1f}v8" for x, y in places)
     return f'<path {style} d="{d}"><title>{escape(one.name)}</title></path>'
-
-
-def _x(axis: _Axis, value: Number) -> Number:
-    return _LEFT + (_RIGHT - _LEFT) * axis.share(value)
-
-
-def _y(axis: _Axis, value: Number) -> Number:
-    return _BOTTOM - (_BOTTOM - _TOP) * axis.share(value)
 
 
 def _described(one: Series, x: str) -> str:
