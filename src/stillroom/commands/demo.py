@@ -79,7 +79,8 @@ def _train(out: Path, role: str, flags: list[str]) -> None:
 
 
 def _report(out: Path) -> None:
-    from stillroom.using.comparison import draw_comparison
+    from stillroom.pictures.dataset import open_pictures
+    from stillroom.using.examples import draw_masks
     from stillroom.using.student import load_student, milliseconds
 
     trained = {role: load_student(out / recipe) for role, recipe in RUNS.items()}
@@ -96,7 +97,7 @@ def _report(out: Path) -> None:
     seconds = _read_seconds(out)
     summary |= {"cache_mb": round(size / 1e6, 3), "seconds": seconds}
     write_json(out / "summary.json", summary)
-    draw_comparison(trained, out / "shapes", out / "comparison.png")
+    draw_masks(trained, open_pictures(out / "shapes"), out / "comparison.png")
     print(f"\n{'':10} {'mIoU':>7} {'parameters':>11} {'ms a picture':>13}")
     for role in RUNS:
         line = summary[role]

@@ -1,29 +1,21 @@
 """Students side by side: finished runs, one row for each recipe, with what differs between the
-recipes; their masks on the same pictures.
+recipes.
 
 Runs of one recipe are those whose recipe.json differs in the seed alone. A run that is another's
 teacher is a teacher, one that read a cache was trained with a teacher, any other without.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-import numpy as np
-import torch
-
 from stillroom.errors import UserError
 from stillroom.jsonfile import digest, read_json
-from stillroom.metrics import SCORES, predict
+from stillroom.metrics import SCORES
 from stillroom.networks.finished_run import DESCRIPTION, require_finished
-from stillroom.pictures.dataset import open_pictures
-from stillroom.pictures.draw import colour_mask, grid, legend_of
-from stillroom.pictures.loader import box_tensor, image_tensor, mask_array
 from stillroom.using.charts import Point
 from stillroom.using.curves import points, read_lines
-from stillroom.using.student import Trained
-from stillroom.using.student_rows import class_names, palette_for, places, read, tile
 
 ROLES = ("teacher", "without", "with")
 
@@ -188,23 +180,3 @@ def differing(values: Sequence[Any], name: str = "") -> dict[str, list[Any]]:
         dotted = f"{name}.{member}" if name else member
         found |= differing([value.get(member) for value in inside], dotted)
     return found
-
-
-@torch.inference_mode()
-def draw_comparison(
-    students: Mapping[str, Trained], shards: Path, path: Path, rows: int = 6
-) -> None:
-    """Write a grid of validation pictures, or regions of them, at the first student's size:
-    picture, truth, each student's mask.
-    """
-    pictures, first = open_pictures(shards), next(iter(students.values()))
-    known, palette = places(first, pictures, "val"), palette_for(first, pictures)
-    tiles = []
-    for place in known[:: max(1, len(known) // rows)][:rows]:
-        picture = read(first, pictures, place)
-        image, boxes = image_tensor(picture.image)[None], box_tensor([picture])
-        masks = [mask_array(picture).astype(np.int64)]
-        masks += [predict(s.network(image, boxes))[0].numpy() for s in students.values()]
-        tiles.append([tile(first, picture), *(colour_mask(mask, palette) for mask in masks)])
-    legend = legend_of(class_names(first, pictures), palette)
-    grid(tiles, ["picture", "truth", *students], legend=legend).save(path)

@@ -2,7 +2,7 @@
 best, the middle and the worst.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,14 @@ from jaxtyping import UInt8
 
 from stillroom.metrics import predict
 from stillroom.pictures.dataset import PictureSet
-from stillroom.pictures.draw import WRONG_COLOUR, blend, grid, legend_of, mistakes
+from stillroom.pictures.draw import (
+    WRONG_COLOUR,
+    blend,
+    colour_mask,
+    grid,
+    legend_of,
+    mistakes,
+)
 from stillroom.pictures.loader import box_tensor, image_tensor, inside_array
 from stillroom.types import IGNORE
 from stillroom.using.cached_masks import CachedMasks
@@ -21,6 +28,7 @@ from stillroom.using.student_rows import class_names, palette_for, places, read,
 
 Score = tuple[str, float]  # a picture's key, and its mIoU
 _EACH = 2  # pictures of the best, the middle and the worst
+_DRAWN = 6  # pictures of students side by side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +66,7 @@ def choose(scores: Sequence[Score], worst: int, most: int) -> list[Score]:
 
 @torch.inference_mode()
 def examples(
-    students: dict[str, Trained],
+    students: Mapping[str, Trained],
     pictures: PictureSet,
     split: str,
     scores: Sequence[Score],
@@ -111,3 +119,17 @@ def draw_examples(
         captions.append(f"{name}: mIoU {example.score:.3f}, {example.key}")
         titles = ["picture", *example.masks, "difference"]
     grid(rows, titles, captions, legend_for(class_names(trained, pictures), palette)).save(path)
+
+
+def draw_masks(students: Mapping[str, Trained], pictures: PictureSet, path: Path) -> None:
+    """Write a grid of validation pictures, or regions of them, at the first student's size:
+    picture, truth, each student's mask.
+    """
+    first = next(iter(students.values()))
+    names = [row.name for _, row in places(first, pictures, "val")]
+    chosen = [(name, 0.0) for name in names[:: max(1, len(names) // _DRAWN)][:_DRAWN]]
+    palette, rows, titles = palette_for(first, pictures), [], []
+    for one in examples(students, pictures, "val", chosen):
+        rows.append([one.image, *(colour_mask(mask, palette) for mask in one.masks.values())])
+        titles = ["picture", *one.masks]
+    grid(rows, titles, legend=legend_of(class_names(first, pictures), palette)).save(path)
