@@ -57,7 +57,6 @@ def main(
     from stillroom.pictures.make import labels_of
     from stillroom.using.cached_masks import find_masks
     from stillroom.using.evaluation import evaluate, open_data, write_evaluation
-    from stillroom.using.measures import Measures
     from stillroom.using.own_size import evaluate_at_own_size
     from stillroom.using.report import write_report
     from stillroom.using.student import load_student
@@ -67,17 +66,16 @@ def main(
     place = partial(place_of, local=run_local, local_gb=run_local_gb)
     pictures = open_data(trained, place(shards or trained.about["pictures"]["path"]))
     masks, reason = find_masks(trained, pictures, split, place(cache))
-    measures = Measures(masks)
     own = {}
     if source is not None:
         labels = labels_of(None, pictures.classes, mask_values, mask_colours, ())
         own["own_size"] = evaluate_at_own_size(trained, pictures, source, labels, split, device)
-    found = evaluate(trained, pictures, split, device, measures) | own
+    found = evaluate(trained, pictures, split, device, masks) | own
     if recipe is not None:
         found["teachers"] = evaluate_teachers(recipe, pictures, split, trained.size, device)
     write_evaluation(trained.run, found)
     print_figures(found, reason)
-    print(write_report(trained, pictures, split, found, measures))
+    print(write_report(trained, pictures, found, masks))
 
 
 def print_figures(found: dict, reason: str) -> None:

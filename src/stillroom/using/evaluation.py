@@ -34,6 +34,7 @@ from stillroom.pictures.loader import (
 )
 from stillroom.remote.mirror import place_of
 from stillroom.types import IGNORE
+from stillroom.using.cached_masks import CachedMasks
 from stillroom.using.measures import Measures
 from stillroom.using.student import Trained, flops, milliseconds
 from stillroom.using.student_rows import class_names, places, read
@@ -111,13 +112,12 @@ def evaluate(
     pictures: PictureSet,
     split: str = "val",
     device: str = "cpu",
-    measures: Measures | None = None,
+    teacher: CachedMasks | None = None,
 ) -> dict[str, Any]:
     """Evaluate, and write `evaluation.json` into the run's folder, and, where the pictures have
-    labels, `confusion.csv` and `confusion.png`. `measures`, if given, has each picture's score
-    afterwards.
+    labels, `confusion.csv` and `confusion.png`.
     """
-    measures = Measures() if measures is None else measures
+    measures = Measures(trained.num_classes, teacher)
     found = {"split": split, "pictures": pictures.digest}
     table = confusion_of(trained, pictures, split, device, measures=measures)
     if classes := class_names(trained, pictures):

@@ -16,7 +16,6 @@ from stillroom.metrics import (
     calibration_error,
     confusion,
     miou,
-    num_classes,
     predict,
     region_figures,
     region_sums,
@@ -34,14 +33,14 @@ class Measures:
     against its labels, or against the teacher where it has none.
     """
 
-    def __init__(self, teacher: CachedMasks | None = None) -> None:
-        self.teacher = teacher
+    def __init__(self, num_classes: int, teacher: CachedMasks | None = None) -> None:
         self.scores: list[tuple[str, float]] = []
-        self._boundary: Tensor | int = 0
-        self._bins: Tensor | int = 0
-        self._regions: Tensor | int = 0  # as `region_sums` gives them
-        self._teacher: Tensor | int = 0  # truth by teacher
-        self._agreement: Tensor | int = 0  # teacher by student
+        self._teacher, self._k = teacher, num_classes
+        self._boundary = torch.zeros(2, num_classes, dtype=torch.int64)
+        self._bins = torch.zeros(3, _BINS, dtype=torch.float64)
+        self._regions = torch.zeros(4, dtype=torch.float64)  # as `region_sums` gives them
+        self._taught = torch.zeros(num_classes, num_classes, dtype=torch.int64)  # truth by teacher
+        self._agreement = torch.zeros_like(self._taught)  # teacher by student
 
     def add(
         self,
@@ -51,20 +50,20 @@ class Measures:
         mask: Int[Tensor, "b h w"],
     ) -> None:
         """Add a batch of rows on the CPU; of `mask` what is padding is void."""
-        k = num_classes(logits.shape[1])
-        self._bins = self._bins + calibration(logits, mask, _BINS)
+        k = self._k
+        self._bins += calibration(logits, mask, _BINS)
         if pictures[0].box is not None:
-            self._regions = self._regions + region_sums(predict(logits), mask, mask != IGNORE)
+            self._regions += region_sums(predict(logits), mask, mask != IGNORE)
         rows = zip(names, pictures, predict(logits), mask, strict=True)
         for name, picture, student, truth in rows:
             reference = truth
-            self._boundary = self._boundary + boundary_counts(student, truth, k)
-            if self.teacher is not None:
-                taught = self.teacher.mask(name)
+            self._boundary += boundary_counts(student, truth, k)
+            if self._teacher is not None:
+                taught = self._teacher.mask(name)
                 inside = torch.from_numpy(inside_array(picture))
-                self._teacher = self._teacher + confusion(taught[None], truth[None], k)
+                self._taught += confusion(taught[None], truth[None], k)
                 seen = torch.where(inside, taught, IGNORE)
-                self._agreement = self._agreement + confusion(student[None], seen[None], k)
+                self._agreement += confusion(student[None], seen[None], k)
                 reference = seen if bool((truth == IGNORE).all()) else truth
             score = float(miou(confusion(student[None], reference[None], k)))
             if score == score:  # a picture of nothing but void has none
@@ -72,22 +71,19 @@ class Measures:
 
     def figures(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return the figures; what was not seen is left out."""
-        found: dict[str, Any] = {}
-        if isinstance(self._bins, Tensor) and self._bins[0].sum():
+        found: dict[str, Any] = {**region_figures(self._regions)}
+        if self._bins[0].sum():
             found |= self._of_labels(classes)
-        if isinstance(self._agreement, Tensor):
+        if self._agreement.sum():
             right = self._agreement.diagonal().sum()
             found["agreement"] = float(right / self._agreement.sum())
-        if isinstance(self._teacher, Tensor) and self._teacher.sum():
-            found["teacher_miou"] = float(miou(self._teacher))
-        if isinstance(self._regions, Tensor):
-            found |= region_figures(self._regions)
+        if self._taught.sum():
+            found["teacher_miou"] = float(miou(self._taught))
         if self.scores:
             found["picture_miou"] = dict(self.scores)
         return found
 
     def _of_labels(self, classes: Sequence[str]) -> dict[str, Any]:
-        assert isinstance(self._boundary, Tensor) and isinstance(self._bins, Tensor)
         shared, either = self._boundary.double()
         ious = shared / either
         return {

@@ -44,7 +44,7 @@ def evaluate_at_own_size(
         )
     masks = [item for _, item in items]
     labels = decide_labels(None, labels.names, labels.mapping, masks, labels.by_colour)
-    measures = Measures()
+    measures = Measures(trained.num_classes)
     trained.to(device)
     k = len(pictures.classes)
     table = torch.zeros(k, k, dtype=torch.int64)

@@ -11,16 +11,11 @@ from stillroom.cache.folder import Cache
 from stillroom.jsonfile import read_json, write_bytes
 from stillroom.pictures.dataset import PictureSet
 from stillroom.using.browse import viewer
+from stillroom.using.cached_masks import CachedMasks
 from stillroom.using.charts import Series, chart
 from stillroom.using.comparison_table import short
 from stillroom.using.curves import run_charts
-from stillroom.using.examples import (
-    choose,
-    draw_examples,
-    examples,
-    legend_for,
-)
-from stillroom.using.measures import Measures
+from stillroom.using.examples import choose, draw_examples, examples, legend_for
 from stillroom.using.page import beside, cards, details, lines, page, paragraph, table
 from stillroom.using.student import Trained
 from stillroom.using.student_rows import class_names, palette_for
@@ -29,25 +24,19 @@ WORST, MOST = 8, 64  # pictures of a page
 
 
 def write_report(
-    trained: Trained,
-    pictures: PictureSet,
-    split: str,
-    found: dict[str, Any],
-    measures: Measures,
+    trained: Trained, pictures: PictureSet, found: dict[str, Any], teacher: CachedMasks | None
 ) -> Path:
     """Write `report.html` and `examples.png` beside an evaluation; return the page's path."""
-    run, classes = trained.run, class_names(trained, pictures)
-    seen = ""
-    if measures.scores:
-        chosen = choose(measures.scores, WORST, MOST)
+    run, classes, split = trained.run, class_names(trained, pictures), found["split"]
+    scores, seen = [*found.get("picture_miou", {}).items()], ""
+    if scores:
+        chosen = choose(scores, WORST, MOST)
         palette = palette_for(trained, pictures)
-        shown = [*examples({"student": trained}, pictures, split, chosen, measures.teacher)]
+        shown = [*examples({"student": trained}, pictures, split, chosen, teacher)]
         seen = viewer(shown, WORST, legend_for(classes, palette), palette)
-        draw_examples(
-            trained, pictures, split, measures.scores, run / "examples.png", measures.teacher
-        )
+        draw_examples(trained, pictures, split, scores, run / "examples.png", teacher)
     recipe = read_json(run / "recipe.json")["recipe"] if (run / "recipe.json").is_file() else {}
-    cache = None if measures.teacher is None else measures.teacher.cache
+    cache = None if teacher is None else teacher.cache
     sections = [
         ("Scores", cards(_headline(found)) + _definitions(found)),
         ("Classes", _class_table(found)),
@@ -62,7 +51,7 @@ def write_report(
     height, width = trained.size
     about = (
         f"A student of the recipe {trained.about.get('recipe', recipe.get('name', 'unknown'))},"
-        f" evaluated on {len(measures.scores)} pictures of the split {split!r} at"
+        f" evaluated on {len(scores)} pictures of the split {split!r} at"
         f" {height} x {width} pixels."
     )
     text = page(run.resolve().name, about, sections)
