@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from stillroom.cli import recipe_from
+from stillroom.columns import figure, in_columns
 from stillroom.errors import UserError
 from stillroom.flags import call
 from stillroom.remote.mirror import place_of
@@ -80,12 +81,10 @@ def main(
 
 def print_figures(found: dict, reason: str) -> None:
     """Print an evaluation; `reason` says why nothing is known of the teacher."""
-    from stillroom.columns import in_columns
-
     names = ("iou", "precision", "recall", "boundary_iou")
     if "miou" in found:
         lines = [("class", "IoU", "precision", "recall", "boundary IoU")]
-        lines += [(name, *(number(found[n][name]) for n in names)) for name in found["iou"]]
+        lines += [(name, *(figure(found[n][name]) for n in names)) for name in found["iou"]]
         print("\n".join(in_columns(lines, 1)))
         print(
             f"mIoU {found['miou']:.4f}, boundary IoU {found['boundary_miou']:.4f}, pixel accuracy"
@@ -119,13 +118,9 @@ def print_figures(found: dict, reason: str) -> None:
     for one in found.get("teachers", ()):
         size = "" if one["parameters"] is None else f"{one['parameters'] / 1e6:.2f} M parameters, "
         print(
-            f"teacher of {one['target']}: mIoU {number(one['miou'])}, {size}{one['ms']:.1f} ms"
+            f"teacher of {one['target']}: mIoU {figure(one['miou'])}, {size}{one['ms']:.1f} ms"
             " a picture"
         )
-
-
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def parse(words: Sequence[str]) -> None:

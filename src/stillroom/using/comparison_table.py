@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-from stillroom.columns import in_columns
+from stillroom.columns import figure, in_columns
 from stillroom.jsonfile import write_bytes, write_json
 from stillroom.metrics import SCORES
 from stillroom.using.comparison import Row, differing
@@ -43,7 +43,7 @@ def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
     found = []
     for row in rows:
         foreground = [r.foreground_iou for r in row.runs if r.foreground_iou is not None]
-        figure = {
+        line = {
             "role": row.role,
             "recipe": row.name,
             "runs": len(row.runs),
@@ -63,7 +63,7 @@ def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 for run in row.runs
             },
         }
-        found.append(figure)
+        found.append(line)
     return found
 
 
@@ -132,11 +132,11 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
                 f"{f['runs'] or '-'}",
                 f"{f['metric']} {score}" if f["metric"] else "-",
                 _with_spread(f["foreground_iou"], f["foreground_iou_spread"]),
-                "-" if f["parameters"] is None else f"{f['parameters']:,}",
-                "-" if f["ms"] is None else f"{f['ms']:.2f}",
-                "-" if f["flops"] is None else f"{f['flops'] / 1e9:.3g}",
-                "-" if f["weights_bytes"] is None else f"{f['weights_bytes'] / 1e6:.1f}",
-                "-" if f["training_s"] is None else f"{f['training_s']:.0f}",
+                figure(f["parameters"], ","),
+                figure(f["ms"], ".2f"),
+                figure(f["flops"] and f["flops"] / 1e9, ".3g"),
+                figure(f["weights_bytes"] and f["weights_bytes"] / 1e6, ".1f"),
+                figure(f["training_s"], ".0f"),
             )
         )
     columns = zip(*lines, strict=True)
@@ -145,9 +145,7 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def _with_spread(value: float | None, spread: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if spread is None else f"{value:.4f} ± {spread:.4f}"
+    return figure(value) if spread is None else f"{value:.4f} ± {spread:.4f}"
 
 
 def _cut(text: str) -> str:
@@ -158,8 +156,8 @@ def draw_scores(rows: Sequence[Row], path: Path) -> None:
     """Draw each run's score over its steps, and each recipe's mean as a thick line."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
+    plot = Figure(figsize=(9, 5), layout="constrained")
+    axes = plot.subplots()
     for number, row in enumerate(rows):
         colour, runs = f"C{number}", f"{len(row.runs)} run{'s' * (len(row.runs) != 1)}"
         label = f"{row.name} ({row.role}, {runs})"
@@ -177,4 +175,4 @@ def draw_scores(rows: Sequence[Row], path: Path) -> None:
     axes.grid(alpha=0.3)
     if rows:
         axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    plot.savefig(path, dpi=110)

@@ -1,6 +1,5 @@
 """How long a student takes for a picture: the network alone, and from decoded picture to mask."""
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from stillroom.pictures.draw import Rgb
 from stillroom.types import whole_box
 from stillroom.using.resampling import mask_at
-from stillroom.using.student import Trained
+from stillroom.using.student import Trained, times_ms
 
 _WARM_UP, _ROUNDS = 5, 50
 
@@ -45,12 +44,6 @@ def latency_text(trained: Trained, image: Rgb, batch: int = 1) -> str:
 
 
 def _timed(function: Callable[[], None], batch: int) -> str:
-    times = []
-    for _ in range(_WARM_UP + _ROUNDS):
-        began = time.perf_counter()
-        function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - began) / batch)
-    median, slow = np.percentile(times[_WARM_UP:], (50, 95))
+    times = times_ms(function, _ROUNDS, _WARM_UP)
+    median, slow = np.percentile(times, (50, 95)) / batch
     return f"median {median:.2f} ms, p95 {slow:.2f} ms a picture, {1000 / median:.1f} a second"

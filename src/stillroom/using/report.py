@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.cache.folder import Cache
+from stillroom.columns import figure
 from stillroom.jsonfile import read_json, write_bytes
 from stillroom.pictures.dataset import PictureSet
 from stillroom.using.browse import viewer
@@ -36,6 +37,7 @@ def write_report(
         seen = viewer(shown, WORST, legend_for(classes, palette), palette)
         draw_examples(trained, pictures, split, scores, run / "examples.png", teacher)
     recipe = read_json(run / "recipe.json")["recipe"] if (run / "recipe.json").is_file() else {}
+    settings = table(["setting", "value"], _flat(recipe), num_left=2)
     cache = None if teacher is None else teacher.cache
     sections = [
         ("Scores", cards(_headline(found)) + _definitions(found)),
@@ -46,7 +48,7 @@ def write_report(
         ("Calibration", _calibration(found)),
         ("Own sizes", _own_size(found)),
         ("Teachers", _teachers(found) + _cache(run, cache)),
-        ("Settings", details("every setting of the recipe", _settings(recipe)) if recipe else ""),
+        ("Settings", details("every setting of the recipe", settings) if recipe else ""),
     ]
     height, width = trained.size
     about = (
@@ -110,7 +112,7 @@ def _class_table(found: dict[str, Any]) -> str:
         [
             name,
             f"{sum(pixels) / total:.2%}",
-            *("-" if (v := found[c][name]) is None else f"{v:.4f}" for c in columns),
+            *(figure(found[column][name]) for column in columns),
         ]
         for name, pixels in zip(found["iou"], found["confusion"], strict=True)
     ]
@@ -130,15 +132,12 @@ def _confusion(found: dict[str, Any], classes: Sequence[str]) -> str:
         f"{share:.1%} of {truth} is taken for {name}"
         for share, truth, name in sorted(mistakes, reverse=True)[:10]
     ]
-    body = table(["truth \\ prediction", *classes], [[t, *map(_two, s)] for t, s in rows])
-    cells = (share for _, shares in rows for share in shares)
-    body = re.sub("<td>", lambda _: f'<td style="--share:{next(cells):.2f}">', body)
+    cells = [[truth, *(figure(share, ".2f") for share in shares)] for truth, shares in rows]
+    body = table(["truth \\ prediction", *classes], cells)
+    each = (share for _, shares in rows for share in shares)
+    body = re.sub("<td>", lambda _: f'<td style="--share:{next(each):.2f}">', body)
     note = paragraph("shares of the true class's pixels")
     return note + body.replace('class=""', 'class="confusion"') + lines(words)
-
-
-def _two(share: float) -> str:
-    return f"{share:.2f}"
 
 
 def _calibration(found: dict[str, Any]) -> str:
@@ -160,7 +159,7 @@ def _own_size(found: dict[str, Any]) -> str:
         return ""
     figures = [("mIoU", own["miou"], found.get("miou"))]
     figures += [(name, own["iou"][name], found["iou"][name]) for name in own["iou"]]
-    rows = [[name, *("-" if v is None else f"{v:.4f}" for v in vs)] for name, *vs in figures]
+    rows = [[name, *map(figure, values)] for name, *values in figures]
     about = (
         f"{own['num_pictures']} of {own['num_wanted']} pictures of the split, in {own['source']}"
     )
@@ -170,17 +169,11 @@ def _own_size(found: dict[str, Any]) -> str:
 def _teachers(found: dict[str, Any]) -> str:
     if "teachers" not in found:
         return ""
+    named = [(f"teacher, {one['target']}", one) for one in found["teachers"]]
     rows = [
-        [
-            f"teacher, {one['target']}",
-            "-" if one["miou"] is None else f"{one['miou']:.4f}",
-            "-" if one["parameters"] is None else f"{one['parameters']:,}",
-            f"{one['ms']:.2f}",
-        ]
-        for one in found["teachers"]
+        [name, figure(one.get("miou")), figure(one["parameters"], ","), figure(one["ms"], ".2f")]
+        for name, one in [*named, ("student", found)]
     ]
-    own = "-" if "miou" not in found else f"{found['miou']:.4f}"
-    rows.append(["student", own, f"{found['parameters']:,}", f"{found['ms']:.2f}"])
     return table(["on the same pictures", "mIoU", "parameters", "ms a picture"], rows)
 
 
@@ -209,11 +202,7 @@ def _cache(run: Path, cache: Cache | None) -> str:
     return lines(facts) + table(head, rows) + details("the teachers", lines(teachers))
 
 
-def _settings(recipe: dict[str, Any], prefix: str = "") -> str:
-    return table(["setting", "value"], [*_flat(recipe, prefix)], num_left=2)
-
-
-def _flat(value: Any, name: str) -> list[list[str]]:
+def _flat(value: Any, name: str = "") -> list[list[str]]:
     parts = value.items() if isinstance(value, dict) else enumerate(value)
     found = []
     for member, item in parts:

@@ -5,9 +5,10 @@ mask = student.mask(picture)  # RGB (h w 3), uint8 or float in [0, 1]; class ind
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
@@ -218,9 +219,17 @@ def milliseconds(trained: Trained, repeats: int = 30) -> float:
     rounds of warming up.
     """
     network, boxes = trained.network.cpu(), whole_box(trained.size)
-    image, times = torch.rand(1, 3, *trained.size), []
-    for _ in range(repeats + 3):
+    image = torch.rand(1, 3, *trained.size)
+    return median(times_ms(lambda: network(image, boxes), repeats, 3))
+
+
+def times_ms(function: Callable[[], object], rounds: int, warm_up: int) -> list[float]:
+    """Return the milliseconds of each round, on a GPU too, after some of warming up."""
+    times = []
+    for _ in range(warm_up + rounds):
         began = time.perf_counter()
-        network(image, boxes)
-        times.append(time.perf_counter() - began)
-    return 1000 * sorted(times[3:])[repeats // 2]
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - began))
+    return times[warm_up:]
