@@ -47,14 +47,8 @@ def _check(own: argparse.Namespace, words: list[str]):
     if not words or words[0].startswith("-"):
         raise UserError("which cache?", fix="stillroom check-cache CACHE (--help says more)")
     recipe = recipe_from(words[1:], parser().flags()) if words[1:] else None
-    options = CheckOptions(
-        rerun=own.rerun,
-        seed=own.rerun_seed,
-        audit=own.audit,
-        repair=own.repair,
-        gc=own.gc,
-        workers=own.workers,
-    )
+    given = {field.name: getattr(own, field.name) for field in dataclasses.fields(CheckOptions)}
+    options = CheckOptions(**given)
     if recipe is not None and own.shards is not None:
         data = dataclasses.replace(recipe.data, shards=own.shards)
         recipe = dataclasses.replace(recipe, data=data)
@@ -78,7 +72,8 @@ def parser() -> Parser:
     add = own.add_argument
     add("--rerun", type=int, metavar="N", help="run RECIPE's teachers again on N random rows and"
         " compare with what is stored (default: no row)")  # fmt: skip
-    add("--rerun-seed", type=int, default=0, metavar="SEED", help="which rows (default: 0)")
+    add("--rerun-seed", dest="seed", type=int, default=0, metavar="SEED", help="which rows"
+        " (default: 0)")  # fmt: skip
     add("--audit", type=int, nargs="?", const=16, metavar="N", help="compare what RECIPE's teachers"
         " say of N mirrored, cropped and scaled pictures with what they say of the pictures, so"
         " transformed, and keep the figures with the cache: stage 2 mirrors targets only where they"

@@ -1,7 +1,7 @@
 """The table of a comparison as text, CSV and JSON, and its curves as PNG."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -24,13 +24,13 @@ def write_comparison(rows: Sequence[Row], out: Path) -> str:
     """
     out.mkdir(parents=True, exist_ok=True)
     text, lines, fields = table_text(rows), figures(rows), differences(rows)
+    columns = [*(name for name in lines[0] if name != "of_runs"), *fields]
     write_bytes(out / "comparison.txt", f"{text}\n".encode())
     with (out / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*(name for name in lines[0] if name != "of_runs"), *fields])
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
         for i, line in enumerate(lines):
-            own = [value for name, value in line.items() if name != "of_runs"]
-            writer.writerow([*own, *(short(values[i]) for values in fields.values())])
+            writer.writerow(line | {name: short(values[i]) for name, values in fields.items()})
     write_json(out / "comparison.json", {"rows": lines, "differs": fields})
     draw_scores(rows, out / "comparison.png")
     return text
@@ -38,26 +38,26 @@ def write_comparison(rows: Sequence[Row], out: Path) -> str:
 
 def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the table's figures, a dict for each row; what is not known is None. Scores are
-    means, with the standard deviation (n - 1) over the runs; times are medians.
+    means, with the standard deviation (n - 1) over the runs; times are medians, whatever else a
+    machine did meanwhile.
     """
     found = []
     for row in rows:
-        foreground = [r.foreground_iou for r in row.runs if r.foreground_iou is not None]
+        foreground = [run.foreground_iou for run in row.runs]
         line = {
             "role": row.role,
             "recipe": row.name,
             "runs": len(row.runs),
             "metric": row.metric and SCORES[row.metric],
-            "score": _mean(row.scores),
-            "score_spread": _spread(row.scores),
-            "foreground_iou": _mean(foreground),
-            "foreground_iou_spread": _spread(foreground),
+            "score": _over(mean, row.scores),
+            "score_spread": _over(stdev, row.scores, 2),
+            "foreground_iou": _over(mean, foreground),
+            "foreground_iou_spread": _over(stdev, foreground, 2),
             "parameters": row.runs[0].parameters if row.runs else row.teacher.get("parameters"),
             "flops": _evaluated(row, "flops"),
             "weights_bytes": _evaluated(row, "weights_bytes"),
-            "ms": _median([run.ms for run in row.runs if run.ms is not None])
-            or row.teacher.get("ms"),
-            "training_s": _median([run.training_s for run in row.runs]),
+            "ms": _over(median, [run.ms for run in row.runs]) or row.teacher.get("ms"),
+            "training_s": _over(median, [run.training_s for run in row.runs]),
             "of_runs": {
                 str(run.run): {"score": run.score, "ms": run.ms, "training_s": run.training_s}
                 for run in row.runs
@@ -72,16 +72,12 @@ def _evaluated(row: Row, name: str) -> int | None:
     return next((run.evaluation[name] for run in row.runs if name in run.evaluation), None)
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return mean(values) if values else None
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return median(values) if values else None  # whatever else a machine did meanwhile
-
-
-def _spread(values: Sequence[float]) -> float | None:
-    return stdev(values) if len(values) > 1 else None
+def _over(
+    summary: Callable[[list[float]], float], values: Sequence[float | None], least: int = 1
+) -> float | None:
+    """Return the summary of the values that are known, None where these are fewer than `least`."""
+    known = [value for value in values if value is not None]
+    return summary(known) if len(known) >= least else None
 
 
 def differences(rows: Sequence[Row]) -> dict[str, list[Any]]:

@@ -164,8 +164,9 @@ def _near(seen: Sequence[Seen]) -> list[tuple[Seen, Seen, int]]:
 def _strange(seen: Sequence[Seen], reading: Reading) -> list[str]:
     """Say of each mask with values that are no class which they are."""
     labels, found = reading.labels, []
-    for one in seen if labels else ():
-        assert labels is not None
+    if labels is None:
+        return []
+    for one in seen:
         if one.mask is not None:
             values = one.mask.by_colour() if labels.by_colour else one.mask.pixels
             if strange := sorted(values.keys() - labels.known().keys()):

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from stillroom.losses.class_weights import balanced
 from stillroom.pictures.labels import colour_text
@@ -54,33 +55,6 @@ class DataReport:
         """True where there are masks and no flag reads them."""
         return self.reading.labels is None and any(one.mask for one in self.seen)
 
-    @cached_property
-    def class_pixels(self) -> dict[str, tuple[int, ...]]:
-        """Pixels of each class by split, those of void last; empty where masks cannot be read."""
-        labels, found = self.reading.labels, {}
-        if labels is None:
-            return {}
-        for split in self.splits:
-            masks = [one.mask for one in self.seen if one.split == split and one.mask]
-            counts = np.zeros(IGNORE + 1, np.int64)
-            for value, pixels in self.values(masks).items():
-                if (label := labels.known().get(value)) is not None:
-                    counts[label] += pixels
-            found[split] = (*counts[: len(labels.names)].tolist(), int(counts[IGNORE]))
-        return found
-
-    @cached_property
-    def pictures_of_class(self) -> tuple[int, ...]:
-        """How many pictures each class is on."""
-        labels = self.reading.labels
-        assert labels is not None
-        counts, known = np.zeros(IGNORE + 1, np.int64), labels.known()
-        for one in self.seen:
-            if one.mask:
-                present = {known[v] for v in self.values([one.mask]) if v in known}
-                counts[list(present)] += 1
-        return tuple(counts[: len(labels.names)].tolist())
-
     @property
     def splits(self) -> tuple[str, ...]:
         return tuple(sorted({one.split for one in self.seen}))
@@ -116,17 +90,28 @@ class DataReport:
 
     def class_table(self) -> list[dict[str, Any]]:
         """Return a row for each class and one for void: share of the pixels, pictures, and the
-        weight that balances the training split.
+        weight that balances the training split; none where masks cannot be read.
         """
-        labels, pixels = self.reading.labels, self.class_pixels
-        every = np.array([*pixels.values()]).sum(0) if pixels else np.zeros(1)
-        if labels is None or not every.sum():
+        labels, of_masks = self.reading.labels, [one for one in self.seen if one.mask]
+        if labels is None or not of_masks:
             return []
-        train = pixels["train"][:-1]
+        counts = np.stack([self._class_pixels(one) for one in of_masks])
+        train = counts[[one.split == "train" for one in of_masks], :-1].sum(0).tolist()
         weights = balanced(train) if any(train) else [None] * len(train)
-        columns = zip(labels.names, every, self.pictures_of_class, weights, strict=False)
+        shares = counts.sum(0) / (counts.sum() or 1)
+        columns = zip(labels.names, shares, (counts > 0).sum(0), weights, strict=False)
         rows = [
-            {"name": name, "share": n / every.sum(), "pictures": pictures, "weight": weight}
-            for name, n, pictures, weight in columns
+            {"name": name, "share": float(share), "pictures": int(pictures), "weight": weight}
+            for name, share, pictures, weight in columns
         ]
-        return [*rows, {"name": "void", "share": every[-1] / every.sum()}]
+        return [*rows, {"name": "void", "share": float(shares[-1])}]
+
+    def _class_pixels(self, one: Seen) -> Int[np.ndarray, "k"]:
+        """Return the pixels of each class in a mask, those of void last."""
+        labels = self.reading.labels
+        assert labels is not None and one.mask is not None
+        counts, known = np.zeros(IGNORE + 1, np.int64), labels.known()
+        for value, pixels in self.values([one.mask]).items():
+            if value in known:
+                counts[known[value]] += pixels
+        return counts[[*range(len(labels.names)), IGNORE]]

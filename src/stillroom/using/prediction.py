@@ -125,6 +125,8 @@ def _logits(
     trained: Trained, images: Sequence[AnyRgb], tiles: bool
 ) -> list[Float[Tensor, "k _ _"]]:
     if tiles:
-        say = lambda tile: trained.small_logits([tile])[0]  # noqa: E731
-        return [tiled(image, trained.size, say) for image in images]
+        return [
+            tiled(image, trained.size, lambda tile: trained.small_logits([tile])[0])
+            for image in images
+        ]
     return trained.small_logits(images) if images else []
