@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from stillroom.errors import FailureError
@@ -32,19 +31,13 @@ def main(out: Path = Path("runs/demo")) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     places = ["--data.shards", f"{out / 'shapes'}", "--run.out", f"{out}"]
-    cached = [
-        *places,
-        "--run.cache",
-        f"{out / 'cache'}",
-        "--teachers.0.path",
-        f"{out / 'tiny-teacher'}",
-    ]
+    teacher = ["--teachers.0.path", f"{out / 'tiny-teacher'}"]
+    cached = [*places, "--run.cache", f"{out / 'cache'}", *teacher]
     if not (out / "shapes" / "dataset.json").is_file():
-        _timed(out, "pictures", lambda: _make_pictures(out))
+        _make_pictures(out)
     _train(out, "teacher", places)
     if not list(out.glob("cache/*/manifest.json")):
-        command = [*STILLROOM, "cache", "tiny", *cached]
-        _timed(out, "stage_1", lambda: _call(command))
+        _step(out, "stage_1", ["cache", "tiny", *cached])
     _train(out, "plain", places)
     _train(out, "distilled", cached)
     _report(out)
@@ -63,19 +56,16 @@ def _make_pictures(out: Path) -> None:
         )
         options = ["--val", val, "--classes", f"{folder / 'classes.txt'}", "--format", "png"]
         size = ["--size", f"{SIZE_PX}", f"{SIZE_PX}", "--shard-rows", "128"]
-        shards = ["--out", f"{out / 'shapes'}", *options, *size]
-        _call([*STILLROOM, "shards", train, *shards])
+        _step(out, "pictures", ["shards", train, "--out", f"{out / 'shapes'}", *options, *size])
 
 
 def _train(out: Path, role: str, flags: list[str]) -> None:
     recipe = RUNS[role]
     if (out / recipe / "receipt.json").is_file():
         return
-    begun = (
-        ["--run.resume"] if list(out.glob(f"{recipe}/checkpoints/step-*")) else ["--run.overwrite"]
-    )
-    train = [*STILLROOM, "train", recipe, "--run.device", "cpu"]
-    _timed(out, role, lambda: _call([*train, *flags, *begun]))
+    is_begun = bool(list(out.glob(f"{recipe}/checkpoints/step-*")))
+    begun = "--run.resume" if is_begun else "--run.overwrite"
+    _step(out, role, ["train", recipe, "--run.device", "cpu", *flags, begun])
 
 
 def _report(out: Path) -> None:
@@ -113,19 +103,15 @@ def _read_seconds(out: Path) -> dict[str, float]:
     return read_json(path)["seconds"] if path.is_file() else {}
 
 
-def _timed(out: Path, name: str, step: Callable[[], None]) -> None:
+def _step(out: Path, name: str, words: list[str]) -> None:
+    """Run a command of ours and keep the time it took."""
     began = time.perf_counter()
-    step()
+    if status := subprocess.run([*STILLROOM, *words], check=False).returncode:
+        raise FailureError(
+            f"a step of the demonstration failed with status {status}", found=" ".join(words)
+        )
     taken = _read_seconds(out) | {name: round(time.perf_counter() - began, 1)}
     write_json(out / "seconds.json", {"seconds": taken})
-
-
-def _call(command: list[str]) -> None:
-    status = subprocess.run(command, check=False).returncode
-    if status:
-        raise FailureError(
-            f"a step of the demonstration failed with status {status}", found=" ".join(command)
-        )
 
 
 def run() -> None:

@@ -16,7 +16,9 @@ from stillroom.columns import in_columns
 from stillroom.errors import DamageError, UserError, first_line
 from stillroom.jsonfile import read_json
 from stillroom.metrics import SCORES
-from stillroom.pictures.dataset import PictureSet, open_pictures
+from stillroom.pictures.dataset import open_pictures
+
+_UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +29,14 @@ class Entry:
     size_bytes: int
     state: str
     about: str
-    name: str = ""  # of a cache its fingerprint, of a data set its digest
+    name: str = ""  # of a cache: its fingerprint
     pictures: str = ""  # digest of those that a cache was made of
     needs: tuple[str, ...] = ()
-    is_sound: bool = True
+
+    @property
+    def is_sound(self) -> bool:
+        """False where it cannot be opened."""
+        return self.state != _UNREADABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +47,15 @@ class Inventory:
     caches: tuple[Entry, ...]
     runs: tuple[Entry, ...]
 
+    def users(self, cache: Entry) -> list[Entry]:
+        """Return the runs that need a cache."""
+        names = {cache.name, cache.pictures, "any"}
+        return [run for run in self.runs if names & {*run.needs}]
+
     @property
     def unneeded(self) -> tuple[Entry, ...]:
         """Caches that no run needs; one that cannot be opened is not judged."""
-        needed = {need for run in self.runs for need in run.needs}
-        return tuple(
-            cache
-            for cache in self.caches
-            if cache.is_sound and not needed & {cache.name, cache.pictures, "any"}
-        )
+        return tuple(one for one in self.caches if one.is_sound and not self.users(one))
 
 
 def take_inventory(shards: Path, caches: Path, runs: Path) -> Inventory:
@@ -63,16 +69,11 @@ def take_inventory(shards: Path, caches: Path, runs: Path) -> Inventory:
 
 def inventory_text(found: Inventory) -> str:
     """Return tables for people."""
-    users = {cache.path: _users(cache, found.runs) for cache in found.caches}
+    uses = {cache.path: _use(cache, found) for cache in found.caches if cache.is_sound}
     lines = []
     for title, entries in (("data", found.data), ("caches", found.caches), ("runs", found.runs)):
         rows = [
-            [
-                str(e.path),
-                _size(e.size_bytes),
-                e.state,
-                "; ".join([e.about, *users.get(e.path, [])]),
-            ]
+            [str(e.path), _size(e.size_bytes), e.state, e.about + uses.get(e.path, "")]
             for e in entries
         ]
         lines += [f"{title}: {len(entries)}, {_size(sum(e.size_bytes for e in entries))}"]
@@ -87,12 +88,10 @@ def deletion_text(caches: Sequence[Entry]) -> str:
     return "\n".join([*lines, f"delete {len(caches)} caches, {total}?"])
 
 
-def _users(cache: Entry, runs: Sequence[Entry]) -> list[str]:
-    names = [run.path.name for run in runs if {cache.name, cache.pictures, "any"} & {*run.needs}]
+def _use(cache: Entry, found: Inventory) -> str:
+    names = [run.path.name for run in found.users(cache)]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    if not cache.is_sound:
-        return []
-    return [f"for {', '.join(names[:3])}{more}" if names else "no run needs it"]
+    return f"; for {', '.join(names[:3])}{more}" if names else "; no run needs it"
 
 
 def _folders(root: Path, file: str) -> list[Path]:
@@ -105,9 +104,7 @@ def _entry(path: Path, read: Any) -> Entry:
         return Entry(path=path, size_bytes=size, **read(path))
     except (DamageError, UserError, OSError, KeyError, TypeError) as error:
         about, needs = first_line(error), ("any",)
-        return Entry(
-            path=path, size_bytes=size, state="unreadable", about=about, needs=needs, is_sound=False
-        )
+        return Entry(path=path, size_bytes=size, state=_UNREADABLE, about=about, needs=needs)
 
 
 def _file_sizes(folder: Path) -> Iterator[int]:
@@ -117,7 +114,7 @@ def _file_sizes(folder: Path) -> Iterator[int]:
 
 
 def _data(path: Path) -> dict[str, Any]:
-    pictures: PictureSet = open_pictures(path)
+    pictures = open_pictures(path)
     splits = sorted({shard.split for shard in pictures.shards})
     rows = ", ".join(f"{pictures.num_rows(split)} {split}" for split in splits)
     size = " x ".join(map(str, pictures.geometry)) if pictures.geometry else "several sizes"
@@ -125,7 +122,6 @@ def _data(path: Path) -> dict[str, Any]:
     return {
         "state": f"{len(missing)} shards missing" if missing else "complete",
         "about": f"{rows}, {len(pictures.classes)} classes, {size}",
-        "name": pictures.digest,
     }
 
 
