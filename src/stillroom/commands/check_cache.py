@@ -30,12 +30,11 @@ repair: now), 1 something is damaged or missing, 2 a user's mistake, 75 told to 
 def run() -> None:
     # our own flags, wherever they stand; the other words are CACHE, RECIPE and its flags
     own, words = parser().parse_known_args()
+    with contextlib.redirect_stdout(sys.stderr if own.json else sys.stdout):
+        found = _check(own, words)
     if own.json:
-        with contextlib.redirect_stdout(sys.stderr):
-            found = _check(own, words)
         print(json.dumps(found.as_json(), allow_nan=False, default=str))
     else:
-        found = _check(own, words)
         print("\n".join(found.lines()))
     sys.exit(0 if found.is_well else 1)
 
@@ -47,8 +46,8 @@ def _check(own: argparse.Namespace, words: list[str]):
     if not words or words[0].startswith("-"):
         raise UserError("which cache?", fix="stillroom check-cache CACHE (--help says more)")
     recipe = recipe_from(words[1:], parser().flags()) if words[1:] else None
-    given = {field.name: getattr(own, field.name) for field in dataclasses.fields(CheckOptions)}
-    options = CheckOptions(**given)
+    names = [field.name for field in dataclasses.fields(CheckOptions)]
+    options = CheckOptions(**{name: getattr(own, name) for name in names})
     if recipe is not None and own.shards is not None:
         data = dataclasses.replace(recipe.data, shards=own.shards)
         recipe = dataclasses.replace(recipe, data=data)

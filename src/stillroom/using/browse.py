@@ -1,45 +1,55 @@
 """Pictures in a page: thumbnails, and a viewer with an edge to move between two masks."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from stillroom.pictures.dataset import PictureSet
 from stillroom.pictures.draw import VOID_COLOUR, WRONG_COLOUR
 from stillroom.types import IGNORE
-from stillroom.using.examples import Example
+from stillroom.using.cached_masks import CachedMasks
+from stillroom.using.examples import Example, Score, choose, examples, legend_for
 from stillroom.using.page import data_url, legend, paragraph
+from stillroom.using.student import Trained
+from stillroom.using.student_rows import class_names, palette_for
 
+_WORST, _MOST = 8, 64  # pictures of a page
 _MOST_PX = 384  # of a side, in a page
 Colour = tuple[int, int, int]
 
 
 def viewer(
-    examples: Sequence[Example],
-    num_worst: int,
-    colours: Sequence[tuple[str, Colour]],
-    palette: Sequence[Colour],
+    students: Mapping[str, Trained],
+    pictures: PictureSet,
+    split: str,
+    scores: Sequence[Score],
+    teacher: CachedMasks | None,
 ) -> str:
-    """Return the viewer and its pictures, the first `num_worst` under a heading of their own; ""
-    where there is none.
+    """Return the viewer and pictures for it, the worst under a heading of their own; "" where there
+    is none. `scores` are those of a split's pictures, at the first student's size.
 
     A page holds one at most.
     """
-    if not examples:
+    if not scores:
         return ""
-    names = [*examples[0].masks]
-    thumbs = [_thumb(one) for one in examples]
-    layers = [_layers(one, palette) for one in examples]
+    first = next(iter(students.values()))
+    palette = palette_for(first, pictures)
+    shown = [*examples(students, pictures, split, choose(scores, _WORST, _MOST), teacher)]
+    names = [*shown[0].masks]
+    thumbs = [_thumb(one) for one in shown]
+    layers = [_layers(one, palette) for one in shown]
+    colours = legend_for(class_names(first, pictures), palette)
     sides = [*names, *(f"difference: {n}" for n in names if n not in ("truth", "teacher")), "none"]
-    worst = f"<h3>Worst pictures</h3>{_strip(thumbs[:num_worst])}"
-    others = f"<h3>Others, over the whole split</h3>{_strip(thumbs[num_worst:])}"
+    worst = f"<h3>Worst pictures</h3>{_strip(thumbs[:_WORST])}"
+    others = f"<h3>Others, over the whole split</h3>{_strip(thumbs[_WORST:])}"
     text = json.dumps(layers).replace("<", "\\u003c")
     return (
         f"{_controls(sides, names)}{legend(colours)}{worst}"
-        f"{others if len(examples) > num_worst else ''}"
+        f"{others if len(shown) > _WORST else ''}"
         f'<script type="application/json" id="layers">{text}</script>'
         + paragraph("mIoU of a picture is that of the classes in its truth or its prediction.")
     )

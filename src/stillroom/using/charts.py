@@ -50,8 +50,8 @@ class _Axis:
         locator = MaxNLocator(6, steps=[1, 2, 5, 10])
         if decades > 0.9:
             locator = LogLocator(subs=(1, 2, 5) if decades < 3 else (1,))
-        found = locator.tick_values(self.low, self.high).tolist()
-        return [value for value in found if self.low <= value <= self.high]
+        found = locator.tick_values(self.low, self.high)
+        return [float(value) for value in found if self.low <= value <= self.high]
 
 
 def chart(

@@ -12,11 +12,8 @@ from stillroom.using.comparison import Row
 from stillroom.using.comparison_table import cells, differences, figures, short
 from stillroom.using.curves import comparison_charts
 from stillroom.using.evaluation import open_data
-from stillroom.using.examples import choose, examples, legend_for
 from stillroom.using.page import beside, lines, page, paragraph, table
-from stillroom.using.report import MOST, WORST
 from stillroom.using.student import load_student
-from stillroom.using.student_rows import class_names, palette_for
 
 
 def write_comparison_page(
@@ -69,22 +66,18 @@ def _pictures(rows: Sequence[Row], shards: Path | None, cache: Path, code: str |
     students = {row.label: load_student(row.runs[0].run, code) for row in rows if row.runs}
     last = [row.runs[0] for row in rows if row.runs][-1]
     label, trained = [*students.items()][-1]
-    pictures = open_data(trained, shards)
-    evaluation = last.evaluation
+    pictures, evaluation = open_data(trained, shards), last.evaluation
     if evaluation.get("pictures") != pictures.digest or not evaluation.get("picture_miou"):
         raise UserError(f"{last.run} was not evaluated on them: stillroom evaluate {last.run}")
     alike = (trained.size, trained.num_classes)
     same = {n: s for n, s in students.items() if (s.size, s.num_classes) == alike}
-    split = evaluation["split"]
-    chosen = choose([*evaluation["picture_miou"].items()], WORST, MOST)
-    palette = palette_for(trained, pictures)
+    split, scores = evaluation["split"], [*evaluation["picture_miou"].items()]
     masks = [find_masks(student, pictures, split, cache)[0] for student in same.values()]
     teacher: CachedMasks | None = next((found for found in masks if found is not None), None)
-    shown = [*examples(same, pictures, split, chosen, teacher)]
     others = [name for name in students if name not in same]
     left_out = [f"{name} works at another size or on other classes." for name in others]
     return (
         paragraph(f"Of each recipe its first run. Figures of pictures are the mIoU of {label}.")
         + lines(left_out)
-        + viewer(shown, WORST, legend_for(class_names(trained, pictures), palette), palette)
+        + viewer(same, pictures, split, scores, teacher)
     )

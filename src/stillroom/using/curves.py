@@ -10,6 +10,7 @@ from stillroom.metrics import SCORES
 from stillroom.using.charts import Point, Series, chart
 from stillroom.using.page import beside
 
+_AT_END = "; schedules at their end"
 _PLACE = ("kind", "step", "epoch")
 _SCORES = {**SCORES, "teacher_miou": "teacher mIoU"}
 _OTHERS = {
@@ -42,17 +43,10 @@ def run_charts(run: Path, classes: Sequence[str]) -> str:
     """Return the charts of one run: every figure of its metrics.jsonl."""
     lines = read_lines(run)
     names = [n for n in _names(lines) if n == "loss" or n.startswith("term_")]
-    parts = [
-        chart(
-            f"{title} loss and terms",
-            [_series(lines, kind, name) for name in names],
-            log=True,
-            note="terms without their weights, on a logarithmic scale; schedules at their end"
-            if kind == "val"
-            else "terms without their weights, on a logarithmic scale",
-        )
-        for kind, title in (("train", "training"), ("val", "validation"))
-    ]
+    parts, note = [], "terms without their weights, on a logarithmic scale"
+    for kind, title, more in (("train", "training", ""), ("val", "validation", _AT_END)):
+        some = [_series(lines, kind, name) for name in names]
+        parts.append(chart(f"{title} loss and terms", some, log=True, note=note + more))
     parts.append(chart("scores", [_series(lines, "val", name) for name in _SCORES]))
     for name, title in (("iou", "IoU of each class"), ("teacher_iou", "the teacher's IoU")):
         parts.append(chart(title, _of_classes(lines, name, classes)))

@@ -16,12 +16,10 @@ from stillroom.using.cached_masks import CachedMasks
 from stillroom.using.charts import Series, chart
 from stillroom.using.comparison_table import short
 from stillroom.using.curves import run_charts
-from stillroom.using.examples import choose, draw_examples, examples, legend_for
+from stillroom.using.examples import draw_examples
 from stillroom.using.page import beside, cards, details, lines, page, paragraph, table
 from stillroom.using.student import Trained
-from stillroom.using.student_rows import class_names, palette_for
-
-WORST, MOST = 8, 64  # pictures of a page
+from stillroom.using.student_rows import class_names
 
 
 def write_report(
@@ -29,12 +27,8 @@ def write_report(
 ) -> Path:
     """Write `report.html` and `examples.png` beside an evaluation; return the page's path."""
     run, classes, split = trained.run, class_names(trained, pictures), found["split"]
-    scores, seen = [*found.get("picture_miou", {}).items()], ""
+    scores = [*found.get("picture_miou", {}).items()]
     if scores:
-        chosen = choose(scores, WORST, MOST)
-        palette = palette_for(trained, pictures)
-        shown = [*examples({"student": trained}, pictures, split, chosen, teacher)]
-        seen = viewer(shown, WORST, legend_for(classes, palette), palette)
         draw_examples(trained, pictures, split, scores, run / "examples.png", teacher)
     recipe = read_json(run / "recipe.json")["recipe"] if (run / "recipe.json").is_file() else {}
     settings = table(["setting", "value"], _flat(recipe), num_left=2)
@@ -42,7 +36,7 @@ def write_report(
     sections = [
         ("Scores", cards(_headline(found)) + _definitions(found)),
         ("Classes", _class_table(found)),
-        ("Pictures", seen),
+        ("Pictures", viewer({"student": trained}, pictures, split, scores, teacher)),
         ("Curves", run_charts(run, classes)),
         ("Confusion", _confusion(found, classes)),
         ("Calibration", _calibration(found)),
