@@ -31,19 +31,13 @@ def write_comparison_page(
     head, *body = cells(rows)
     fields = differences(rows)
     settings = [[name, *map(short, values)] for name, values in fields.items()]
+    names = [row.name for row in rows]
     runs = [(row.name, i, run.run) for i, row in enumerate(rows) for run in row.runs]
-    note = (
-        "Scores are means over the runs of a recipe, ± the standard deviation; times are medians."
-    )
+    note = "Scores are means over a recipe's runs, ± the standard deviation; times are medians."
     sections = [
         ("Table", table(head, body, 2) + paragraph(note)),
         ("Score over time", _scatter(rows)),
-        (
-            "Settings that differ",
-            table(["setting", *(row.name for row in rows)], settings, 1 + len(rows))
-            if settings
-            else "",
-        ),
+        ("Settings that differ", table(["setting", *names], settings, 1 + len(rows))),
         ("Pictures", seen),
         ("Curves", comparison_charts(runs)),
     ]

@@ -114,9 +114,10 @@ def _html(report: DataReport) -> str:
 
 def _class_html(report: DataReport) -> str:
     head, *rows = _class_rows(report) or [[]]
-    colours = [*palette_of(max(0, len(rows) - 1)), VOID_COLOUR]
-    names = [row[0] for row in rows]
-    return legend(list(zip(names, colours, strict=False))) + table(head, rows) if rows else ""
+    if not rows:
+        return ""
+    colours = [*palette_of(len(rows) - 1), VOID_COLOUR]
+    return legend([(row[0], c) for row, c in zip(rows, colours, strict=True)]) + table(head, rows)
 
 
 def _value_html(report: DataReport) -> str:

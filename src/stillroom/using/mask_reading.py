@@ -117,7 +117,7 @@ def _by_value(kind: str, values: dict[int, int], names: tuple[str, ...]) -> Read
     known = sorted(set(values) - {IGNORE})
     if set(values) == {0, IGNORE}:
         note = "0/255 masks of a binary task: without the flag 255 would be void"
-        return _mapped(kind, "values", {0: 0, IGNORE: 1}, names, note)
+        return _mapped(kind, {0: 0, IGNORE: 1}, names, note)
     if known and max(known) < len(names):
         return Reading(kind=kind, labels=Labels(names=names))
     if known == list(range(len(known))) and not names:
@@ -133,7 +133,7 @@ def _by_value(kind: str, values: dict[int, int], names: tuple[str, ...]) -> Read
     is_last_class = IGNORE in values and len(known) > 1 and gaps.max() - gaps.min() <= 1
     every = [*known, IGNORE] if is_last_class else known
     note = "classes are numbered in the order of the values; that is a guess"
-    return _mapped(kind, "values", {value: i for i, value in enumerate(every)}, names, note)
+    return _mapped(kind, {value: i for i, value in enumerate(every)}, names, note)
 
 
 def _by_colour(kind: str, colours: dict[int, int], names: tuple[str, ...]) -> Reading:
@@ -150,16 +150,14 @@ def _by_colour(kind: str, colours: dict[int, int], names: tuple[str, ...]) -> Re
         classes = {code: i for i, code in enumerate(ordered)}
         note = "classes are numbered black first, then by pixels; that is a guess"
     void = {_VOID_COLOUR: IGNORE} if _VOID_COLOUR in colours else {}
-    return _mapped(kind, "colours", classes | void, names, note)
+    return _mapped(kind, classes | void, names, note, by_colour=True)
 
 
 def _mapped(
-    kind: str, what: Literal["values", "colours"], classes: dict[int, int], names: tuple[str, ...],
-    note: str,
-) -> Reading:  # fmt: skip
-    by_colour = what == "colours"
+    kind: str, classes: dict[int, int], names: tuple[str, ...], note: str, by_colour: bool = False
+) -> Reading:
+    what, text = ("colours", colour_text) if by_colour else ("values", str)
     ordered = sorted(classes.items(), key=lambda pair: pair[1])
-    text = colour_text if by_colour else str
     flags = (f"--mask-{what}", *(f"{text(value)}:{label}" for value, label in ordered))
     wanted = max((label for label in classes.values() if label != IGNORE), default=0) + 1
     labels = Labels(names=_named(names, wanted), mapping=tuple(ordered), by_colour=by_colour)

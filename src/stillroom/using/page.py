@@ -50,7 +50,11 @@ def cards(figures: Sequence[tuple[str, str]]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], num_left: int = 1) -> str:
-    """Return a table that scrolls by itself; the first `num_left` columns are set to the left."""
+    """Return a table that scrolls by itself, "" where it has no row; the first `num_left` columns
+    are set to the left.
+    """
+    if not rows:
+        return ""
 
     def line(cells: Sequence[str], tag: str) -> str:
         sides = [' class="left"' * (i < num_left) for i in range(len(cells))]
