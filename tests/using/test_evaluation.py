@@ -108,16 +108,6 @@ def test_the_files_say_the_same(run):
     assert found["weights_sha256"] == file_sha256(run / "student.safetensors")
 
 
-def test_without_labels_a_student_is_timed_and_nothing_else(run, tiny_world, tmp_path):
-    source, out = f"unlabelled:{tiny_world / 'val' / 'images'}", tmp_path / "unlabelled"
-    make_shards(source, out=out, val_share=0.5, size=(32, 48), format="png")
-    about = read_json(run / "student.json")
-    save_student(run, load_student(run).network, about | {"classes": []})
-    trained = load_student(run)
-    found = evaluate(trained, open_data(trained, out))
-    assert found["ms"] > 0 and "miou" not in found and not (run / "confusion.csv").exists()
-
-
 def test_batches_and_threads_change_nothing(run, pictures):
     trained = load_student(run)
     one = confusion_of(trained, pictures, "train", workers=1)

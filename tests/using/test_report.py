@@ -263,6 +263,7 @@ def test_a_binary_student_without_labels_has_a_report_of_what_there_is(tiny_worl
     assert load_student(tmp_path / "run").num_classes == 2
     assert scores == [] and "miou" not in found and found["flops"] > 0
     assert "the pictures have no labels" in text and 'id="layers"' not in text
+    assert found["ms"] > 0 and not (tmp_path / "run" / "confusion.csv").exists()
 
 
 def test_a_student_without_labels_is_compared_with_its_teacher(run, tiny_world):
