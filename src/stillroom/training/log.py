@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stillroom.jsonfile import write_bytes
+from stillroom.jsonfile import read_json_lines, write_bytes
 from stillroom.metrics import SCORES
 from stillroom.recipe import plain
 from stillroom.training.context import TrainContext
@@ -65,16 +65,7 @@ def start_trackers(context: TrainContext) -> Sequence[Any]:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's metrics.jsonl; a last line that was cut off is left out."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+    return read_json_lines(run / "metrics.jsonl")
 
 
 def write_history(lines: list[dict[str, Any]], path: Path) -> None:

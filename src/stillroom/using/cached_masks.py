@@ -4,6 +4,7 @@ runs.
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -44,6 +45,12 @@ class CachedMasks:
         return predict(self.cache.decode(parts)[self.target])[0]
 
 
+def cache_read(run: Path) -> dict[str, Any] | None:
+    """Return what a run's receipt says of the cache that it read, None where it read none."""
+    receipt = run / "receipt.json"
+    return read_json(receipt).get("cache") if receipt.is_file() else None
+
+
 def find_masks(
     trained: Trained, pictures: PictureSet, split: str, root: Path
 ) -> tuple[CachedMasks | None, str]:
@@ -51,8 +58,7 @@ def find_masks(
 
     `root` is the folder of caches, or the cache itself.
     """
-    receipt = trained.run / "receipt.json"
-    read = read_json(receipt).get("cache") if receipt.is_file() else None
+    read = cache_read(trained.run)
     if read is None:
         return None, "this run read no cache"
     caches = [c for c in find_caches(root) if c.fingerprint == read["fingerprint"]]

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from stillroom.errors import UserError
-from stillroom.jsonfile import digest, read_json
+from stillroom.jsonfile import digest, read_json, read_json_lines
 from stillroom.metrics import SCORES
 from stillroom.networks.finished_run import DESCRIPTION, require_finished
 from stillroom.using.charts import Point
-from stillroom.using.curves import points, read_lines
+from stillroom.using.curves import points
 
 ROLES = ("teacher", "without", "with")
 
@@ -111,7 +111,7 @@ def _read_metrics(run: Path, metric: str | None, batch: int) -> tuple[float, tup
     """Return seconds of training, from the rates (a receipt knows the last resume only), and the
     score's curve.
     """
-    lines = read_lines(run)
+    lines = read_json_lines(run / "metrics.jsonl")
     seconds, before = 0.0, 0.0
     for step, rate in points(lines, "train", "rows_per_s"):
         if rate:

@@ -1,11 +1,11 @@
 """What metrics.jsonl holds over the steps, as charts: of one run, or of several in each chart."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stillroom.jsonfile import read_json_lines
 from stillroom.metrics import SCORES
 from stillroom.using.charts import Point, Series, chart
 from stillroom.using.page import beside
@@ -21,18 +21,6 @@ _OTHERS = {
 }
 
 
-def read_lines(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics.jsonl, up to one that was cut off."""
-    path, found = run / "metrics.jsonl", []
-    if path.is_file():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                found.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-    return found
-
-
 def points(lines: Sequence[dict[str, Any]], kind: str, name: str) -> list[Point]:
     """Return (step, value) of one figure; values that are null or no numbers are left out."""
     pairs = ((line["step"], line.get(name)) for line in lines if line["kind"] == kind)
@@ -41,7 +29,7 @@ def points(lines: Sequence[dict[str, Any]], kind: str, name: str) -> list[Point]
 
 def run_charts(run: Path, classes: Sequence[str]) -> str:
     """Return the charts of one run: every figure of its metrics.jsonl."""
-    lines = read_lines(run)
+    lines = read_json_lines(run / "metrics.jsonl")
     names = [n for n in _names(lines) if n == "loss" or n.startswith("term_")]
     parts, note = [], "terms without their weights, on a logarithmic scale"
     for kind, title, more in (("train", "training", ""), ("val", "validation", _AT_END)):
@@ -59,7 +47,10 @@ def comparison_charts(runs: Sequence[tuple[str, int, Path]]) -> str:
     """Return a chart of each figure with a line for each run: (recipe, its number, folder). Runs of
     a recipe have its colour.
     """
-    read = [(name, number, folder.name, read_lines(folder)) for name, number, folder in runs]
+    read = [
+        (name, number, folder.name, read_json_lines(folder / "metrics.jsonl"))
+        for name, number, folder in runs
+    ]
     found = dict.fromkeys(name for *_, lines in read for name in _names(lines))
     names, parts = [n for n in {**_SCORES, **found} if n in found], []
     for kind, title in (("val", "validation"), ("train", "training")):

@@ -12,7 +12,7 @@ from stillroom.columns import figure
 from stillroom.jsonfile import read_json, write_bytes
 from stillroom.pictures.dataset import PictureSet
 from stillroom.using.browse import viewer
-from stillroom.using.cached_masks import CachedMasks
+from stillroom.using.cached_masks import CachedMasks, cache_read
 from stillroom.using.charts import Series, chart
 from stillroom.using.comparison_table import short
 from stillroom.using.curves import run_charts
@@ -172,10 +172,9 @@ def _teachers(found: dict[str, Any]) -> str:
 
 
 def _cache(run: Path, cache: Cache | None) -> str:
-    receipt = run / "receipt.json"
-    read = read_json(receipt).get("cache") if receipt.is_file() else None
+    read = cache_read(run)
     if read is None:
-        return lines(["This run read no cache."]) if receipt.is_file() else ""
+        return lines(["This run read no cache."])
     facts = [f"Cache {read['name']}, fingerprint {read['fingerprint']}."]
     if cache is None:
         return lines([*facts, "It was not at hand when this page was written, or holds no masks."])
