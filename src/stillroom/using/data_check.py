@@ -69,12 +69,9 @@ def check_data(
     rows = [(split, *row) for split in sorted(splits) for row in splits[split]]
     given = bool(classes or mask_values or mask_colours)
     labels = labels_of(classes, names, mask_values, mask_colours, ()) if given else None
-    look = partial(_look, names=names)
-    with tqdm(total=len(rows), unit="picture", disable=None, leave=False) as bar:
-        workers, seen = num_decoders(), []
-        for one in read_ahead(rows, look, workers, depth=2 * workers):
-            seen.append(one)
-            bar.update()
+    workers = num_decoders()
+    looked = read_ahead(rows, partial(_look, names=names), workers, depth=2 * workers)
+    seen = [*tqdm(looked, total=len(rows), unit="picture", disable=None, leave=False)]
     masks = [one.mask for one in seen if one.mask is not None]
     reading = recognise(masks, names)
     if labels is not None:
@@ -88,8 +85,7 @@ def check_data(
             f"{source} has faults",
             found=f"{len(report.problems)} pictures or masks cannot be packed,"
             f" {len(report.leaks)} pictures lie in two splits"
-            + ", the masks cannot be read"
-            * report.is_unread,
+            f"{', the masks cannot be read' * report.is_unread}",
             fix="mend or remove them; stillroom shards --skip-bad leaves out what cannot be packed",
         )
 
@@ -103,11 +99,7 @@ def _report(source: str, seen: list[Seen], reading: Reading, faults: list[str]) 
         source=source,
         seen=tuple(seen),
         reading=reading,
-        problems=(
-            *faults,
-            *(one.problem for one in seen if one.problem),
-            *_strange(seen, reading),
-        ),
+        problems=(*faults, *(s.problem for s in seen if s.problem), *_strange(seen, reading)),
         exact=tuple(tuple(group) for group in by_hash.values() if len(group) > 1),
         near=tuple(_near(seen)),
         more=tuple(_void(seen, reading)),
