@@ -38,7 +38,7 @@ REFUSED = {
     "run.name": "no name: runs are named after recipe and seed",
     "run.resume": "nothing: what has begun goes on",
     "run.overwrite": "another --run.out, or remove the run",
-    "run.additional-epochs": "a larger --epochs",
+    "run.additional-epochs": "a larger --epochs, and another --run.out",
 }
 
 
