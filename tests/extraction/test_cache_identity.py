@@ -21,4 +21,4 @@ def test_with_regions_a_shard_has_a_row_for_each_box_and_without_one_for_each_pi
         assert [shard["rows"] for shard in shards] == [rows] * 4
     monkeypatch.setattr(PictureShard, "extra", lambda *_: {})
     with pytest.raises(UserError, match=r"no picture of shard train-000000 .* names a box"):
-        pictures_identity(pictures, regions)
+        pictures_identity(open_pictures(pictures.path), regions)
