@@ -86,7 +86,8 @@ class Run:
     # folder that keeps what is in use of pictures and caches in a store; None = stillroom/ in the
     # user's folder for caches
     local: str | None = None
-    local_gb: float = 50.0  # most that is kept there, GB; three windows of shards should fit
+    # most that is kept there, GB: three windows of shards should fit; default: as before, first 50
+    local_gb: float | None = None
     # stage 2 does not look at the teachers' files, but takes the cache's word for them
     recorded_teachers: bool = False
     resume: bool = False  # go on with the run of that name from its newest checkpoint

@@ -126,7 +126,9 @@ def test_compressed_run_lengths_are_those_of_pycocotools(coco: Path):
     "shape",
     [
         {"size": [3, 3], "counts": [9]},  # of another size than the picture
+        {"size": [HEIGHT, WIDTH], "counts": [9]},  # short of it
         {"size": [HEIGHT, WIDTH], "counts": [-9, HEIGHT * WIDTH + 9]},
+        {"size": [HEIGHT, WIDTH], "counts": "5"},
         {"size": [HEIGHT, WIDTH], "counts": "XX"},
         {"counts": "x"},
     ],

@@ -1,6 +1,7 @@
 """What of a store is on a machine: fetched once, whole, least recently used out, never half."""
 
 import errno
+import math
 import multiprocessing
 import threading
 from functools import partial
@@ -12,10 +13,11 @@ import pytest
 from stillroom.cache import find_caches, open_cache
 from stillroom.cache.folder import Cache
 from stillroom.errors import DamageError, FailureError, UserError
+from stillroom.jsonfile import read_json
 from stillroom.pictures.dataset import PictureSet, open_pictures
 from stillroom.recipe import Augment
 from stillroom.remote import store
-from stillroom.remote.mirror import mirror_of, place_of
+from stillroom.remote.mirror import LOCAL_GB, MARKER, mirror_of, place_of
 from stillroom.training.order import MicroBatchSchedule, Order, WindowOrder
 from stillroom.training.prefetch import Prefetch
 from stillroom.training.stream import RowDataset, training_batches
@@ -186,6 +188,16 @@ def test_shards_of_what_lay_under_a_url_before_go(s3, tmp_path):
         there.put("dataset.json", content)
         mirror.refresh("dataset.json")
         assert (folder / "train-000000.tar").exists() == is_kept
+
+
+def test_a_command_that_says_no_limit_keeps_what_another_said(tmp_path):
+    url = "s3://bucket/people"
+    for given, wanted in ((None, LOCAL_GB), (800.0, 800.0), (None, 800.0), (2.0, 2.0)):
+        place = place_of(url, str(tmp_path), given)
+        assert read_json(place / MARKER)["limit_bytes"] == wanted * 1e9
+    for given in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(UserError, match=r"run\.local-gb"):
+            place_of(url, str(tmp_path), given)
 
 
 def test_a_full_disk_is_emptied_first_and_told_then(world, tmp_path, monkeypatch):

@@ -88,7 +88,7 @@ def parser() -> Parser:
         " are kept (default: RECIPE's run.local, or stillroom/ in the user's folder for"
         " caches)")  # fmt: skip
     add("--run.local-gb", dest="local_gb", type=float, metavar="GB", help="most that is kept there"
-        " (default: RECIPE's run.local_gb, or 50.0)")  # fmt: skip
+        " (default: RECIPE's run.local_gb, or as before)")  # fmt: skip
     workers = min(8, os.cpu_count() or 1)
     add("--workers", type=int, default=workers, metavar="N", help="threads that read (default: as"
         " many as there are cores, at most 8)")  # fmt: skip

@@ -30,7 +30,7 @@ def main(
     mask_values: tuple[str, ...] = (),
     mask_colours: tuple[str, ...] = (),
     run_local: Annotated[str | None, tyro.conf.arg(name="run.local")] = None,
-    run_local_gb: Annotated[float, tyro.conf.arg(name="run.local-gb")] = 50.0,
+    run_local_gb: Annotated[float | None, tyro.conf.arg(name="run.local-gb")] = None,
     *,
     teacher: tyro.conf.Suppress[Sequence[str]] = (),
 ) -> None:
@@ -52,7 +52,7 @@ def main(
         mask_values: how the source's mask values become classes, e.g. 0:0 255:1
         mask_colours: how the colours of its RGB masks do, e.g. 0,0,0:0 128,0,0:1
         run_local: folder that keeps what is used of a store; in the user's one for caches if absent
-        run_local_gb: most that is kept there, GB
+        run_local_gb: most that is kept there, GB; default: as before, at first 50
     """
     from stillroom.extraction.evaluate_teachers import evaluate_teachers
     from stillroom.pictures.make import labels_of

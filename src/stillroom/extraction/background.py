@@ -37,5 +37,8 @@ class Background:
         try:
             if waits:
                 self.wait()
+        except KeyboardInterrupt:
+            waits = False
+            raise
         finally:
             self._pool.shutdown(waits)

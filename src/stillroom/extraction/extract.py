@@ -165,7 +165,7 @@ def _fill(job: _Job) -> None:
         f" {sum(part.num_bytes for part in cache.parts) / 1e6:.3g} MB a row before compression"
     )
     _warn_of_size(recipe, cache, job.process)
-    if recipe.run.preflight and not cache.shards.is_remote:
+    if recipe.run.preflight:
         require_space(cache, missing, lambda: next(job.batches(missing[0])).parts)
     _make_shards(job, missing)
 

@@ -97,13 +97,9 @@ def instance_masks(item: Item, height: int, width: int) -> list[UInt8[np.ndarray
         try:
             if isinstance(shape, list):
                 runs = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
-            elif isinstance(shape["counts"], list):
-                runs = coco_mask.frPyObjects(shape, height, width)
             else:
-                runs: Any = shape
+                runs = coco_mask.frPyObjects(_whole(shape), height, width)
             mask = coco_mask.decode(runs)
-            if mask.sum() != coco_mask.area(runs):  # what no run covers is left as it was found
-                raise ValueError("its runs do not cover it")
         except Exception as error:  # pycocotools raises what it meets
             raise BadPicture(f"{item.picture} has a segmentation that is none: {error}") from None
         if mask.shape != (height, width):
@@ -114,6 +110,34 @@ def instance_masks(item: Item, height: int, width: int) -> list[UInt8[np.ndarray
             )
         masks.append(mask)
     return masks
+
+
+def _whole(shape: dict[str, Any]) -> Any:
+    """Return run lengths as a list; raises ValueError unless they cover their size exactly, for
+    pycocotools leaves the rest of a mask as it finds it.
+    """
+    counts = shape["counts"]
+    counts = _unpacked(counts) if isinstance(counts, str) else counts
+    height, width = shape["size"]
+    if any(count < 0 for count in counts) or sum(counts) != height * width:
+        raise ValueError(f"runs of {sum(counts)} pixels for {height} x {width}")
+    return {"size": [height, width], "counts": counts}
+
+
+def _unpacked(text: str) -> list[int]:
+    """Return the run lengths that COCO's compressed form holds: five bits a character, the sixth
+    says that more follow; from the fourth on, what a run has more than the one before the last.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for code in text.encode():
+        value |= (code - 48 & 31) << shift
+        shift += 5
+        if not code - 48 & 32:
+            value -= (code - 48 >> 4 & 1) << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return counts
 
 
 def class_mask(

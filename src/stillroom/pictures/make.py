@@ -54,7 +54,7 @@ def make_shards(
         size: height and width in pixels that every picture is brought to; training needs one size
         fit: stretch to that size, or letterbox within grey padding that nothing counts
         format: jpg (quality 95, 4:4:4) or png; unresized files of that format keep their bytes
-        shard_rows: pictures a shard
+        shard_rows: pictures a shard; so many lie in memory at a time, encoded
         val: another source for the validation split
         val_list: file with the names of the pictures of the validation split, one a line
         val_share: share of the pictures for the validation split, by hash of the key; default 0.1

@@ -74,8 +74,8 @@ def measure_teachers(
         seconds += [(time.perf_counter() - start) / len(batch)] * len(batch)
         room = _most_kept(specs) - len(kept)
         kept += batch[:room]
-        for name, values in targets.items():
-            values.append(outputs[name][:room].float().cpu())
+        for name, values in targets.items():  # copies: a view would keep the whole batch
+            values.append(outputs[name][:room].float().cpu().clone())
     return Answers(
         teacher_ms=1e3 * median(seconds),
         picture_ms=1e3 * median(picture_s),

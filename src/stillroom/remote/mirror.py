@@ -9,6 +9,7 @@ recently goes once the limit is passed: a name that goes leaves open files as th
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -18,12 +19,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from stillroom.errors import DamageError, FailureError, holds_copies
+from stillroom.errors import DamageError, FailureError, UserError, holds_copies
 from stillroom.jsonfile import Count, Declared, decode_json, read_json, write_bytes, write_json
 from stillroom.random_access import RandomAccessFile
 from stillroom.remote.store import Store, is_url
 
 MARKER = "store.json"
+LOCAL_GB = 50.0  # most that is kept of a URL, unless somebody says otherwise
 _ASIDE = "fetching"
 _LOCKS = 64
 _DEPTHS = ("*/*", "*/*/*")  # of mirrors below the folder of all: a URL's, a cache's below a URL
@@ -50,18 +52,24 @@ class RemoteFile(NamedTuple):
 Contents = dict[str, bytes | RemoteFile]
 
 
-def place_of(word: str, local: str | None = None, local_gb: float = 50.0) -> Path:
+def place_of(word: str, local: str | None = None, local_gb: float | None = None) -> Path:
     """Return the folder that a word names: itself, or the mirror of a URL, made where it is not
-    there yet; nothing is fetched.
+    there yet; nothing is fetched. At most `local_gb` of copies are kept; None: as before, at first
+    50. Raises UserError for what is no such number.
     """
     if not is_url(word):
         return Path(word)
+    if local_gb is not None and not 0 < local_gb < math.inf:
+        raise UserError("--run.local-gb is out of range", found=local_gb, wanted="more than 0")
     url = word.rstrip("/")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     root = cache / "stillroom" if local is None else Path(local)
     folder = root.absolute() / hashlib.sha256(url.encode()).hexdigest()[:12] / url.split("/")[-1]
     folder.mkdir(parents=True, exist_ok=True)
-    marker = _Marker(url=url, local=str(root.absolute()), limit_bytes=int(local_gb * 1e9))
+    limit_bytes = int(1e9 * (LOCAL_GB if local_gb is None else local_gb))
+    if local_gb is None and (folder / MARKER).exists():
+        limit_bytes = read_json(folder / MARKER, _Marker).limit_bytes
+    marker = _Marker(url=url, local=str(root.absolute()), limit_bytes=limit_bytes)
     write_json(folder / MARKER, marker)
     return folder
 

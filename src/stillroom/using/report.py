@@ -174,7 +174,7 @@ def _teachers(found: dict[str, Any]) -> str:
 def _cache(run: Path, cache: Cache | None) -> str:
     read = cache_read(run)
     if read is None:
-        return lines(["This run read no cache."])
+        return ""
     facts = [f"Cache {read['name']}, fingerprint {read['fingerprint']}."]
     if cache is None:
         return lines([*facts, "It was not at hand when this page was written, or holds no masks."])
