@@ -13,8 +13,12 @@ def test_an_interrupt_while_the_last_call_is_waited_for_waits_no_longer():
     held, background = threading.Event(), Background()
     here = threading.get_ident()
     threading.Timer(0.2, signal.pthread_kill, [here, signal.SIGINT]).start()
+
+    def publish() -> None:
+        held.wait(20)
+
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt), background:
-        background.begin(lambda: held.wait(20))
+        background.begin(publish)
     assert time.monotonic() - began < 5
     held.set()
