@@ -234,10 +234,12 @@ def test_stage_1_killed_at_ten_moments_and_finished_by_two_loses_nothing(
     flags, tmp_path, monkeypatch
 ):
     words = [*flags, "--run.cache", tmp_path, "--gate", "off"]
-    for number, moment in enumerate(MOMENTS, 1):
+    for moment in MOMENTS:
         monkeypatch.setenv("STILLROOM_FAULT", moment)
+        before = len(list(tmp_path.glob("*/tmp/*")))
         call("tools/cache_teacher.py", "tiny", *words, status=-signal.SIGKILL)
-        assert len(list(tmp_path.glob("*/tmp/*"))) == number  # each met a shard under way
+        more = len(list(tmp_path.glob("*/tmp/*"))) - before
+        assert more in (1, 2)  # a shard under way, and perhaps one that is being published
     monkeypatch.setenv("STILLROOM_FAULT", "renamed:2")
     call("tools/cache_teacher.py", "tiny", *words, status=-signal.SIGKILL)
     assert len(open_cache(only(tmp_path)).missing()) == 3
