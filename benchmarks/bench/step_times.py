@@ -28,7 +28,7 @@ from stillroom.training.log import read_metrics
 from stillroom.training.setup import prepare
 from stillroom.types import Batch
 
-WARM = 2  # steps that do not count
+WARM = 4  # steps that do not count; at 640 px on a CPU the first three are up to twice as slow
 
 
 def step_times(recipe: Recipe, rounds: int, steps: int) -> dict[str, Any]:
@@ -120,14 +120,15 @@ def _block(device: torch.device, steps: int, work: Callable[[], object]) -> floa
 
 
 def _cached(recipe: Recipe, context: TrainContext, steps: int) -> float:
-    """Return seconds a step of a run as users have it, lines of its log but for the first two."""
+    """Return seconds a step of a run as users have it, but for its first steps."""
     epochs = -(-(WARM + steps) // context.epoch_steps)
     run = replace(
         recipe.run, name="cached", overwrite=True, quiet=True, log_every=2, evaluate_every=epochs
     )
     lines = read_metrics(loop.train(replace(recipe, epochs=epochs, run=run)))
     rates = [line["rows_per_s"] for line in lines if line["kind"] == "train"]
-    return recipe.batch * statistics.mean(1 / rate for rate in rates[min(WARM, len(rates) - 1) :])
+    counted = rates[min(WARM // 2, len(rates) - 1) :]
+    return recipe.batch * statistics.mean(1 / rate for rate in counted)
 
 
 def _figures(recipe: Recipe, seconds: dict[str, list[float]]) -> dict[str, Any]:
