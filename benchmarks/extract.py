@@ -30,7 +30,7 @@ from bench.stages import people_lite_words
 from stillroom.cli import recipe_from, run_command
 from stillroom.extraction.process import process_context
 
-SIZE_PX, NUM_TRAIN, NUM_VAL, SHARD_ROWS = 256, 112, 16, 32
+SIZE_PX, NUM_TRAIN, NUM_VAL, SHARD_ROWS = 256, 512, 64, 256
 MASK_LAYERS = ((48, 1), (48, 1), (1, 1))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillroom.codecs.logits8 import HOTTEST, Logits8, differences, half_cell
+from stillroom.codecs.logits8 import HOTTEST, Logits8, differences, grid_of, half_cell
 from stillroom.errors import UserError
 from stillroom.types import Row, View
 
@@ -59,6 +59,16 @@ def test_the_grid_is_uniform_in_the_integral_of_the_largest_slope(several: bool)
     assert len(points) == levels
     found = np.interp(points, away, integral)
     assert np.abs(found - 2 * half_cell(several) * np.arange(levels)).max() < 2e-4
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_level_is_how_many_edges_lie_below(several: bool):
+    """At every edge, at the floats beside it, and over all sizes of a float."""
+    grid = grid_of(several, torch.device("cpu"))
+    edges = grid.edges[:-1]
+    beside = [edges.nextafter(torch.full_like(edges, end)) for end in (0.0, math.inf)]
+    away = torch.cat([torch.zeros(1), edges, *beside, torch.logspace(-45, 38, 100_000)])
+    assert torch.equal(grid.levels(away), torch.bucketize(away, edges, out_int32=True))
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0, 40.0, 1000.0])

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int16, UInt8
+from jaxtyping import Float, Int16, Int32, UInt8
 from torch import Tensor
 
 from stillroom.codecs.float16 import Float16
@@ -25,6 +25,7 @@ from stillroom.errors import UserError
 from stillroom.types import Row
 
 HOTTEST = 8.0  # the grid is made for temperatures from 1 to this one
+_KEY_BITS = 14  # of a float's 23 mantissa bits, those that a key leaves out
 TURN = 1.5434046384182085  # x sigmoid'(x) is largest here, where x tanh(x / 2) = 1
 
 
@@ -68,12 +69,12 @@ class Logits8:
         self, target: Float[Tensor, "b k y x"], rows: Sequence[Row], fitted: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Round to the nearest grid point; raises UserError on logits that float16 cannot hold."""
-        target = target.float()
+        target, grid = target.float(), grid_of(target.shape[1] > 1, target.device)
         if target.shape[1] == 1:
-            level = _levels(target.abs(), several=False) * target.sign().to(torch.int16)
+            level = grid.levels(target.abs()).to(torch.int16) * target.sign().to(torch.int16)
             return {"difference": differences(level)}
         peak = target.amax(1, keepdim=True)
-        level = _levels(peak - target, several=True)
+        level = grid.levels(peak - target).to(torch.int16)
         kept = Float16().encode(peak, rows, {})["value"]
         return {"difference": differences(level), "peak": kept}
 
@@ -83,11 +84,11 @@ class Logits8:
         """Return the grid points, fp32, below the largest of their pixel or on their side of 0."""
         level = parts["difference"].cumsum(3, dtype=torch.uint8).cumsum(2, dtype=torch.uint8)
         if "peak" in parts:
-            points = _grid(several=True, device=level.device)[0]
-            return parts["peak"].float() - points[level.int()]
+            points = grid_of(several=True, device=level.device).points
+            return parts["peak"].float() - look_up(points, level.int())
         signed = level.view(torch.int8).int()
-        points = _grid(several=False, device=level.device)[0]
-        return points[signed.abs()] * signed.sign()
+        points = grid_of(several=False, device=level.device).points
+        return look_up(points, signed.abs()) * signed.sign()
 
     def error_bound(
         self, target: Float[Tensor, "b k y x"], fitted: dict[str, Tensor]
@@ -96,11 +97,8 @@ class Logits8:
         target, several = target.float(), target.shape[1] > 1
         peak = target.amax(1, keepdim=True) if several else torch.zeros_like(target)
         away = (peak - target).abs()
-        points, edges = _grid(several, target.device)
-        level = _levels(away, several).int()
-        inner = torch.cat([points[:1], edges])[level]
-        outer = torch.where(level < len(edges), edges[level.clamp(max=len(edges) - 1)], away)
-        reach = torch.maximum(points[level] - inner, outer - points[level])
+        grid = grid_of(several, target.device)
+        reach = torch.maximum(look_up(grid.reach, grid.levels(away)), away - grid.points[-1])
         bound = reach + away * 2.0**-20
         return bound + Float16().error_bound(peak, {}) if several else bound
 
@@ -125,20 +123,51 @@ def differences(level: Int16[Tensor, "b k y x"]) -> UInt8[Tensor, "b k y x"]:
     return (level & 255).to(torch.uint8)
 
 
-def _levels(away: Float[Tensor, "b k y x"], several: bool) -> Int16[Tensor, "b k y x"]:
-    return torch.bucketize(away, _grid(several, away.device)[1]).to(torch.int16)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Points from 0 outwards, the edge beyond each (the last is infinite), and how far at most a
+    cell reaches from its point.
+
+    `by_key` is the level of the smallest number of each key, which is its exponent and the first 9
+    bits of its mantissa: edges lie so far apart that no key has two.
+    """
+
+    points: Float[Tensor, "levels"]
+    edges: Float[Tensor, "levels"]
+    reach: Float[Tensor, "levels"]
+    by_key: Int32[Tensor, "keys"]
+    first_key: int
+
+    def levels(self, away: Float[Tensor, "*shape"]) -> Int32[Tensor, "*shape"]:
+        """Return how many edges lie below each: on a CPU a tenth of the time of a search."""
+        key = (away.contiguous().view(torch.int32) >> _KEY_BITS).sub_(self.first_key)
+        level = look_up(self.by_key, key.clamp_(0, len(self.by_key) - 1))
+        return level.add_(away > look_up(self.edges, level))
+
+
+def look_up(table: Tensor, index: Int32[Tensor, "*shape"]) -> Tensor:
+    """Return table[index], which on a CPU takes ten times as long."""
+    return table.index_select(0, index.flatten()).view(index.shape)
 
 
 @lru_cache
-def _grid(
-    several: bool, device: torch.device
-) -> tuple[Float[Tensor, "levels"], Float[Tensor, "edges"]]:
-    """Return the grid's points (from 0 outwards) and the edges between neighbours."""
+def grid_of(several: bool, device: torch.device) -> Grid:
     last, cell = (255, 2 * half_cell(True)) if several else (127, 2 * half_cell(False))
     inverse = _distance_several if several else _distance_one
-    points = [inverse(level * cell) for level in range(last + 1)]
-    edges = [inverse((level + 0.5) * cell) for level in range(last)]
-    return torch.tensor(points, device=device), torch.tensor(edges, device=device)
+    points = torch.tensor([inverse(level * cell) for level in range(last + 1)])
+    edges = torch.tensor([inverse((level + 0.5) * cell) for level in range(last)])
+    inner, outer = torch.cat([points[:1], edges]), torch.cat([edges, points[-1:]])
+    first, final = (edges[[0, -1]].view(torch.int32) >> _KEY_BITS).tolist()
+    keys = torch.arange(first, final + 2, dtype=torch.int32) << _KEY_BITS
+    by_key = torch.bucketize(keys.view(torch.float32), edges, out_int32=True)
+    assert int(by_key.diff().max()) == 1, "two edges in one key"
+    return Grid(
+        points=points.to(device),
+        edges=torch.cat([edges, edges.new_tensor([math.inf])]).to(device),
+        reach=torch.maximum(points - inner, outer - points).to(device),
+        by_key=by_key.to(device),
+        first_key=first,
+    )
 
 
 def _whole(several: bool) -> float:

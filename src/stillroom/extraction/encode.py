@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 import torch
@@ -168,10 +169,17 @@ def _errors(
 def _statistics(target: Float[Tensor, "b c y x"], kind: Kind) -> list[RowStatistics]:
     """Return the statistics of each row; one softmax is the largest copy."""
     flat = target.flatten(1)
-    share = torch.isfinite(flat).sum(1).double() / flat.shape[1]
-    low, high, finite = torch.stack([*flat.aminmax(dim=1), share]).tolist()
+    ends = torch.stack([flat.amin(1), flat.amax(1)]).tolist()  # aminmax takes 20 times as long
+    finite = [
+        1.0 if isfinite(low) and isfinite(high) else _finite_share(row)
+        for row, low, high in zip(flat, *ends, strict=True)
+    ]
     sure = _confidence(target.float()).tolist() if kind == "logits" else [None] * len(finite)
-    return list(map(RowStatistics, low, high, finite, sure))
+    return list(map(RowStatistics, *ends, finite, sure))
+
+
+def _finite_share(values: Float[Tensor, "n"]) -> float:
+    return torch.isfinite(values).double().mean().item()
 
 
 def _confidence(logits: Float[Tensor, "b k y x"]) -> Float[Tensor, "b"]:
