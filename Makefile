@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # One process a core and one thread a process: OpenMP threads that share busy cores wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile
 # A mark that the environment fits the project's files; made again when they change.
 READY := .venv/.ready
 

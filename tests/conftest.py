@@ -4,7 +4,7 @@ import importlib.util
 import os
 import tarfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +17,12 @@ with warnings.catch_warnings():
     from jaxtyping import install_import_hook
 
     install_import_hook("stillroom", "beartype.beartype")
+
+
+def pytest_configure() -> None:
+    """One thread a process: small networks are faster so, and sums have one order."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    torch.set_num_threads(1)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -120,14 +126,3 @@ def is_durable(flushed) -> Callable[[Path], bool]:
         return inodes <= {*flushed[:moment]} and folder.parent.stat().st_ino in flushed[moment:]
 
     return is_durable
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Small networks are faster so, and sums have one order."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

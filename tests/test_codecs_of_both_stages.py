@@ -23,7 +23,6 @@ from stillroom.training.loop import train
 from stillroom.training.stream import RowDataset, collate
 from stillroom.types import Batch, ShardId
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ALONE = ProcessContext()
 PAIRS = (("int8", "logits8"), ("stochastic:1.0", "stochastic:0.3"), ("stochastic:10.0", "int8"))
 

@@ -115,7 +115,7 @@ def stage_1(*words: str, gpus: int = 1, **place: str) -> subprocess.CompletedPro
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     return subprocess.run(
         [sys.executable, *(("-c", GPUS) if gpus > 1 else ()), tool, *words],
-        env={**environment, "OMP_NUM_THREADS": "1", **place},
+        env={**environment, **place},
         capture_output=True,
         text=True,
         timeout=100,

@@ -23,8 +23,6 @@ from stillroom.extraction.extract import cache_teacher
 from stillroom.extraction.process import ProcessContext
 from stillroom.recipe import Recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module", params=["zarr", "tar"])
 def world(request, make_tiny, tiny_world, tmp_path_factory) -> tuple[Recipe, Path, dict]:

@@ -21,7 +21,6 @@ from stillroom.recipe import Recipe
 from stillroom.training.loop import train
 from stillroom.training.setup import prepare, with_class_counts
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 FILE = Path(__file__).parent / "using" / "own_heads.py"
 
 

@@ -23,7 +23,7 @@ def start(world: int, *words: object) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    place |= {"WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"} if world > 1 else {}
+    place |= {"WORLD_SIZE": str(world)} if world > 1 else {}
     return [
         subprocess.Popen(
             [sys.executable, str(DRIVER), *map(str, words)],

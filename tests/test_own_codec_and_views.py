@@ -26,7 +26,6 @@ from stillroom.training.loop import train
 from stillroom.training.stream import RowDataset
 from stillroom.types import Row, ShardId, View
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ALONE = ProcessContext()
 
 

@@ -53,7 +53,7 @@ def call(*words: object, environment: dict[str, str] | None = None, status: int 
         [sys.executable, *map(str, words)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        env={**os.environ, **(environment or {})},
         cwd=ROOT,
         check=False,
     )

@@ -23,7 +23,6 @@ from stillroom.training.loop import train
 from stillroom.training.stream import RowDataset
 from stillroom.types import View
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE, VIEWS = (16, 24), Views(count=3, scale=(0.4, 2.0), seed=4)
 
 

@@ -29,7 +29,7 @@ _spec = importlib.util.spec_from_file_location("driver", ROOT / "tests" / "two_r
 assert _spec is not None and _spec.loader is not None
 driver = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(driver)
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "default"}
 
 
 def call(
@@ -182,7 +182,7 @@ def flags(recipe: Recipe, out: Path) -> list[object]:
     ]
 
 
-def test_two_ranks_train_the_student_of_one_and_say_no_more(tiny_recipe, tmp_path, one_thread):
+def test_two_ranks_train_the_student_of_one_and_say_no_more(tiny_recipe, tmp_path):
     words = flags(tiny_recipe, tmp_path)
     words += ["--precision", "fp32"]  # the file asks for fp16, which a CPU has not
     done = call("train_student.py", *words, process=2, config="multinode_fp16.yaml")

@@ -1,7 +1,6 @@
 """A process that dies leaves nothing partial, and a rerun finishes as if nothing had been."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -27,7 +26,6 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     work = tmp_path_factory.mktemp("kills")
     done = subprocess.run(
         [sys.executable, driver, work],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

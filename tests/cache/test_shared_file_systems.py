@@ -78,7 +78,6 @@ def same(one: Cache, two: Cache) -> bool:
     )
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("layer", [answered_twice, without_links, stale_listings])
 def test_a_cache_and_a_run_are_those_of_a_local_disk(
     tiny_recipe, tiny_world, tmp_path, monkeypatch, layer: Callable[..., list[str]]

@@ -30,7 +30,6 @@ from stillroom.training.checkpoint import save_student
 from stillroom.training.find_cache import find_cache
 from stillroom.types import View
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[2]
 TRANSFORMS = {
     "control", "mirror", "crop on the grid", "crop off the grid", "scale 0.75", "scale 1.5",

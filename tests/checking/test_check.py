@@ -18,7 +18,6 @@ from stillroom.jsonfile import encode_json, read_json, write_json
 from stillroom.pictures.dataset import ShardInfo, open_pictures, set_digest
 from stillroom.types import ShardId
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 both_bodies = pytest.mark.parametrize("body", ["zarr", "tar"], indirect=True)
 SHARD = ShardId("train", 1)
 

@@ -16,7 +16,6 @@ from stillroom.jsonfile import read_json, write_json
 from stillroom.recipe import Recipe
 from stillroom.types import ShardId
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 both_bodies = pytest.mark.parametrize("body", ["zarr", "tar"], indirect=True)
 SHARD, VAL = ShardId("train", 1), ShardId("val", 0)
 

@@ -22,7 +22,6 @@ from stillroom.pictures.loader import image_tensor
 from stillroom.teachers.torch import BuiltTorchTeacher
 from stillroom.types import ShardId
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 both_bodies = pytest.mark.parametrize("body", ["zarr", "tar"], indirect=True)
 SHARD = ShardId("train", 1)
 

@@ -12,7 +12,6 @@ from stillroom.cache.writer import this_host
 from stillroom.checking.run_check import CheckOptions
 from stillroom.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "check_cache.py"
 
 

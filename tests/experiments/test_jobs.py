@@ -12,8 +12,6 @@ from stillroom.recipe import Recipe
 from stillroom.teachers.configs import RunTeacher
 from stillroom.training.loop import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def recipes(tiny_recipe) -> dict[str, Recipe]:

@@ -30,7 +30,6 @@ from stillroom.recipe import Recipe
 from stillroom.teachers.configs import RunTeacher
 from stillroom.types import ShardId, View
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SHARDS = (*(ShardId("train", number) for number in range(3)), ShardId("val", 0))
 
 
@@ -233,7 +232,6 @@ def test_the_command_ends_with_75_when_it_is_told_to_stop(recipe):
         [sys.executable, "-c", code, *words],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=100,
         check=False,
     )

@@ -4,7 +4,6 @@ Everything runs in forked children of one driver (the folder `fire`), with a tea
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +24,6 @@ REAL_DISKS = ("refusals.small_disks", "refusals.foreseen")
 def drive(folder: Path, body: str, amount: str, names: tuple[str, ...]) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, DRIVER, folder, body, amount, *names],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -1,6 +1,5 @@
 """A micro-batch that the device does not hold is answered with one that was tried and fits."""
 
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,7 +21,6 @@ from stillroom.teachers.configs import OnnxTeacher
 from stillroom.teachers.own_configs import TorchTeacher
 from stillroom.types import ShardId
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TOOL = Path(__file__).parents[2] / "tools" / "cache_teacher.py"
 SHARDS = (*(ShardId("train", number) for number in range(3)), ShardId("val", 0))
 NETWORK = """
@@ -217,7 +215,6 @@ def test_the_command_says_one_paragraph_exits_2_and_the_size_that_it_names_works
             [sys.executable, TOOL, f"{file}:recipe", "--batch", "8", *flags],
             capture_output=True,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
             check=False,
         )
 

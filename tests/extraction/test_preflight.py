@@ -16,7 +16,6 @@ from stillroom.extraction.process import ProcessContext
 from stillroom.recipe import Recipe
 from stillroom.types import ShardId
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ROW_BYTES = 2 * (4 * 32 * 48 + 16 * 8 * 12)  # uncompressed
 
 

@@ -15,7 +15,7 @@ from stillroom.training.setup import prepare
 from stillroom.training.step import labels, local_counts
 
 
-def test_a_step_is_that_of_stage_2(tiny_recipe, one_thread):
+def test_a_step_is_that_of_stage_2(tiny_recipe):
     context = prepare(tiny_recipe)
     with closing(context.stream(range(1))) as stream:
         batches = [to_batch(host, torch.device("cpu"), context.cache) for host in stream]

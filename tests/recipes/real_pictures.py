@@ -1,7 +1,6 @@
 """The commands as a user types them, on some of the shared pictures; for the tests beside it."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ def call(script: str, *words: object, status: int = 0) -> str:
         [sys.executable, str(ROOT / script), *map(str, words)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert done.returncode == status, done.stdout + done.stderr

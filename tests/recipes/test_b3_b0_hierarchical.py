@@ -77,7 +77,6 @@ def test_a_student_of_boxes_and_rows_that_are_pictures_are_refused_both_ways(dis
         build_distiller(network, (CrossEntropy(),), {}, (64, 64))
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_teacher_cache_student_resume_and_what_is_kept(discs):
     teacher = words(discs, "b3-b0-hierarchical-teacher", "--student.unet", "None", "--freeze")
     run = train(recipe_from(teacher))
@@ -128,7 +127,6 @@ def test_an_epoch_has_every_box_and_a_box_that_moved_is_found(discs, monkeypatch
     assert pixels_crc32c(moved) != pixels_crc32c(seen) != pixels_crc32c(replace(seen, box=None))
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_resumed_run_is_the_straight_one_with_its_class_weights(discs):
     from safetensors.torch import load_file
 

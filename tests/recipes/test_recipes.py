@@ -21,7 +21,6 @@ from stillroom.teachers.pooling import pooled
 from stillroom.training.running_weights import RunningWeights
 from stillroom.types import IGNORE, Batch, TargetSpec
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE, PICTURES = 64, 2
 CELLS = (8, 8)  # that a region network samples; its labels have twice as many
 # (channels, stride) of the tensors of ONNX files, which are not here

@@ -23,7 +23,7 @@ from stillroom.students.pretrained import (
 )
 from stillroom.training.setup import prepare
 
-pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from stillroom.recipe import Recipe
 from stillroom.training.average import Average
 from stillroom.training.context import TrainContext
 
-pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def network() -> nn.Sequential:

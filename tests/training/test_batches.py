@@ -41,7 +41,6 @@ def test_what_is_counted_needs_no_number_of_pictures_and_targets(context):
             assert torch.equal(*counts)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_no_micro_batch_is_kept_once_the_next_is_decoded(tiny_recipe, monkeypatch):
     seen, alive = [], []
 
@@ -106,7 +105,6 @@ def waits_of_a_step(recipe, monkeypatch) -> list[str]:
     return waits.found[ends[1] : ends[2]]
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_step_between_two_lines_of_the_log_waits_for_the_device_nowhere(tiny_recipe, monkeypatch):
     weights = tuple(map(float, range(1, tiny_recipe.student.classes + 1)))
     terms = [
@@ -117,7 +115,6 @@ def test_a_step_between_two_lines_of_the_log_waits_for_the_device_nowhere(tiny_r
     assert not waits_of_a_step(replace(tiny_recipe, terms=tuple(terms)), monkeypatch)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_term_that_waits_is_seen(tiny_recipe, monkeypatch):
     total = type(tiny_recipe.terms[0]).total
 

@@ -31,7 +31,7 @@ from stillroom.training.evaluations import (
 )
 from stillroom.training.log import read_metrics
 
-pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def evaluated(*scores: float | None, ratios: Sequence[float | None] = ()) -> list[Evaluation]:

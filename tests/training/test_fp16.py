@@ -21,7 +21,7 @@ from stillroom.training.log import read_metrics
 from stillroom.training.optimizer import make_optimizer
 from stillroom.types import Batch
 
-pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 FUSED = pytest.mark.parametrize("in_fp16", ["fused"], indirect=True)

@@ -34,7 +34,7 @@ from stillroom.training.log import read_metrics
 from stillroom.training.run_folder import claim_run
 from stillroom.using.student import load_student
 
-pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def plain(recipe: Recipe, **changes: object) -> Recipe:
@@ -306,7 +306,6 @@ def test_a_rank_resumes_where_the_first_says_and_does_not_look_for_itself(tiny_r
         loop.train(again)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_the_receipt_says_how_fast_it_was_how_long_it_waited_and_how_much_was_read(tiny_recipe):
     found = read_json(loop.train(replace(tiny_recipe, epochs=1)) / "receipt.json")
     assert 0 <= found["waiting"] < 1 and found["skipped_steps"] == 0

@@ -12,7 +12,7 @@ import stillroom.training.loop as loop
 from stillroom.errors import UserError
 from stillroom.students.distiller import Distiller
 
-pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def hold_at_most(monkeypatch, rows: int) -> list[int]:

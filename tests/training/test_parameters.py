@@ -15,7 +15,7 @@ from stillroom.recipe_optimizer import SGD
 from stillroom.training.parameters import num_freed, set_mode
 from stillroom.training.setup import prepare
 
-pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 DEEPEST_FIRST = ("encoder.2", "encoder.1", "encoder")
 

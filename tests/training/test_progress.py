@@ -46,7 +46,6 @@ def test_a_line_has_at_most_100_columns_and_counts_the_terms_that_are_left_out(n
     assert number < 2 or f"+{number - 1} more" in said
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("quiet", [False, True])
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_terminal_gets_a_bar_other_places_lines_and_a_quiet_one_neither(

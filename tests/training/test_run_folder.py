@@ -16,7 +16,7 @@ from stillroom.recipe import Recipe
 from stillroom.recipe_optimizer import Constant, Cosine
 from stillroom.training.log import read_metrics
 
-pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def plain(recipe: Recipe, **changes: object) -> Recipe:

@@ -26,7 +26,7 @@ from stillroom.training.loop import train
 from stillroom.training.setup import make_accelerator, prepare
 from stillroom.training.step import seed_forward
 
-pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,12 @@
 """The grid of a validation shows pictures of the whole split, each beside its masks."""
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from stillroom.training.setup import prepare
 from stillroom.training.show import draw_grid
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_four_pictures_spread_over_the_split_are_shown_with_truth_teacher_and_student(
     tiny_recipe, tmp_path
 ):

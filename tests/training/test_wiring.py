@@ -36,7 +36,7 @@ from stillroom.training.order import Order
 from stillroom.training.setup import prepare
 from stillroom.types import Batch
 
-pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def distilled(recipe: Recipe) -> Recipe:

@@ -19,8 +19,6 @@ from stillroom.training.checkpoint import save_student
 from stillroom.using.evaluation import confusion_of, draw_confusion, evaluate, open_data
 from stillroom.using.student import Trained, load_student, milliseconds
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def pictures(tiny_world) -> PictureSet:

@@ -23,8 +23,6 @@ from stillroom.using.evaluation import open_data
 from stillroom.using.onnx_export import export, plain_weights
 from stillroom.using.student import load_student
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def run_onnx(path: Path, **inputs: np.ndarray) -> np.ndarray:
     return onnxruntime.InferenceSession(path).run(None, inputs)[0]

@@ -18,7 +18,6 @@ from stillroom.using.student import load_student
 
 HERE = Path(__file__).parent
 CODE = f"{HERE / 'own_student.py'}:Small"
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def words(name: str, world: Path, out: Path) -> list[str]:

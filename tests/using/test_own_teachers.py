@@ -24,7 +24,6 @@ from stillroom.using.evaluation import evaluate, open_data
 from stillroom.using.student import load_student
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

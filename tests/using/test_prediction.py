@@ -17,8 +17,6 @@ from stillroom.using.prediction import Options, first_picture, predict
 from stillroom.using.resampling import probabilities_at
 from stillroom.using.student import load_student
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def noise(seed: int, height: int = 40, width: int = 70) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)

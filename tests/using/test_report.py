@@ -33,7 +33,6 @@ from stillroom.using.own_size import evaluate_at_own_size
 from stillroom.using.report import write_report
 from stillroom.using.student import load_student
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 EVIL = ("<script>throw 1</script>", '"><img src="http://a.test/x">', "a&b", "<b>d")
 
 

@@ -12,7 +12,6 @@ import stillroom
 from stillroom.errors import UserError
 from stillroom.using.student import load_student
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PICTURE = np.random.default_rng(0).integers(0, 256, (50, 100, 3), np.uint8)
 
 
