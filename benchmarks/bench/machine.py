@@ -92,6 +92,7 @@ def save(
     gpu: str | None = None,
 ) -> Path:
     """Write `<folder>/<name>_<hardware>_<yyyymm>.json`, print it line by line, return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = result_path(name, folder, gpu)
     found = machine("torch", "zarr", "segmentation-models-pytorch")
     onnxruntime = next(v for n in _ONNXRUNTIMES if (v := _version(n)) != "absent")

@@ -54,8 +54,9 @@ class ShardReader:
             name: np.column_stack((spans.offset, spans.size, spans.crc32c)).astype(np.int64)
             for name, spans in index.spans.items()
         }
-        paths = {spec.body.file_of(part) for part in spec.parts}
-        self._files = {path: RandomAccessFile(folder / path, fetch) for path in paths}
+        paths = {part.name: spec.body.file_of(part) for part in spec.parts}
+        files = {path: RandomAccessFile(folder / path, fetch) for path in set(paths.values())}
+        self._files = {name: files[path] for name, path in paths.items()}
 
     @property
     def shard_index(self) -> ShardIndex:
@@ -113,7 +114,7 @@ class ShardReader:
         self.close()
 
     def _read(self, i: int, part: Part, out: np.ndarray) -> None:
-        if (file := self._files.get(self._spec.body.file_of(part))) is None:
+        if (file := self._files.get(part.name)) is None:
             raise FailureError(f"the reader of shard {self.shard_id} is closed")
         file.read(lambda number: self._decode(number, i, part, out))
 
