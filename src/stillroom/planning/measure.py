@@ -69,8 +69,8 @@ def measure(
     most, given = options.pictures_measured, options.disk_gb_per_s
     num_rows = most if options.teacher_ms is None else min(most, KEPT_ROWS)
     answers = measure_teachers(recipe, pictures, device, num_rows, _TEACHERS * limit_s, stop)
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".plan-", dir=root) as name:
+    there = next(place for place in (root, *root.absolute().parents) if place.exists())
+    with tempfile.TemporaryDirectory(prefix=".plan-", dir=there) as name:
         folder = Path(name)
         rates = (
             measure_disk(folder, _DISK * limit_s, stop) if given is None else (given, given, 0.0)
