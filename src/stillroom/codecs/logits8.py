@@ -152,6 +152,7 @@ def look_up(table: Tensor, index: Int32[Tensor, "*shape"]) -> Tensor:
 
 @lru_cache
 def grid_of(several: bool, device: torch.device) -> Grid:
+    """Return the grid of several channels (256 points) or of one (128, for both sides of 0)."""
     last, cell = (255, 2 * half_cell(True)) if several else (127, 2 * half_cell(False))
     inverse = _distance_several if several else _distance_one
     points = torch.tensor([inverse(level * cell) for level in range(last + 1)])
