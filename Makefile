@@ -2,7 +2,7 @@
 # constraints.txt pins. make bench-gpu DEVICE=cpu rehearses; with PYTHON_BIN=python3 it takes that Python as it is.
 PYTHON ?= python3
 BIN := .venv/bin
-# One process a core and one thread a process: OpenMP threads that share busy cores wait for each other.
+# One process a core, of one thread (tests/conftest.py): OpenMP threads that share busy cores wait for each other.
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile
 # A mark that the environment fits the project's files; made again when they change.
 READY := .venv/.ready

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
-import torch
-
 import stillroom.training.loop as loop
 from stillroom.jsonfile import write_json
 from stillroom.recipe_optimizer import Plateau
@@ -40,5 +38,4 @@ def main(world: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main(Path(sys.argv[1]), Path(sys.argv[2]))

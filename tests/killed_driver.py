@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
-
 import stillroom.training.loop as loop
 from stillroom.types import Batch
 
@@ -26,7 +24,6 @@ _spec.loader.exec_module(make)
 
 def main(world: Path, out: Path, resume: bool = False) -> None:
     """Train 42 steps of two micro-batches, a checkpoint after every third."""
-    torch.set_num_threads(1)
     recipe = replace(make.tiny_recipe(world, out), batch=8, micro_batch=4, epochs=14)
     recipe = replace(recipe, run=replace(recipe.run, resume=resume, log_every=1))
     forward_and_backward = loop.forward_and_backward

@@ -8,7 +8,6 @@ section 3.
 
 import json
 import struct
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +46,7 @@ class ZarrBody:
 
 class _ZarrWriter:
     def __init__(self, folder: Path, parts: tuple[Part, ...], num_rows: int) -> None:
-        for name, text in _metadata(parts, num_rows).items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_bytes(text)
+        _write_metadata(folder, parts, num_rows)
         self._folder, self._body, self._parts = folder, ZarrBody(), parts
         self._spans: dict[str, tuple[list[int], list[int]]] = {}
         self._files: dict[str, HashedFile] = {}
@@ -98,10 +95,8 @@ def _index(offsets: Any, sizes: Any) -> bytes:
     return data + struct.pack("<I", crc32c(data))
 
 
-@lru_cache(maxsize=2)
-def _metadata(parts: tuple[Part, ...], num_rows: int) -> dict[str, bytes]:
-    """Let zarr write the zarr.json of each array, and put them all into that of the group; returns
-    files and what they hold. It takes 10 ms.
+def _write_metadata(folder: Path, parts: tuple[Part, ...], num_rows: int) -> None:
+    """Let zarr write the zarr.json of each array, and put them all into that of the group.
 
     A reader then lists the arrays without listing the folder, where `shard.json` lies too. zarr's
     own writer of consolidated metadata warns, so the group's document is written here. It writes
@@ -131,7 +126,10 @@ def _metadata(parts: tuple[Part, ...], num_rows: int) -> dict[str, bytes]:
     arrays = {part.name: json.loads(texts[f"{part.name}/{_METADATA}"]) for part in parts}
     consolidated = {"kind": "inline", "must_understand": False, "metadata": arrays}
     document = json.loads(texts[_METADATA]) | {"consolidated_metadata": consolidated}
-    return texts | {_METADATA: json.dumps(document, indent=2).encode()}
+    texts[_METADATA] = json.dumps(document, indent=2).encode()
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(text)
 
 
 def dimension_names(parts: tuple[Part, ...]) -> dict[str, tuple[str, ...]]:
